@@ -1,0 +1,215 @@
+"""What the user asks for, parsed and checked: the typed form of `obelisk.toml`.
+
+Paths of files that the spec refers to are absolute and known to exist; paths inside the image are absolute strings. Reading and
+checking is the business of `obelisk.spec`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class Role(StrEnum):
+    """What the machine is for; decides the packages and defaults that come along."""
+
+    SERVER = "server"
+    WORKSTATION = "workstation"
+
+
+class Compression(StrEnum):
+    """How the root file system is compressed. `none` keeps equal files equal blocks, which is what updates live from."""
+
+    NONE = "none"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A distribution and its release, written `debian:trixie`."""
+
+    name: str
+    suite: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.suite}"
+
+
+@dataclass(frozen=True, slots=True)
+class AptSource:
+    """One more apt archive. `key` is an OpenPGP public key file, armoured or binary."""
+
+    name: str
+    uri: str
+    suites: tuple[str, ...]
+    components: tuple[str, ...]
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user with a fixed id. `password` is a crypt(5) hash; None locks the password. `gid` None: a group of the same name and id."""
+
+    name: str
+    uid: int
+    gid: int | None = None
+    groups: tuple[str, ...] = ()
+    home: str = ""
+    shell: str = "/bin/bash"
+    comment: str = ""
+    password: str | None = None
+    ssh_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group with a fixed id."""
+
+    name: str
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class InlineFile:
+    """One file of the image, given in the spec (`content`) or beside it (`source`). Exactly one of the two is set."""
+
+    path: str
+    content: str | None = None
+    source: Path | None = None
+    mode: int = 0o644
+    owner: str = "root"
+    group: str = "root"
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A build script: an executable file beside the spec, run inside the image's tree as root, without network."""
+
+    name: str
+    source: Path
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCheck:
+    """Healthy when the systemd unit is active."""
+
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCheck:
+    """Healthy when GET `url` (http, from inside the machine) answers `status` and, when given, `contains` is in the body."""
+
+    url: str
+    status: int = 200
+    contains: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpCheck:
+    """Healthy when a TCP connection to `host`:`port` opens, from inside the machine."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommandCheck:
+    """Healthy when the shell command exits with status 0."""
+
+    command: str
+
+
+Check = UnitCheck | HttpCheck | TcpCheck | CommandCheck
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """A named condition that a healthy machine fulfils; it is tried again until `timeout_s` after boot."""
+
+    name: str
+    check: Check
+    timeout_s: int = 120
+
+
+@dataclass(frozen=True, slots=True)
+class TestCase:
+    """A shell command run as root in a booted throw-away copy; passes on exit status 0 and, when given, `expect` in its output."""
+
+    __test__ = False
+    name: str
+    command: str
+    expect: str = ""
+    timeout_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """systemd units to enable, disable or mask."""
+
+    enable: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+    mask: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """The kernel package (None: the role's), what is added to its command line, and modules to load early."""
+
+    kernel: str | None = None
+    cmdline: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What may be in the tree although it is refused by default: absolute paths inside the image."""
+
+    setuid: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    replace: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Everything that one `obelisk.toml` says.
+
+    `tree` is a directory laid over the root, `hostname` None lets each machine have its own, `size_budget_bytes` bounds the root
+    file system. `mirror` and `snapshot` are archive base addresses: they decide where bytes come from, never what they are.
+    """
+
+    file: Path
+    name: str
+    version: str
+    distribution: Distribution
+    role: Role
+    packages: tuple[str, ...] = ()
+    recommends: bool = False
+    tree: Path | None = None
+    files: tuple[InlineFile, ...] = ()
+    users: tuple[User, ...] = ()
+    groups: tuple[Group, ...] = ()
+    services: Services = field(default_factory=Services)
+    boot: Boot = field(default_factory=Boot)
+    hostname: str | None = None
+    locale: str = "C.UTF-8"
+    timezone: str = "UTC"
+    sources: tuple[AptSource, ...] = ()
+    mirror: str | None = None
+    snapshot: str | None = None
+    scripts: tuple[Script, ...] = ()
+    health: tuple[HealthCheck, ...] = ()
+    tests: tuple[TestCase, ...] = ()
+    size_budget_bytes: int | None = None
+    compression: Compression = Compression.NONE
+    allow: Allowed = field(default_factory=Allowed)
+    documentation: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """Where the spec lies; relative paths in it start here."""
+        return self.file.parent
+
+    @property
+    def lock_file(self) -> Path:
+        """Where the lock of this spec lies."""
+        return self.file.with_suffix(".lock")

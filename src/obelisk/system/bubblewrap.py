@@ -1,0 +1,96 @@
+"""bwrap(1): enters a root tree as a clean room with chosen directories bound in.
+
+`Room` is the tools tree, or any other tree, seen as a place in which commands run: own process, IPC and host-name namespaces, own
+/tmp, /run and /dev, no network unless asked for, and root rights inside only.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.system.command import MINIMAL_ENVIRONMENT, Completed, OnLine, run
+from obelisk.system.namespace import as_root
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A path of this machine that the room sees at `inside` (default: the same path)."""
+
+    path: Path
+    inside: Path | None = None
+    writable: bool = False
+
+
+def read_only(path: Path, inside: str | Path | None = None) -> Bind:
+    """`path` is visible in the room and cannot be changed from there."""
+    return Bind(path, Path(inside) if inside else None)
+
+
+def writable(path: Path, inside: str | Path | None = None) -> Bind:
+    """`path` is visible in the room and may be changed from there."""
+    return Bind(path, Path(inside) if inside else None, writable=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A root tree in which commands run. `/usr` and `/etc` of the tree are read-only there."""
+
+    tree: Path
+
+    def argv(
+        self,
+        command: Sequence[str | Path],
+        *,
+        binds: Sequence[Bind] = (),
+        network: bool = False,
+        devices: Sequence[str] = (),
+        cwd: str = "/",
+    ) -> list[str]:
+        """The complete argument list that runs `command` in the room, for callers that keep the process themselves."""
+        words: list[str] = [*as_root(), "bwrap", "--die-with-parent", "--cap-add", "ALL", "--unshare-ipc", "--unshare-pid", "--unshare-uts"]
+        if not network:
+            words += ["--unshare-net"]
+        for top in ("usr", "etc"):
+            words += ["--ro-bind", str(self.tree / top), f"/{top}"]
+        for top in ("bin", "sbin", "lib", "lib64"):
+            words += ["--symlink", f"usr/{top}", f"/{top}"]
+        words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--tmpfs", "/var"]
+        words += ["--dir", "/var/tmp", "--dir", "/root"]
+        for device in devices:
+            words += ["--dev-bind-try", device, device]
+        for bind in binds:
+            inside = bind.inside or bind.path
+            words += ["--bind" if bind.writable else "--ro-bind", str(bind.path), str(inside)]
+        words += ["--chdir", cwd, "--", *(str(word) for word in command)]
+        return words
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        binds: Sequence[Bind] = (),
+        network: bool = False,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 3600,
+        on_line: OnLine | None = None,
+        stdin: bytes = b"",
+    ) -> Completed:
+        """Run `command` in the room to its end.
+
+        Raises:
+            CommandError: it failed; the error names the command, not the wrapper.
+        """
+        return run(
+            self.argv(command, binds=binds, network=network),
+            env={**MINIMAL_ENVIRONMENT, **(env or {})},
+            timeout_s=timeout_s,
+            on_line=on_line,
+            stdin=stdin,
+            show=str(command[0]),
+        )
+
+
+def jobs() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,49 @@
+"""Root rights where the kernel asks for them: the real ones, or those of a user namespace with a range of subordinate ids.
+
+A tree that an ordinary user builds belongs to subordinate ids, so everything that touches such a tree runs behind `as_root()`.
+"""
+
+import os
+import pwd
+from functools import cache
+from pathlib import Path
+
+from obelisk.errors import MissingFeatureError
+from obelisk.system.command import find_program, run
+
+
+@cache
+def as_root() -> tuple[str, ...]:
+    """The words to put before a command so that it sees itself as root; none for root.
+
+    Raises:
+        MissingFeatureError: this user has no subordinate ids, or the machine has no newuidmap.
+    """
+    if os.geteuid() == 0:
+        return ()
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    if find_program("newuidmap") is None:
+        raise MissingFeatureError("newuidmap is not installed", code="no-newuidmap", hint="install the package uidmap")
+    for table in ("/etc/subuid", "/etc/subgid"):
+        if not _has_range(Path(table), user):
+            raise MissingFeatureError(
+                f"{user} has no subordinate ids in {table}",
+                code="no-subordinate-ids",
+                hint=f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+            )
+    return ("unshare", "--user", "--map-root-user", "--map-auto", "--kill-child", "--")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory tree whoever of our ids owns its files. A path that does not exist is fine."""
+    if path.is_symlink() or path.exists():
+        # A tree may hold directories without write permission, which only root can empty.
+        run([*as_root(), "rm", "-rf", "--one-file-system", "--", path], show="rm")
+
+
+def _has_range(table: Path, user: str) -> bool:
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split(":")[0] in {user, str(os.geteuid())} and int(line.split(":")[2]) >= 65536 for line in lines if line.count(":") == 2)  # noqa: PLR2004
