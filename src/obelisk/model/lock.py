@@ -36,10 +36,11 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user or group id as some package's installation made it."""
+    """A user or group as some package's installation made it. `entry` are a user's further fields: `gid:comment:home:shell`."""
 
     name: str
     id: int
+    entry: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class Lock:
     """The inputs of one image: its own packages, the tools that build it, and the ids of accounts that packages create.
 
     `request` is the digest of the part of the spec that the lock answers; a spec whose request differs wants a new lock.
-    `boot_packages` names the packages whose files may be in the initrd (the closure of what it needs).
+    Package scripts hand out ids in the order of installation, so the same packages give the same ids; `pinned` names the accounts to
+    which a later change of packages would have given others, and which are therefore made first.
     """
 
     request: str
@@ -75,6 +77,17 @@ class Lock:
     tools: PackageSet
     users: tuple[Account, ...] = ()
     groups: tuple[Account, ...] = ()
+    pinned: tuple[str, ...] = ()
+
+    @property
+    def pinned_users(self) -> tuple[Account, ...]:
+        """The users that are made before any package asks for them."""
+        return tuple(account for account in self.users if account.name in self.pinned)
+
+    @property
+    def pinned_groups(self) -> tuple[Account, ...]:
+        """The groups that are made before any package asks for them."""
+        return tuple(account for account in self.groups if account.name in self.pinned)
 
     @property
     def sha256(self) -> str:

@@ -47,3 +47,8 @@ def _has_range(table: Path, user: str) -> bool:
     except OSError:
         return False
     return any(line.split(":")[0] in {user, str(os.geteuid())} and int(line.split(":")[2]) >= 65536 for line in lines if line.count(":") == 2)  # noqa: PLR2004
+
+
+def is_root() -> bool:
+    """Whether this process has real root rights."""
+    return os.geteuid() == 0

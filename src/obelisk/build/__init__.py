@@ -1,0 +1,1 @@
+"""From spec to sealed image: lock, assemble, seal, describe."""

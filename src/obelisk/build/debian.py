@@ -1,0 +1,128 @@
+"""The dialect of Debian: which packages every image and the tools tree need, in which suites, from which archives."""
+
+from pathlib import Path
+
+from obelisk.errors import CommandError, InputError
+from obelisk.model.spec import Role, Spec
+from obelisk.system.apt import Archive, machine_archives
+from obelisk.system.mmdebstrap import default_archive
+
+TOOLS_SUITE = "trixie"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# What the build itself runs; nothing here depends on the image's own distribution.
+TOOLS_PACKAGES = (
+    "apt",
+    "btrfs-progs",
+    "bubblewrap",
+    "cpio",
+    "cryptsetup-bin",
+    "debian-archive-keyring",
+    "dosfstools",
+    "e2fsprogs",
+    "erofs-utils",
+    "kmod",
+    "libfdisk1",
+    "mmdebstrap",
+    "mtools",
+    "openssl",
+    "ovmf",
+    "python3",
+    "python3-virt-firmware",
+    "qemu-system-x86",
+    "qemu-utils",
+    "skopeo",
+    "swtpm",
+    "swtpm-tools",
+    "systemd",
+    "systemd-boot-efi",
+    "systemd-boot-tools",
+    "systemd-container",
+    "systemd-repart",
+    "systemd-ukify",
+    "umoci",
+    "xz-utils",
+    "zstd",
+)
+
+_EVERY_IMAGE = (
+    "btrfs-progs",
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "kmod",
+    "libpam-systemd",
+    "netbase",
+    "procps",
+    "systemd",
+    "systemd-sysv",
+    "tzdata",
+    "udev",
+)
+
+# Debian 12 ships in `systemd` what later releases split off.
+_BY_SUITE = {
+    "bookworm": ("systemd-timesyncd", "systemd-resolved", "cryptsetup-bin"),
+    "trixie": ("systemd-timesyncd", "systemd-resolved", "systemd-cryptsetup", "systemd-repart", "linux-sysctl-defaults"),
+    "forky": ("systemd-timesyncd", "systemd-resolved", "systemd-cryptsetup", "systemd-repart", "linux-sysctl-defaults"),
+}
+
+_BY_ROLE = {Role.SERVER: (), Role.WORKSTATION: ("dbus-user-session", "polkitd")}
+
+_SUITES = {
+    "bookworm": {"debian": ("bookworm", "bookworm-updates"), "debian-security": ("bookworm-security",)},
+    "trixie": {"debian": ("trixie", "trixie-updates"), "debian-security": ("trixie-security",)},
+    "forky": {"debian": ("forky",), "debian-security": ("forky-security",)},
+}
+
+DEFAULT_KERNEL = "linux-image-amd64"
+
+
+def image_packages(spec: Spec) -> tuple[str, ...]:
+    """The packages that the spec asks for, with those that its role and distribution bring along."""
+    suite = spec.distribution.suite
+    return tuple(
+        sorted({*_EVERY_IMAGE, *_BY_SUITE[suite], *_BY_ROLE[spec.role], spec.boot.kernel or DEFAULT_KERNEL, *spec.packages})
+    )
+
+
+def archives(suite: str, *, mirror: str | None = None, keyring: Path = KEYRING) -> tuple[Archive, ...]:
+    """Where the suite's packages come from: the spec's mirror, else this machine's apt configuration, else mmdebstrap's default.
+
+    `mirror` may hold `{origin}`, which stands for `debian` and `debian-security`; without it, it serves `debian` alone.
+
+    Raises:
+        InputError: there is no such suite.
+    """
+    if suite not in _SUITES:
+        raise InputError(f"debian has no suite {suite!r} here", code="suite-unknown", hint=f"one of {', '.join(_SUITES)}")
+    configured = machine_archives()
+    found = []
+    for origin, suites in _SUITES[suite].items():
+        if mirror is not None and ("{origin}" in mirror or origin == "debian"):
+            uri = mirror.replace("{origin}", origin)
+        elif origin in configured:
+            uri = configured[origin]
+        else:
+            try:
+                uri = default_archive(TOOLS_SUITE).replace("/debian", f"/{origin}")
+            except CommandError as error:
+                raise InputError(
+                    f"no archive is known for {origin}", code="mirror-unknown", hint="name one as `mirror` in the spec"
+                ) from error
+        found.append(Archive(origin, uri.rstrip("/"), suites, ("main",), (keyring,)))
+    return tuple(found)
+
+
+def image_archives(spec: Spec, *, keyring: Path = KEYRING) -> tuple[Archive, ...]:
+    """The distribution's archives and those that the spec adds."""
+    own = archives(spec.distribution.suite, mirror=spec.mirror, keyring=keyring)
+    added = tuple(Archive(s.name, s.uri.rstrip("/"), s.suites, s.components, (s.key,)) for s in spec.sources)
+    return own + added
+
+
+def snapshot_uri(spec: Spec, origin: str) -> str | None:
+    """Where packages of `origin` are still found when the archive has dropped them."""
+    if spec.snapshot is None or ("{origin}" not in spec.snapshot and origin != "debian"):
+        return None
+    return spec.snapshot.replace("{origin}", origin).rstrip("/")

@@ -1,0 +1,300 @@
+"""Applies a spec to a base tree: files, accounts, services, state, scripts; then refuses what must not be in an image.
+
+Input: see `obelisk.build.configured`, which writes it. Output: {"setuid": [paths], "os_release": text}.
+The tree is an overlay: what is written here becomes the step's result, the base below stays as it is.
+"""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+NOLOGIN_DAYS = "1"
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    tree = Path(request["tree"])
+    owned = package_files(tree)
+    before = special_files(tree)
+    overlay(Path(request["guest"]), tree)
+    identify(tree, request)
+    add_accounts(tree / "etc", request)
+    place_files(tree, request, owned)
+    settle_services(tree, request["services"])
+    for script in request["scripts"]:
+        run_script(tree, script)
+    seed_state(tree, request)
+    refresh(tree)
+    setuid, devices = special_files(tree)
+    inspect(tree, request, {*setuid} - {*before[0]}, {*devices} - {*before[1]})
+    json.dump({"setuid": setuid, "os_release": (tree / "usr/lib/os-release").read_text()}, sys.stdout, sort_keys=True)
+
+
+def overlay(source: Path, tree: Path) -> None:
+    """Copy a directory of data files over the tree, as root's."""
+    for path in sorted(source.rglob("*")):
+        target = tree / path.relative_to(source)
+        if path.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            target.symlink_to(path.readlink())
+        elif path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(target, path.read_bytes(), 0o755 if path.stat().st_mode & 0o100 else 0o644)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file of the tree; a link there is replaced, not followed."""
+    if path.is_symlink() or path.exists():
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(mode)
+
+
+def identify(tree: Path, request: dict[str, Any]) -> None:
+    """os-release names the image; host name, locale and time zone are as the spec says."""
+    release = tree / "usr/lib/os-release"
+    lines = [line for line in release.read_text().splitlines() if not line.startswith(("IMAGE_ID=", "IMAGE_VERSION="))]
+    lines += [f'IMAGE_ID="{request["name"]}"', f'IMAGE_VERSION="{request["version"]}"']
+    write(release, ("\n".join(lines) + "\n").encode())
+    if request["hostname"] is not None:
+        write(tree / "etc/hostname", f"{request['hostname']}\n".encode())
+    names = f" {request['hostname']}" if request["hostname"] else ""
+    write(tree / "etc/hosts", f"127.0.0.1 localhost{names}\n::1 localhost ip6-localhost ip6-loopback\n".encode())
+    write(tree / "etc/locale.conf", f"LANG={request['locale']}\n".encode())
+    zone = tree / "usr/share/zoneinfo" / request["timezone"]
+    if not zone.is_file():
+        refuse("timezone-unknown", f"timezone {request['timezone']!r} is not in the image: correct `timezone` in the spec")
+    local = tree / "etc/localtime"
+    local.unlink(missing_ok=True)
+    local.symlink_to(f"/usr/share/zoneinfo/{request['timezone']}")
+    write(tree / "etc/fstab", b"# Mounts come from the image itself; see obelisk-state.service.\n")
+    if (tree / "usr/lib/systemd/system/systemd-resolved.service").exists():
+        resolv = tree / "etc/resolv.conf"
+        resolv.unlink(missing_ok=True)
+        resolv.symlink_to("../run/systemd/resolve/stub-resolv.conf")
+    write(tree / "usr/share/obelisk/canary", request["canary"].encode() * (65536 // len(request["canary"])))
+
+
+def add_accounts(etc: Path, request: dict[str, Any]) -> None:
+    """Users and groups of the spec, with their fixed ids."""
+    passwd = table(etc / "passwd")
+    group = table(etc / "group")
+    shadow = table(etc / "shadow")
+    gshadow = table(etc / "gshadow")
+    tmpfiles = []
+    wanted = [(g["name"], g["gid"]) for g in request["groups"]]
+    wanted += [(u["name"], u["uid"]) for u in request["users"] if u["gid"] is None]
+    for name, gid in wanted:
+        taken = next((n for n, fields in group.items() if int(fields[2]) == gid and n != name), None)
+        if taken is not None or (name in group and int(group[name][2]) != gid):
+            refuse("gid-taken", f"group {name!r} cannot have the id {gid}: {taken or name} of a package has {group[taken or name][2]}")
+        group.setdefault(name, [name, "x", str(gid), ""])
+        gshadow.setdefault(name, [name, "!", "", ""])
+    for user in request["users"]:
+        name, uid = user["name"], user["uid"]
+        taken = next((n for n, fields in passwd.items() if int(fields[2]) == uid and n != name), None)
+        if taken is not None or name in passwd:
+            refuse("uid-taken", f"user {name!r} cannot have the id {uid}: {taken or name} of a package has {passwd[taken or name][2]}")
+        gid = uid if user["gid"] is None else user["gid"]
+        home = user["home"] or f"/home/{name}"
+        shell = user["shell"]
+        if not (etc.parent / shell.lstrip("/")).exists():
+            refuse("shell-missing", f"the shell {shell!r} of user {name!r} is not in the image: add its package or correct `shell`")
+        passwd[name] = [name, "x", str(uid), str(gid), user["comment"], home, shell]
+        shadow[name] = [name, user["password"] or "!", NOLOGIN_DAYS, "0", "99999", "7", "", "", ""]
+        for extra in user["groups"]:
+            if extra not in group:
+                refuse("group-unknown", f"user {name!r} is in group {extra!r}, which no package and no [groups] entry makes")
+            for entry, column in ((group, 3), (gshadow, 3)):
+                members = [*filter(None, entry[extra][column].split(",")), name] if extra in entry else [name]
+                if extra in entry:
+                    entry[extra][column] = ",".join(sorted(set(members)))
+        if home.startswith("/home/") or home == "/root":
+            tmpfiles.append(f'd "{home}" 0700 {uid} {gid}\n')
+        if user["ssh_keys"]:
+            write(etc / "ssh/authorized_keys.d" / name, ("\n".join(user["ssh_keys"]) + "\n").encode())
+    for name, entries, mode in (("passwd", passwd, 0o644), ("group", group, 0o644), ("shadow", shadow, 0o640), ("gshadow", gshadow, 0o640)):
+        owner = (etc / name).stat()
+        write(etc / name, "".join(":".join(fields) + "\n" for fields in entries.values()).encode(), mode)
+        os.chown(etc / name, owner.st_uid, owner.st_gid)
+    if tmpfiles:
+        write(etc.parent / "usr/lib/tmpfiles.d/obelisk-homes.conf", "".join(tmpfiles).encode())
+    if (etc / "ssh/sshd_config").exists():
+        settings = "AuthorizedKeysFile .ssh/authorized_keys /etc/ssh/authorized_keys.d/%u\n"
+        settings += "".join(f"HostKey /var/lib/obelisk/ssh/ssh_host_{kind}_key\n" for kind in ("ed25519", "ecdsa", "rsa"))
+        write(etc / "ssh/sshd_config.d/10-obelisk.conf", settings.encode())
+
+
+def table(path: Path) -> dict[str, list[str]]:
+    return {line.split(":")[0]: line.split(":") for line in path.read_text().splitlines() if line}
+
+
+def place_files(tree: Path, request: dict[str, Any], owned: dict[str, str]) -> None:
+    """The spec's tree and inline files, checked against what packages own."""
+    allowed = set(request["allow"]["replace"])
+    users = {name: int(fields[2]) for name, fields in table(tree / "etc/passwd").items()}
+    groups = {name: int(fields[2]) for name, fields in table(tree / "etc/group").items()}
+    for entry in request["files"]:
+        path = entry["path"]
+        target = tree / path.lstrip("/")
+        settled = settle(tree, path)
+        if settled != path:
+            target = tree / settled.lstrip("/")
+        if entry["kind"] == "directory":
+            if target.is_symlink() or (target.exists() and not target.is_dir()):
+                refuse("collision", f"{path} is a directory in the spec and something else in the packages")
+            target.mkdir(parents=True, exist_ok=True)
+            if not entry["implicit"]:
+                target.chmod(entry["mode"])
+            continue
+        if target.is_dir() and not target.is_symlink():
+            refuse("collision", f"{path} is a file in the spec and a directory in the packages")
+        owner = owned.get(settled) or owned.get(path)
+        if owner and not path.startswith("/etc/") and path not in allowed:
+            refuse("collision", f"{path} belongs to the package {owner}: list it in [allow] replace if you mean to replace it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_symlink() or target.exists():
+            target.unlink()
+        if entry["kind"] in {"character", "block"}:
+            kind = stat.S_IFCHR if entry["kind"] == "character" else stat.S_IFBLK
+            os.mknod(target, kind | entry["mode"], os.makedev(*entry["device"]))
+            continue
+        if entry["kind"] == "symlink":
+            target.symlink_to(entry["target"])
+            continue
+        if entry["source"] is not None:
+            shutil.copyfile(entry["source"], target)
+        else:
+            target.write_text(entry["content"])
+        for what, names in (("owner", users), ("group", groups)):
+            if not entry[what].isdigit() and entry[what] not in names:
+                refuse("owner-unknown", f"{path} has the {what} {entry[what]!r}, which does not exist in the image")
+        uid = int(entry["owner"]) if entry["owner"].isdigit() else users[entry["owner"]]
+        gid = int(entry["group"]) if entry["group"].isdigit() else groups[entry["group"]]
+        os.chown(target, uid, gid)
+        target.chmod(entry["mode"])
+
+
+def settle(tree: Path, path: str) -> str:
+    """The path with links of its parent directories followed inside the tree (`/lib/x` is `/usr/lib/x`)."""
+    done = ""
+    for part in path.strip("/").split("/")[:-1]:
+        step = tree / f"{done}/{part}".lstrip("/")
+        hops = 0
+        while step.is_symlink() and hops < 40:  # noqa: PLR2004 - the kernel's own limit
+            link = str(step.readlink())
+            done = os.path.normpath(link if link.startswith("/") else f"{done}/{link}")
+            step = tree / done.lstrip("/")
+            hops += 1
+            part = ""  # noqa: PLW2901 - `done` names the target now
+        if part:
+            done = f"{done}/{part}"
+    return f"{done}/{path.rsplit('/', 1)[1]}"
+
+
+def package_files(tree: Path) -> dict[str, str]:
+    """Which package owns each path, under its canonical name."""
+    owned: dict[str, str] = {}
+    info = next(d for d in (tree / "var/lib/dpkg/info", tree / "usr/lib/sysimage/dpkg/info") if d.is_dir())
+    for listing in info.glob("*.list"):
+        package = listing.name.removesuffix(".list").split(":")[0]
+        for line in listing.read_text().splitlines():
+            owned[f"/usr{line}" if line.startswith(("/bin/", "/sbin/", "/lib/", "/lib64/")) else line] = package
+    return {path: package for path, package in owned.items() if not (tree / path.lstrip("/")).is_dir()}
+
+
+def settle_services(tree: Path, services: dict[str, list[str]]) -> None:
+    """Enable, disable and mask, by systemctl itself on the tree."""
+    for verb in ("enable", "disable", "mask"):
+        for unit in services[verb]:
+            finished = subprocess.run(  # noqa: S603 - fixed words and a unit name
+                ["systemctl", f"--root={tree}", verb, "--", unit],  # noqa: S607 - the tools tree's own
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if finished.returncode != 0:
+                reason = finished.stderr.strip().splitlines()[-1:] or ["no reason given"]
+                refuse("service", f"cannot {verb} {unit}: {reason[0]}")
+
+
+def run_script(tree: Path, script: dict[str, str]) -> None:
+    """Run one build script inside the tree: as its root, without network, without sight of anything else."""
+    words = ["bwrap", "--die-with-parent", "--cap-add", "ALL", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--bind", str(tree), "/"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--ro-bind", script["source"], "/run/script"]  # noqa: S108
+    for name, value in {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}.items():
+        words += ["--setenv", name, value]
+    finished = subprocess.run([*words, "/run/script"], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)  # noqa: S603
+    if finished.returncode != 0:
+        refuse("script-failed", f"the build script {script['name']} failed with status {finished.returncode}; scripts have no network")
+
+
+def seed_state(tree: Path, request: dict[str, Any]) -> None:
+    """/var is state: what packages ship there becomes a template from which each boot makes what is missing."""
+    sys.path.insert(0, request["code"])
+    from state import seed  # noqa: PLC0415 - beside this file, found by the path just added
+
+    seed(tree)
+    for name in ("home", "root", "var", "tmp", "run", "proc", "sys", "dev", "boot", "efi", "mnt", "media", "srv", "opt"):
+        (tree / name).mkdir(exist_ok=True)
+    for name, text in request["repart"].items():
+        write(tree / "usr/lib/repart.d" / name, text.encode())
+    write(tree / "usr/lib/obelisk/health.conf", request["health"].encode())
+
+
+def refresh(tree: Path) -> None:
+    """Caches that systems otherwise make at their first boot, where the root cannot be written."""
+    subprocess.run(["ldconfig", "-r", str(tree)], check=True)  # noqa: S603, S607 - fixed words
+    shutil.rmtree(tree / "var/cache", ignore_errors=True)
+    (tree / "etc/.updated").touch()
+
+
+def special_files(tree: Path) -> tuple[list[str], list[str]]:
+    """Set-id programs and device nodes, sockets and pipes in the tree."""
+    setuid: list[str] = []
+    devices: list[str] = []
+    pending = [str(tree)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                name = entry.path.removeprefix(str(tree))
+                if stat.S_ISDIR(mode):
+                    pending.append(entry.path)
+                elif stat.S_ISREG(mode):
+                    if mode & (stat.S_ISUID | stat.S_ISGID):
+                        setuid.append(name)
+                elif not stat.S_ISLNK(mode) and not name.startswith("/dev/"):
+                    devices.append(name)
+    return sorted(setuid), sorted(devices)
+
+
+def inspect(tree: Path, request: dict[str, Any], setuid: set[str], devices: set[str]) -> None:
+    """The last look: nothing set-id or special that the spec did not allow, and no secret."""
+    for path in sorted(setuid - set(request["allow"]["setuid"])):
+        refuse("setuid", f"{path} has a set-id bit that no package gave it: list it in [allow] setuid if you mean it")
+    for path in sorted(devices - set(request["allow"]["devices"])):
+        refuse("device", f"{path} is a device node, socket or pipe: list it in [allow] devices if you mean it")
+    for path in (tree / "etc").rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 65536 and b"PRIVATE KEY-----" in path.read_bytes():  # noqa: PLR2004
+            name = str(path).removeprefix(str(tree))
+            if name not in request["allow"]["secrets"]:
+                refuse("secret", f"{name} holds a private key, and every copy of the image would share it: keep secrets in state or credentials")
+
+
+def refuse(code: str, message: str) -> NoReturn:
+    print(f"refused: {code}: {message}", file=sys.stderr)
+    sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

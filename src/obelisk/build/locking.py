@@ -1,0 +1,171 @@
+"""`obelisk lock`: resolves what a spec asks for against what the archives serve today, and pins it.
+
+Locking also installs the packages once (the result is the build's own base tree, so nothing is done twice): only then is it known which
+users and groups their scripts create. Where new packages would shift the ids that a former lock recorded, those accounts are pinned.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from obelisk import spec as specs
+from obelisk.build import debian
+from obelisk.build.graph import execute
+from obelisk.build.lockfile import difference, read_lock, write_lock
+from obelisk.build.packages import lay_out
+from obelisk.build.trees import base_step, tools_step
+from obelisk.errors import InputError, TransportError
+from obelisk.events import Sink, task
+from obelisk.model.lock import Account, Lock, Package, PackageSet
+from obelisk.model.spec import Spec
+from obelisk.store import Store
+from obelisk.system.apt import Archive, Resolver
+
+
+def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None = None) -> tuple[Lock, tuple[str, ...]]:
+    """Write the lock of `spec` and return it with what has changed, a line a package.
+
+    `update` None keeps every version that the present lock names and adds what is new; an empty list takes the newest of everything;
+    names take the newest of these alone, and of what they then need.
+
+    Raises:
+        InputError: a package does not exist, cannot be installed with the others, or is named for update without being locked.
+        TransportError: an archive cannot be reached.
+    """
+    old = read_lock(spec.lock_file) if spec.lock_file.exists() else None
+    if old is not None and update:
+        known = {package.name for package in (*old.system.packages, *old.tools.packages)}
+        for name in update:
+            if name not in known:
+                raise InputError(f"{name} is not in the lock", place=str(spec.lock_file), code="update-unknown", hint="see `obelisk lock` for names")
+    tools = _resolve_tools(old, store, sink, update=update)
+    system = _resolve(
+        "resolve",
+        f"Resolving packages of {spec.distribution}",
+        debian.image_packages(spec),
+        debian.image_archives(spec),
+        suite=spec.distribution.suite,
+        old=old.system if old else None,
+        update=update,
+        recommends=spec.recommends,
+        store=store,
+        sink=sink,
+    )
+    fresh = Lock(specs.request(spec), system, tools, pinned=old.pinned if old else ())
+    if old is not None:
+        fresh = replace(fresh, users=old.users, groups=old.groups)
+    fresh = _settle_accounts(spec, fresh, store, sink)
+    if fresh != old:
+        write_lock(spec.lock_file, fresh)
+    return fresh, difference(old, fresh)
+
+
+def require_lock(spec: Spec) -> Lock:
+    """The lock of `spec`, known to answer what the spec asks for now.
+
+    Raises:
+        InputError: there is none, or the spec has changed since.
+    """
+    found = read_lock(spec.lock_file)
+    if found.request != specs.request(spec):
+        raise InputError(
+            "the spec asks for other packages than the lock answers",
+            place=str(spec.lock_file),
+            code="lock-stale",
+            hint=f"run `obelisk lock {spec.directory}`: versions that are locked stay as they are",
+        )
+    return found
+
+
+def _resolve_tools(old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None) -> PackageSet:
+    wanted = debian.TOOLS_PACKAGES
+    if old is not None and update is None and {*wanted} <= {package.name for package in old.tools.packages}:
+        return old.tools
+    return _resolve(
+        "resolve-tools",
+        "Resolving the tools tree",
+        wanted,
+        debian.archives(debian.TOOLS_SUITE),
+        suite=debian.TOOLS_SUITE,
+        old=old.tools if old else None,
+        update=update,
+        recommends=False,
+        store=store,
+        sink=sink,
+    )
+
+
+def _resolve(
+    name: str,
+    title: str,
+    wanted: Sequence[str],
+    archives: Sequence[Archive],
+    *,
+    suite: str,
+    old: PackageSet | None,
+    update: Sequence[str] | None,
+    recommends: bool,
+    store: Store,
+    sink: Sink,
+) -> PackageSet:
+    with task(sink, name, title) as running, store.workspace() as scratch:
+        kept = () if old is None or update == [] or update == () else tuple(p for p in old.packages if p.name not in (update or ()))
+        held = [package for package in kept if store.find_blob(package.sha256) is not None]
+        local = _held_archive(held, store, scratch / "held") if held else ()
+        resolver = Resolver(scratch / "apt", (*archives, *local))
+        epoch = resolver.update(on_line=running.output)
+        resolver.pin({package.name: package.version for package in kept})
+        found = resolver.resolve(wanted, recommends=recommends)
+        known = {(package.name, package.version): package for package in kept}
+        packages = tuple(
+            known.get((c.name, c.version)) or Package(c.name, c.version, c.architecture, c.sha256, c.size_bytes, c.origin, c.path)
+            for c in found
+        )
+        running.detail = f"{len(packages)} packages"
+    if old is not None and packages == old.packages:
+        return old
+    return PackageSet(suite, epoch, packages)
+
+
+def _held_archive(held: Sequence[Package], store: Store, directory: Path) -> tuple[Archive, ...]:
+    """An archive of what is locked and in the store, so that it can be kept although the real one has moved on."""
+    lay_out(PackageSet("", 0, tuple(held)), store, directory)
+    return (Archive("held", f"file:{directory}", ("./",), (), ()),)
+
+
+def _settle_accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> Lock:
+    tools = tools_step(fresh.tools, store, sink)
+    for _attempt in range(2):
+        base = base_step(spec, fresh.system, (fresh.pinned_users, fresh.pinned_groups), tools, store, sink)
+        try:
+            outputs = execute((tools, base), store, sink)
+        except TransportError:
+            raise
+        result = json.loads((outputs["base"] / "result.json").read_text())
+        users = tuple(_account(name, text) for name, text in result["users"].items())
+        groups = tuple(Account(name, number) for name, number in result["groups"].items())
+        shifted = _shifted(fresh.users, users) | _shifted(fresh.groups, groups)
+        if not shifted:
+            break
+        fresh = replace(fresh, pinned=tuple(sorted({*fresh.pinned, *shifted})))
+    # Accounts of packages that are gone stay recorded: their files may still lie in somebody's state.
+    return replace(fresh, users=_merged(fresh.users, users), groups=_merged(fresh.groups, groups))
+
+
+def _account(name: str, text: str) -> Account:
+    number, _, entry = text.partition(":")
+    return Account(name, int(number), entry)
+
+
+def _shifted(before: Sequence[Account], after: Sequence[Account]) -> set[str]:
+    """Accounts that would get another id than before, or an id that another account had."""
+    was = {account.name: account.id for account in before}
+    owner = {account.id: account.name for account in before}
+    moved = {a.name for a in after if a.name in was and was[a.name] != a.id}
+    return moved | {owner[a.id] for a in after if a.name not in was and a.id in owner}
+
+
+def _merged(before: Sequence[Account], after: Sequence[Account]) -> tuple[Account, ...]:
+    merged = {account.name: account for account in before} | {account.name: account for account in after}
+    return tuple(sorted(merged.values(), key=lambda account: (account.id, account.name)))

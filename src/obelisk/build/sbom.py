@@ -1,0 +1,110 @@
+"""Software bills of materials, SPDX 2.3 and CycloneDX 1.6, from the locked packages. Nothing in them varies between two builds."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid5
+
+from obelisk.build.graph import Step
+from obelisk.events import Task
+from obelisk.model.lock import Lock, Package
+from obelisk.model.spec import Spec
+
+_NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000003")
+
+
+def sbom_step(spec: Spec, lock: Lock, base: Step) -> Step:
+    """Both documents, named `sbom.spdx.json` and `sbom.cdx.json`."""
+
+    def produce(work: Path, _needs: Mapping[str, Path], _running: Task) -> None:
+        (work / "sbom.spdx.json").write_text(spdx(spec, lock))
+        (work / "sbom.cdx.json").write_text(cyclonedx(spec, lock))
+
+    options = {"name": spec.name, "version": spec.version, "lock": lock.sha256, "distribution": str(spec.distribution)}
+    return Step("sbom", "Bill of materials", options, (base,), produce)
+
+
+def cyclonedx(spec: Spec, lock: Lock) -> str:
+    """The CycloneDX document as JSON text."""
+    # Slow to import, and wanted only when the step really runs.
+    from cyclonedx.model import HashAlgorithm, HashType  # noqa: PLC0415
+    from cyclonedx.model.bom import Bom  # noqa: PLC0415
+    from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
+    from cyclonedx.output import make_outputter  # noqa: PLC0415
+    from cyclonedx.schema import OutputFormat, SchemaVersion  # noqa: PLC0415
+    from packageurl import PackageURL  # noqa: PLC0415
+
+    bom = Bom(serial_number=uuid5(_NAMESPACE, f"{spec.name} {spec.version} {lock.sha256}"))
+    bom.metadata.timestamp = datetime.fromtimestamp(lock.system.epoch, UTC)
+    bom.metadata.component = Component(
+        name=spec.name, version=spec.version, type=ComponentType.OPERATING_SYSTEM, bom_ref=f"image:{spec.name}"
+    )
+    for package in lock.system.packages:
+        address = purl(spec, package)
+        bom.components.add(
+            Component(
+                name=package.name,
+                version=package.version,
+                type=ComponentType.LIBRARY,
+                bom_ref=address,
+                purl=PackageURL.from_string(address),
+                hashes=[HashType(alg=HashAlgorithm.SHA_256, content=package.sha256)],
+            )
+        )
+    return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)
+
+
+def spdx(spec: Spec, lock: Lock) -> str:
+    """The SPDX document as JSON text."""
+    import json  # noqa: PLC0415
+
+    from spdx_tools.spdx.jsonschema.document_converter import DocumentConverter  # noqa: PLC0415
+    from spdx_tools.spdx.model import (  # noqa: PLC0415
+        Actor,
+        ActorType,
+        Checksum,
+        ChecksumAlgorithm,
+        CreationInfo,
+        Document,
+        ExternalPackageRef,
+        ExternalPackageRefCategory,
+        Package as SpdxPackage,
+        Relationship,
+        RelationshipType,
+        SpdxNoAssertion,
+    )
+
+    identity = uuid5(_NAMESPACE, f"{spec.name} {spec.version} {lock.sha256}")
+    created = CreationInfo(
+        spdx_version="SPDX-2.3",
+        spdx_id="SPDXRef-DOCUMENT",
+        name=f"{spec.name}_{spec.version}",
+        document_namespace=f"urn:uuid:{identity}",
+        creators=[Actor(ActorType.TOOL, "obelisk")],
+        created=datetime.fromtimestamp(lock.system.epoch, UTC).replace(tzinfo=None),
+    )
+    packages, relationships = [], []
+    for index, package in enumerate(lock.system.packages):
+        reference = f"SPDXRef-Package-{index}"
+        packages.append(
+            SpdxPackage(
+                spdx_id=reference,
+                name=package.name,
+                version=package.version,
+                download_location=SpdxNoAssertion(),
+                files_analyzed=False,
+                checksums=[Checksum(ChecksumAlgorithm.SHA256, package.sha256)],
+                external_references=[ExternalPackageRef(ExternalPackageRefCategory.PACKAGE_MANAGER, "purl", purl(spec, package))],
+            )
+        )
+        relationships.append(Relationship("SPDXRef-DOCUMENT", RelationshipType.DESCRIBES, reference))
+    document = Document(created, packages=packages, relationships=relationships)
+    return json.dumps(DocumentConverter().convert(document), indent=1, sort_keys=True)
+
+
+def purl(spec: Spec, package: Package) -> str:
+    """The package URL of a locked package."""
+    from packageurl import PackageURL  # noqa: PLC0415
+
+    qualifiers = {"arch": package.architecture, "distro": spec.distribution.suite}
+    return PackageURL("deb", spec.distribution.name, package.name, package.version, qualifiers).to_string()

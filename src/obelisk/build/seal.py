@@ -1,0 +1,164 @@
+"""From configured tree to the parts of an image: EROFS root, its hash tree, initrd, Unified Kernel Image, and the disk.
+
+Layout of the outputs: root/root.erofs, root/root.verity, root/result.json {"root_hash", "erofs_bytes"}; initrd/initrd.zst; uki/uki.efi,
+uki/cmdline; loader/systemd-bootx64.efi; disk/disk.raw.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import UUID, uuid5
+
+from obelisk.build import slots
+from obelisk.build.graph import Step
+from obelisk.build.keys import SigningKey
+from obelisk.build.programs import Overlay, overlay_command, run_program
+from obelisk.build.trees import digest_of_code
+from obelisk.errors import InputError
+from obelisk.events import Task
+from obelisk.model.canonical import digest
+from obelisk.model.lock import Lock
+from obelisk.model.spec import Compression, Role, Spec
+from obelisk.system import erofs, namespace, repart, sbsign, ukify, verity
+from obelisk.system.bubblewrap import Room, read_only, writable
+
+_NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000001")
+_COMPRESSION = {Compression.NONE: "", Compression.LZ4: "lz4hc,12", Compression.ZSTD: "zstd,level=12"}
+
+
+def root_step(spec: Spec, lock: Lock, base: Step, configured: Step, tools: Step) -> Step:
+    """The root file system and its hash tree. The salt belongs to the product, so that equal blocks hash equally in all its versions."""
+    salt = digest(["verity salt", spec.name])
+    budget = slots.root_bytes(spec)
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        room = Room(needs["tools"] / "tree")
+        binds = [read_only(needs["base"] / "tree", "/base"), read_only(needs["configured"], "/configured"), writable(work, "/work")]
+        layers = Overlay([Path("/configured/upper"), Path("/base")], None, None)
+        request = erofs.Make(
+            Path("/tree"), Path("/work/root.erofs"), lock.system.epoch, uuid5(_NAMESPACE, lock.sha256), _COMPRESSION[spec.compression]
+        )
+        room.run(
+            overlay_command(layers, request.argv(), user_namespace=not namespace.is_root()),
+            binds=binds,
+            env=request.environment(),
+            on_line=running.output,
+        )
+        size = (work / "root.erofs").stat().st_size
+        if size > budget:
+            raise InputError(
+                f"the root file system has {size >> 20} MiB, the budget is {budget >> 20} MiB",
+                code="size-budget",
+                hint="raise `size_budget` in the spec (it sizes the slots of new hosts), or leave packages out",
+            )
+        root_hash = verity.seal(
+            room, Path("/work/root.erofs"), Path("/work/root.verity"), salt=salt, uuid=uuid5(_NAMESPACE, salt), binds=[writable(work, "/work")]
+        )
+        (work / "result.json").write_text(json.dumps({"root_hash": root_hash, "erofs_bytes": size}))
+
+    options = {"compression": spec.compression.value, "salt": salt, "lock": lock.sha256, "budget": budget}
+    return Step("root", "Root file system", options, (base, configured, tools), produce)
+
+
+def initrd_step(base: Step, tools: Step) -> Step:
+    """The initrd: a function of the packages alone, so a change of configuration leaves it as it is."""
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        room = Room(needs["tools"] / "tree")
+        kernel = json.loads((needs["base"] / "result.json").read_text())["kernel"]
+        request = {"tree": "/base", "kernel": kernel, "guest": "/obelisk/guest/initrd", "out": "/work/initrd.zst"}
+        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/work")]
+        run_program(room, "initrd", request, binds=binds, running=running)
+
+    return Step("initrd", "Initrd", {"code": digest_of_code()}, (base, tools), produce)
+
+
+def command_line(spec: Spec, root_hash: str) -> str:
+    """The kernel command line that the UKI seals."""
+    consoles = ("console=ttyS0", "console=tty0") if spec.role is Role.WORKSTATION else ("console=tty0", "console=ttyS0")
+    words = ("root=/dev/mapper/root", "rootfstype=erofs", "ro", f"roothash={root_hash}", *consoles, "quiet", "loglevel=4")
+    return " ".join((*words, "systemd.show_status=auto", "systemd.firstboot=off", *spec.boot.cmdline))
+
+
+def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]) -> Step:
+    """The Unified Kernel Image and the boot loader, signed for Secure Boot."""
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        room = Room(needs["tools"] / "tree")
+        kernel = json.loads((needs["base"] / "result.json").read_text())["kernel"]
+        root_hash = json.loads((needs["root"] / "result.json").read_text())["root_hash"]
+        release = json.loads((needs["configured"] / "result.json").read_text())["os_release"]
+        cmdline = command_line(spec, root_hash)
+        (work / "cmdline").write_text(cmdline)
+        (work / "os-release").write_text(release)
+        request = ukify.Build(
+            kernel=Path(f"/base/usr/lib/modules/{kernel}/vmlinuz"),
+            initrds=(Path("/initrd/initrd.zst"),),
+            cmdline=Path("/work/cmdline"),
+            os_release=Path("/work/os-release"),
+            uname=kernel,
+            out=Path("/work/uki.efi"),
+            key=Path("/key/db.key"),
+            certificate=Path("/key/db.crt"),
+        )
+        binds = [
+            read_only(needs["base"] / "tree", "/base"),
+            read_only(needs["initrd"], "/initrd"),
+            read_only(key.directory, "/key"),
+            writable(work, "/work"),
+        ]
+        env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
+        room.run(request.argv(), binds=binds, env=env, on_line=running.output)
+        loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
+        sbsign.sign(room, loader, Path("/work/systemd-bootx64.efi"), binds=binds, env=env)
+
+    options = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
+    needs = tuple(steps[name] for name in ("base", "configured", "root", "initrd", "tools"))
+    return Step("uki", "Unified kernel image", options, needs, produce)
+
+
+def disk_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]) -> Step:
+    """The disk as it is shipped: ESP and slot A, made without a loop device."""
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        room = Room(needs["tools"] / "tree")
+        root_hash = json.loads((needs["root"] / "result.json").read_text())["root_hash"]
+        esp = work / "esp"
+        lay_out_esp(esp, needs["uki"], f"{spec.name}_{spec.version}", key)
+        definitions = work / "repart.d"
+        definitions.mkdir()
+        for name, text in slots.shipped_definitions(spec, root_hash).items():
+            (definitions / name).write_text(text)
+        repart.make_disk(
+            room,
+            Path("/work/disk.raw"),
+            Path("/work/repart.d"),
+            seed=uuid5(_NAMESPACE, lock.sha256),
+            epoch=lock.system.epoch,
+            binds=[
+                writable(work, "/work"),
+                read_only(esp, "/esp"),
+                read_only(needs["root"] / "root.erofs", "/root.erofs"),
+                read_only(needs["root"] / "root.verity", "/root.verity"),
+            ],
+            on_line=running.output,
+        )
+        shutil.rmtree(esp)
+        shutil.rmtree(definitions)
+
+    options = {"name": spec.name, "version": spec.version, "budget": slots.root_bytes(spec), "keys": key.certificate_sha256}
+    return Step("disk", "Disk", options, (steps["root"], steps["uki"], steps["tools"]), produce)
+
+
+def lay_out_esp(esp: Path, uki: Path, label: str, key: SigningKey) -> None:
+    """The files of the EFI system partition, in a directory."""
+    for name in ("EFI/BOOT", "EFI/systemd", "EFI/Linux", "loader/keys/auto"):
+        (esp / name).mkdir(parents=True)
+    shutil.copyfile(uki / "systemd-bootx64.efi", esp / "EFI/BOOT/BOOTX64.EFI")
+    shutil.copyfile(uki / "systemd-bootx64.efi", esp / "EFI/systemd/systemd-bootx64.efi")
+    shutil.copyfile(uki / "uki.efi", esp / f"EFI/Linux/{label}.efi")
+    # Keys enrol by themselves only where the firmware is in setup mode, which somebody with access to it has to choose.
+    (esp / "loader/loader.conf").write_text("timeout 0\nsecure-boot-enroll force\neditor no\n")
+    for name in ("PK", "KEK", "db"):
+        shutil.copyfile(key.directory / f"{name}.auth", esp / f"loader/keys/auto/{name}.auth")

@@ -1,0 +1,90 @@
+"""The disk of a host: sizes and partition definitions, after the Discoverable Partitions Specification.
+
+    ESP 1 (2 GiB, FAT)  EFI/systemd, EFI/BOOT, EFI/Linux/<name>_<version>.efi
+    root 2              slot A: <name>_<version>          EROFS
+    verity 3            slot A: <name>_<version>_verity   dm-verity's hash tree
+    root 4              slot B: _empty                    made by the first boot
+    verity 5            slot B: _empty
+    state 6             Btrfs, the rest of the disk       made by the first boot, grows with the disk
+
+Partition ids of a slot follow from the root hash: its first 128 bits name the root, its last the verity partition.
+"""
+
+from uuid import UUID
+
+from obelisk.model.spec import Spec
+
+ESP_BYTES = 2 << 30
+STATE_LEAST_BYTES = 512 << 20
+DEFAULT_SLOT_BYTES = 2 << 30
+MIB = 1 << 20
+STATE_LABEL = "state"
+
+
+def root_bytes(spec: Spec) -> int:
+    """The size of each root partition: the size budget, or room for an image to grow."""
+    return _up_to_mib(spec.size_budget_bytes or DEFAULT_SLOT_BYTES)
+
+
+def verity_bytes(root: int) -> int:
+    """The size of the verity partition that covers `root` bytes: 32 bytes a block of 4 KiB, on every level of the tree."""
+    blocks, hashes = root // 4096, 1
+    while blocks > 1:
+        blocks = -(-blocks // 128)
+        hashes += blocks
+    return _up_to_mib(hashes * 4096)
+
+
+def partition_uuids(root_hash: str) -> tuple[UUID, UUID]:
+    """The ids of root and verity partition."""
+    return UUID(root_hash[:32]), UUID(root_hash[-32:])
+
+
+def shipped_definitions(spec: Spec, root_hash: str) -> dict[str, str]:
+    """repart.d(5) definitions of the disk as it is shipped: ESP and slot A; sources are paths in the room that runs systemd-repart."""
+    root = root_bytes(spec)
+    label = f"{spec.name}_{spec.version}"
+    root_uuid, verity_uuid = partition_uuids(root_hash)
+    return {
+        "10-esp.conf": _definition(Type="esp", Label="esp", Format="vfat", CopyFiles="/esp:/", **_exactly(ESP_BYTES)),
+        "20-root-a.conf": _definition(
+            Type="root-x86-64", Label=label, UUID=str(root_uuid), CopyBlocks="/root.erofs", ReadOnly="yes", **_exactly(root)
+        ),
+        "21-verity-a.conf": _definition(
+            Type="root-x86-64-verity",
+            Label=f"{label}_verity",
+            UUID=str(verity_uuid),
+            CopyBlocks="/root.verity",
+            ReadOnly="yes",
+            **_exactly(verity_bytes(root)),
+        ),
+    }
+
+
+def host_definitions(spec: Spec, root: int) -> dict[str, str]:
+    """repart.d(5) definitions that the machine itself applies: what is shipped, slot B and the state volume."""
+    verity = verity_bytes(root)
+    definitions = {"10-esp.conf": _definition(Type="esp", Label="esp", **_exactly(ESP_BYTES))}
+    for index, slot in enumerate("ab"):
+        definitions[f"{20 + 10 * index}-root-{slot}.conf"] = _definition(Type="root-x86-64", Label="_empty", **_exactly(root))
+        definitions[f"{21 + 10 * index}-verity-{slot}.conf"] = _definition(Type="root-x86-64-verity", Label="_empty", **_exactly(verity))
+    definitions["90-state.conf"] = _definition(Type="linux-generic", Label=STATE_LABEL, SizeMinBytes=str(STATE_LEAST_BYTES))
+    return definitions
+
+
+def disk_bytes(spec: Spec, *, state: int = 4 << 30) -> int:
+    """The size of a disk that holds both slots and `state` bytes."""
+    root = root_bytes(spec)
+    return ESP_BYTES + 2 * (root + verity_bytes(root)) + state + 16 * MIB
+
+
+def _exactly(size: int) -> dict[str, str]:
+    return {"SizeMinBytes": str(size), "SizeMaxBytes": str(size)}
+
+
+def _definition(**settings: str) -> str:
+    return "[Partition]\n" + "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def _up_to_mib(size: int) -> int:
+    return -(-size // MIB) * MIB

@@ -1,0 +1,193 @@
+"""The root trees of a build: tools, base, and the base configured by the spec.
+
+Layout of the outputs: tools/tree, base/tree + base/result.json, configured/upper + configured/result.json (an overlay on the base).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from obelisk import spec as specs
+from obelisk.build import debian, health, slots
+from obelisk.build.graph import Step
+from obelisk.build.packages import fetch, lay_out
+from obelisk.build.programs import CODE, GUEST, Overlay, run_program
+from obelisk.events import Sink, Task
+from obelisk.model.canonical import Json
+from obelisk.model.lock import Account, Lock, PackageSet
+from obelisk.model.spec import Spec
+from obelisk.store import Store
+from obelisk.system.bubblewrap import Bind, Room, read_only, writable
+from obelisk.system.mmdebstrap import Bootstrap, bootstrap_here
+
+BASE_REVISION = 1
+CONFIGURED_REVISION = 1
+
+
+def tools_step(packages: PackageSet, store: Store, sink: Sink) -> Step:
+    """The tools tree: everything that later steps run, so that they do the same on every machine."""
+
+    def produce(work: Path, _needs: Mapping[str, Path], running: Task) -> None:
+        fetch(packages.packages, debian.archives(packages.suite), store, sink)
+        repository = work / "repository"
+        lay_out(packages, store, repository)
+        names = tuple(package.name for package in packages.packages)
+        request = Bootstrap(repository, work / "tree", names, packages.epoch, documentation=False)
+        bootstrap_here(request, on_line=running.output)
+        for file in repository.iterdir():
+            file.unlink()
+        repository.rmdir()
+
+    return Step("tools", "Tools tree", {"packages": packages.sha256}, (), produce)
+
+
+def base_step(
+    spec: Spec, packages: PackageSet, accounts: tuple[Sequence[Account], Sequence[Account]], tools: Step, store: Store, sink: Sink
+) -> Step:
+    """The packages installed, and nothing of where or when that happened; `accounts` are users and groups with settled ids."""
+    users, groups = accounts
+    options: Json = {
+        "packages": packages.sha256,
+        "documentation": spec.documentation,
+        "users": {account.name: f"{account.id}:{account.entry}" for account in users},
+        "groups": {account.name: account.id for account in groups},
+    }
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        fetch(packages.packages, debian.image_archives(spec), store, sink, snapshot=lambda origin: debian.snapshot_uri(spec, origin))
+        room = Room(needs["tools"] / "tree")
+        repository = work / "repository"
+        lay_out(packages, store, repository)
+        hook = work / "accounts.sh"
+        hook.write_text(_account_hook(users, groups))
+        hook.chmod(0o755)
+        names = tuple(package.name for package in packages.packages)
+        request = Bootstrap(Path("/work/repository"), Path("/work/tree"), names, packages.epoch, spec.documentation, Path("/work/accounts.sh"))
+        room.run(request.argv(), binds=[writable(work, "/work")], env=request.environment(), on_line=running.output)
+        result = run_program(room, "scrub", {"tree": "/work/tree", "epoch": packages.epoch}, binds=[writable(work, "/work")], running=running)
+        (work / "result.json").write_text(json.dumps(result, sort_keys=True))
+        hook.unlink()
+        for file in repository.iterdir():
+            file.unlink()
+        repository.rmdir()
+
+    return Step("base", "Base tree", options, (tools,), produce, revision=BASE_REVISION)
+
+
+def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
+    """What the spec lays over the base, as an overlay's upper directory."""
+    root_bytes = slots.root_bytes(spec)
+    request: dict[str, Json] = {
+        "name": spec.name,
+        "version": spec.version,
+        "hostname": spec.hostname,
+        "locale": spec.locale,
+        "timezone": spec.timezone,
+        "canary": lock.request,
+        "services": {"enable": list(spec.services.enable), "disable": list(spec.services.disable), "mask": list(spec.services.mask)},
+        "groups": [{"name": group.name, "gid": group.gid} for group in spec.groups],
+        "users": [
+            {
+                "name": user.name,
+                "uid": user.uid,
+                "gid": user.gid,
+                "groups": list(user.groups),
+                "home": user.home,
+                "shell": user.shell,
+                "comment": user.comment,
+                "password": user.password,
+                "ssh_keys": list(user.ssh_keys),
+            }
+            for user in spec.users
+        ],
+        "allow": {"setuid": list(spec.allow.setuid), "devices": list(spec.allow.devices), "replace": list(spec.allow.replace), "secrets": []},
+        "health": health.configuration(spec.health),
+        "repart": slots.host_definitions(spec, root_bytes),
+    }
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        room = Room(needs["tools"] / "tree")
+        upper, scratch = work / "upper", work / "scratch"
+        upper.mkdir()
+        upper.chmod(0o755)
+        scratch.mkdir()
+        files, sources = _files(spec)
+        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/work"), *sources]
+        scripts: list[Json] = []
+        for index, script in enumerate(spec.scripts):
+            binds.append(read_only(script.source, f"/scripts/{index}"))
+            scripts.append({"name": script.name, "source": f"/scripts/{index}"})
+        full = {**request, "tree": "/tree", "guest": "/obelisk/guest/root", "code": "/obelisk/inside", "files": files, "scripts": scripts}
+        layers = Overlay([Path("/base")], Path("/work/upper"), Path("/work/scratch"))
+        env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
+        result = run_program(room, "configure", full, binds=binds, running=running, env=env, overlay=layers)
+        (work / "result.json").write_text(json.dumps(result, sort_keys=True))
+        # The kernel's own scratch directory belongs to root and has no mode bits: it goes the way it came.
+        room.run(["rm", "-rf", "/work/scratch"], binds=[writable(work, "/work")])
+
+    options: Json = {"request": request, "inputs": specs.digest_inputs(spec), "epoch": lock.system.epoch, "code": digest_of_code()}
+    return Step("configured", "Configured tree", options, (base, tools), produce, revision=CONFIGURED_REVISION)
+
+
+def digest_of_code() -> str:
+    """Digest of our own files that go into images: another version of Obelisk makes another image."""
+    hasher = hashlib.sha256()
+    for top in (CODE, GUEST):
+        for path in sorted(top.rglob("*")):
+            if path.suffix == ".pyc" or path.name == "__pycache__" or (path.is_dir() and not path.is_symlink()):
+                continue
+            content = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()
+            executable = not path.is_symlink() and bool(path.stat().st_mode & 0o100)
+            hasher.update(f"{path.relative_to(top)}\0{executable}\0{len(content)}\0".encode() + content)
+    return hasher.hexdigest()
+
+
+def _files(spec: Spec) -> tuple[list[Json], list[Bind]]:
+    """What the spec lays over the base, parents first, and the bindings through which the room sees the sources."""
+    files: list[Json] = []
+    binds: list[Bind] = []
+    if spec.tree is not None:
+        binds.append(read_only(spec.tree, "/spec-tree"))
+        for entry in specs.tree_entries(spec):
+            files.append(
+                {
+                    "path": entry.path,
+                    "kind": entry.kind.name.lower(),
+                    "implicit": True,
+                    "mode": entry.mode,
+                    "target": entry.target,
+                    "device": list(entry.device) if entry.device else None,
+                    "source": f"/spec-tree/{entry.source.relative_to(spec.tree)}",
+                    "content": None,
+                    "owner": "root",
+                    "group": "root",
+                }
+            )
+    for index, file in enumerate(spec.files):
+        if file.source is not None:
+            binds.append(read_only(file.source, f"/spec-files/{index}"))
+        files.append(
+            {
+                "path": file.path,
+                "kind": "file",
+                "implicit": False,
+                "mode": file.mode,
+                "source": f"/spec-files/{index}" if file.source is not None else None,
+                "content": file.content,
+                "owner": file.owner,
+                "group": file.group,
+            }
+        )
+    return files, binds
+
+
+def _account_hook(users: Sequence[Account], groups: Sequence[Account]) -> str:
+    """A script that gives accounts their ids before the packages' own scripts ask for them."""
+    lines = ["#!/bin/sh", "set -eu"]
+    for group in groups:
+        lines.append(f'grep -q "^{group.name}:" "$1/etc/group" || echo "{group.name}:x:{group.id}:" >>"$1/etc/group"')
+    for user in users:
+        entry = f"{user.name}:x:{user.id}:{user.entry}"
+        lines.append(f'grep -q "^{user.name}:" "$1/etc/passwd" || echo "{entry}" >>"$1/etc/passwd"')
+    return "\n".join(lines) + "\n"

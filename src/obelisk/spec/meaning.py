@@ -1,0 +1,293 @@
+"""From a table of the right form to a `Spec`: what the form cannot say.
+
+Files that the spec refers to exist and lie below its directory, ids and places do not clash, nothing breaks the seal. Every rule reports
+and goes on. What only the packages can answer (whether a unit, a group or a package exists) is the build's to check.
+"""
+
+import zoneinfo
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from obelisk.model.spec import (
+    Allowed,
+    AptSource,
+    Boot,
+    Check,
+    CommandCheck,
+    Compression,
+    Distribution,
+    HealthCheck,
+    HttpCheck,
+    InlineFile,
+    Role,
+    Script,
+    Services,
+    Spec,
+    TcpCheck,
+    TestCase,
+    UnitCheck,
+)
+from obelisk.spec.accounts import accounts
+from obelisk.spec.cmdline import refused
+from obelisk.spec.places import image_path, refusal
+from obelisk.spec.positions import KeyPath
+from obelisk.spec.problems import Findings, nearest
+from obelisk.spec.reader import Table
+from obelisk.spec.tree import collisions, scan_tree
+
+LABEL_CHARACTERS = 36  # of a GPT partition name; UEFI specification, table "GPT Partition Entry"
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_HIGHEST_PORT = 65535
+_SPECIAL_BITS = 0o6000
+
+
+def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
+    """The spec that `root` means. It may be used only when nothing was reported."""
+    beside = _Beside(file.parent, findings)
+    users, groups = accounts(root, findings)
+    allow = _allowed(root.table("allow"))
+    tree = _tree(root, beside)
+    files = _files(root, beside, allow)
+    entries = scan_tree(tree, allow, path=("tree",), findings=findings) if tree else ()
+    for key, reason in collisions(dict(files), entries):
+        findings.report(key, "spec-conflict", reason, "keep one of them")
+    distribution, _, suite = root.get("distribution", str).partition(":")
+    boot = root.table("boot")
+    return Spec(
+        file=file,
+        name=_name(root, findings),
+        version=root.get("version", str),
+        distribution=Distribution(distribution, suite),
+        role=Role(root.get("role", str)),
+        packages=root.texts("packages"),
+        recommends=root.get("recommends", bool),
+        tree=tree,
+        files=tuple(_file(name, table, beside) for name, table in root.tables("files")),
+        users=users,
+        groups=groups,
+        services=_services(root.table("services"), findings),
+        boot=Boot(boot.find("kernel", str), _cmdline(boot, findings)),
+        hostname=root.find("hostname", str),
+        locale=root.get("locale", str),
+        timezone=_timezone(root, findings),
+        sources=tuple(_source(name, table, beside) for name, table in root.tables("sources")),
+        mirror=root.find("mirror", str),
+        snapshot=root.find("snapshot", str),
+        scripts=_scripts(root, beside),
+        health=tuple(_health(name, table, findings) for name, table in root.tables("health")),
+        tests=tuple(_test(name, table) for name, table in root.tables("tests")),
+        size_budget_bytes=_size(budget) if (budget := root.find("size_budget", str)) else None,
+        compression=Compression(root.get("compression", str)),
+        allow=allow,
+        documentation=root.get("documentation", bool),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """The spec's directory: finds what keys refer to."""
+
+    directory: Path
+    findings: Findings
+
+    def find(self, path: KeyPath, name: str, what: str, is_right: Callable[[Path], bool]) -> Path | None:
+        """The path of `name`, or None after reporting why it cannot be used."""
+        found = self.directory / name
+        try:
+            if is_right(found):
+                if found.resolve().is_relative_to(self.directory.resolve()):
+                    return found
+                message, hint = f"'{name}' is a link that leads out of the spec's directory", "copy what it points to"
+            elif found.exists():
+                message, hint = f"'{name}' is no {what}", ""
+            else:
+                near = self.directory / Path(name).parent
+                names = [str(Path(name).parent / other.name) for other in near.iterdir()] if near.is_dir() else []
+                message, hint = f"there is no {what} '{name}' beside the spec", nearest(name, names) or f"make it at {found}"
+        except OSError as error:
+            message, hint = f"'{name}' cannot be looked at: {error.strerror}", ""
+        self.findings.report(path, "spec-file", message, hint)
+        return None
+
+    def read(self, path: KeyPath, name: str) -> tuple[Path, bytes] | None:
+        """A file and how it begins (one kilobyte)."""
+        found = self.find(path, name, "file", Path.is_file)
+        if found is None:
+            return None
+        try:
+            with found.open("rb") as file:
+                return found, file.read(1024)
+        except OSError as error:
+            self.findings.report(path, "spec-file", f"'{name}' cannot be read: {error.strerror}", "check its permissions")
+            return None
+
+
+def _name(root: Table, findings: Findings) -> str:
+    name, version = root.get("name", str), root.get("version", str)
+    if (over := len(f"{name}_{version}_verity") - LABEL_CHARACTERS) > 0:
+        message = f"'{name}_{version}_verity' is {over} characters too long for a partition's label"
+        findings.report(("version",), "spec-value", message, "shorten name or version")
+    return name
+
+
+def _cmdline(boot: Table, findings: Findings) -> tuple[str, ...]:
+    words = boot.texts("cmdline")
+    for number, word in enumerate(words):
+        if reason := refused(word):
+            findings.report(boot.at("cmdline", number), "spec-forbidden", f"'{word}' is refused: {reason}", "leave it out")
+    return words
+
+
+def _timezone(root: Table, findings: Findings) -> str:
+    zone = root.get("timezone", str)
+    try:
+        zoneinfo.ZoneInfo(zone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        # A machine without the tz database cannot tell; the build looks into the image's own.
+        if known := zoneinfo.available_timezones():
+            findings.report(("timezone",), "spec-value", f"there is no time zone '{zone}'", nearest(zone, known))
+    return zone
+
+
+def _services(table: Table, findings: Findings) -> Services:
+    services = Services(table.texts("enable"), table.texts("disable"), table.texts("mask"))
+    for number, unit in enumerate(services.enable):
+        for other, units in (("disable", services.disable), ("mask", services.mask)):
+            if unit in units:
+                message = f"'{unit}' is also listed in services.{other}"
+                findings.report(table.at("enable", number), "spec-conflict", message, "keep one of them")
+    return services
+
+
+def _allowed(table: Table) -> Allowed:
+    lists = {key: tuple(image_path(path) for path in table.texts(key)) for key in ("setuid", "devices", "replace")}
+    return Allowed(**lists)
+
+
+def _tree(root: Table, beside: _Beside) -> Path | None:
+    name = root.find("tree", str)
+    found = None if name is None else beside.find(("tree",), name, "directory", Path.is_dir)
+    if found is not None and found.resolve() == beside.directory.resolve():
+        message = "the spec's own directory would put the spec and its lock into the image"
+        beside.findings.report(("tree",), "spec-file", message, "move what belongs into the image to a directory of its own, such as tree")
+        return None
+    return found
+
+
+def _files(root: Table, beside: _Beside, allow: Allowed) -> dict[str, KeyPath]:
+    """The key of each place that `files` names, after reporting places that are closed or named twice."""
+    keys: dict[str, KeyPath] = {}
+    for name, table in root.tables("files"):
+        path = image_path(name)
+        if closed := refusal(path):
+            beside.findings.report(table.path, "spec-forbidden", f"'{path}' {closed.reason}", closed.hint)
+        if path in keys:
+            message = f"'{name}' and '{keys[path][-1]}' are one place: /bin, /sbin and /lib are links into /usr"
+            beside.findings.report(table.path, "spec-conflict", message, "keep one of them")
+        if int(table.get("mode", str), 8) & _SPECIAL_BITS and path not in allow.setuid:
+            message = "setuid and setgid files are refused unless they are listed"
+            beside.findings.report(table.at("mode"), "spec-forbidden", message, f'add "{path}" to allow.setuid')
+        keys.setdefault(path, table.path)
+    return keys
+
+
+def _file(name: str, table: Table, beside: _Beside) -> InlineFile:
+    source = table.find("source", str)
+    read = None if source is None else beside.read(table.at("source"), source)
+    return InlineFile(
+        path=image_path(name),
+        content=table.find("content", str),
+        source=None if read is None else read[0],
+        mode=int(table.get("mode", str), 8),
+        owner=table.get("owner", str),
+        group=table.get("group", str),
+    )
+
+
+def _source(name: str, table: Table, beside: _Beside) -> AptSource:
+    suites, components = table.texts("suites"), table.texts("components")
+    flat = [suite.endswith("/") for suite in suites]
+    if any(flat) and (components or not all(flat)):
+        message = "a suite ending in a slash is a path of its own, without components or other suites"
+        beside.findings.report(table.at("suites"), "spec-conflict", message, "make two sources of it")
+    elif not any(flat) and not components:
+        message = "`components` is missing"
+        beside.findings.report(table.path, "spec-missing", message, 'for example: components = ["main"]')
+    read = beside.read(table.at("key"), table.get("key", str))
+    if read is not None and (reason := _openpgp_fault(read[1])):
+        beside.findings.report(table.at("key"), "spec-file", f"'{table.get('key', str)}' {reason}", "export the archive's public key")
+    return AptSource(name, table.get("uri", str), suites, components, read[0] if read else beside.directory)
+
+
+def _openpgp_fault(data: bytes) -> str:
+    """What is wrong with a key file, or nothing. Source: RFC 9580 sections 4.2 (packet headers) and 6.2 (armour)."""
+    if b"PRIVATE KEY BLOCK" in data:
+        return "is a private key, which must stay secret"
+    armoured = b"-----BEGIN PGP PUBLIC KEY BLOCK-----" in data
+    first = data[0] if data else 0
+    packet = first & 0x3F if first & 0x40 else (first >> 2) & 0x0F
+    public_key = 6
+    return "" if armoured or (first & 0x80 and packet == public_key) else "is no OpenPGP public key"
+
+
+def _scripts(root: Table, beside: _Beside) -> tuple[Script, ...]:
+    scripts: list[Script] = []
+    for _number, table in root.tables("scripts"):
+        name, path = table.get("run", str), table.at("run")
+        if (read := beside.read(path, name)) is None:
+            continue
+        source, begin = read
+        if name in {script.name for script in scripts}:
+            beside.findings.report(path, "spec-conflict", f"'{name}' is listed twice", "remove one of them")
+        elif not source.stat().st_mode & 0o100:
+            beside.findings.report(path, "spec-file", f"'{name}' is not executable", f"chmod +x {source}")
+        elif not begin.startswith((b"#!", b"\x7fELF")):
+            beside.findings.report(path, "spec-file", f"'{name}' does not say what runs it", "begin it with a line such as #!/bin/sh")
+        elif begin.startswith(b"#!") and begin.split(b"\n", 1)[0].endswith(b"\r"):
+            message = f"'{name}' has DOS line ends, so its first line names no program"
+            beside.findings.report(path, "spec-file", message, f"sed -i 's/\\r$//' {source}")
+        scripts.append(Script(name, source))
+    return tuple(scripts)
+
+
+def _health(name: str, table: Table, findings: Findings) -> HealthCheck:
+    check: Check
+    if unit := table.find("unit", str):
+        check = UnitCheck(unit)
+    elif url := table.find("http", str):
+        _port(url, table.at("http"), findings)
+        check = HttpCheck(url, table.get("status", int), table.get("contains", str))
+    elif address := table.find("tcp", str):
+        host, _, port = address.rpartition(":")
+        _port(f"//{address}", table.at("tcp"), findings)
+        check = TcpCheck(host.strip("[]"), int(port))
+    else:
+        check = CommandCheck(table.get("command", str))
+    return HealthCheck(name, check, _timeout_s(table))
+
+
+def _port(url: str, path: KeyPath, findings: Findings) -> None:
+    """Report an address whose host is malformed or whose port cannot be."""
+    try:
+        wrong = urlsplit(url).port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
+        findings.report(path, "spec-value", f"the port must be from 1 to {_HIGHEST_PORT}, the host a name or address")
+
+
+def _test(name: str, table: Table) -> TestCase:
+    return TestCase(name, table.get("command", str), table.get("expect", str), _timeout_s(table))
+
+
+def _timeout_s(table: Table) -> int:
+    text = table.get("timeout", str)
+    number = text.rstrip("smihn")
+    return int(number) * _SECONDS[text.removeprefix(number)]
+
+
+def _size(text: str) -> int:
+    return int(text[:-1]) * int(1024 ** _POWERS[text[-1]])
