@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind
@@ -25,6 +26,25 @@ def write(path: Path, data: bytes) -> Path:
     """A file with that content."""
     path.write_bytes(data)
     return path
+
+
+def writing(name: str, data: bytes) -> Callable[[Path], None]:
+    """What produces a step whose output is one file."""
+
+    def produce(output: Path) -> None:
+        write(output / name, data)
+
+    return produce
+
+
+def using(store: Store, step: str) -> Callable[[Path], None]:
+    """What produces a step from another one."""
+
+    def produce(output: Path) -> None:
+        assert store.find_step(key(step)) is not None
+        write(output / "made from", step.encode())
+
+    return produce
 
 
 def manifest_of(root: bytes, uki: bytes = b"uki", *, name: str = "shop", version: str = "1") -> Manifest:

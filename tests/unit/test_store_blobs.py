@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from store_samples import DAY_S, key, names_below, sha256, write, writing
 
 from obelisk.errors import InputError, StateError, TrustError
 from obelisk.store import Store
-from store_samples import DAY_S, key, names_below, sha256, write
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_on_another_file_system_a_link_becomes_a_copy(store: Store, tmp_path: Pa
 
 
 def test_a_file_of_a_finished_step_is_shared_instead_of_copied(store: Store) -> None:
-    output, _ = store.build_step(key("erofs"), lambda out: write(out / "root", b"root file system") and None)
+    output, _ = store.build_step(key("erofs"), writing("root", b"root file system"))
     digest = store.add_blob(output / "root")
     assert store.blob(digest).samefile(output / "root")
     assert store.find_step(key("erofs")) == output

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from store_samples import add_image, manifest_of, sha256, write
 
 from obelisk.errors import InputError, StateError, TrustError
 from obelisk.events import silent
 from obelisk.model.image import PartKind
 from obelisk.store import Store
-from store_samples import add_image, manifest_of, sha256, write
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Store:
 def test_an_image_has_its_parts_as_links_to_blobs_and_its_extras_beside(store: Store, tmp_path: Path) -> None:
     manifest = manifest_of(b"root")
     parts = {"shop.root": write(tmp_path / "r", b"root"), "uki": write(tmp_path / "u", b"uki")}
-    extras = {"provenance.dsse.json": b"signed", "report.txt": write(tmp_path / "report", b"report")}
+    extras: dict[str, bytes | Path] = {"provenance.dsse.json": b"signed", "report.txt": write(tmp_path / "report", b"report")}
     directory = store.add_image(manifest, parts, extras)
     assert directory == store.root / "images" / manifest.id
     image = store.image(manifest.id)

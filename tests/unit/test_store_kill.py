@@ -9,16 +9,25 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from store_samples import add_image, key, manifest_of, names_below, sha256, write
 
-from obelisk.errors import ObeliskError
 from obelisk.events import silent
 from obelisk.store import Store
-from store_samples import add_image, key, manifest_of, names_below, sha256, write
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory in memory where there is one: no kill loses what is there, and the flushes of a hundred stores take no time."""
+    memory = Path("/dev/shm")  # noqa: S108 - only as the parent of a directory of our own
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
+
 
 _CHANGES = frozenset(
     {
@@ -39,14 +48,17 @@ def _die_at(turn: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event in _CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        if event in _CHANGES or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             count()
 
     def fsync(descriptor: int) -> None:
         count()
         real(descriptor)
 
-    real, os.fsync = os.fsync, fsync
+    real = os.fsync
+    setattr(os, "fsync", fsync)  # noqa: B010 - the store gives numbers only, which a type checker cannot know
     sys.addaudithook(hook)
 
 
@@ -94,7 +106,9 @@ def maintain(root: Path) -> None:
     """What an administrator does with it."""
     store = Store.open(root)
     store.remove_ref("other spec")
-    store.remove_image(store.image("desk").id)
+    for image in store.images():
+        if image.manifest.name == "desk":
+            store.remove_image(image.id)
     store.collect(keep_days=0, keep_images=1, sink=silent)
 
 
@@ -113,7 +127,7 @@ def prepare(root: Path) -> str:
     with Store.open(root) as store:
         for version in ("1", "2"):
             store.set_ref("spec", add_image(store, b"root " + version.encode(), version=version))
-        add_image(store, b"desk", name="desk")
+        store.set_ref("desk", add_image(store, b"desk", name="desk"))
         old = add_image(store, b"old root", name="old")
         store.set_ref("other spec", old)
         store.build_step(key("old"), produce)
@@ -139,33 +153,29 @@ def check(root: Path, kept: str, *, sound: bool = True) -> None:
 
 
 @pytest.mark.parametrize("workload", [build, maintain, repair])
-def test_killed_anywhere_the_store_is_sound_and_the_work_can_be_done_again(workload: Callable[[Path], None], tmp_path: Path) -> None:
-    kept = prepare(tmp_path / "prepared" / "store")
-    for turn in range(1, 1000):
-        place = tmp_path / str(turn)
-        subprocess.run(["cp", "-a", tmp_path / "prepared", place], check=True)  # keeps hard links
-        finished = _run(lambda: workload(place / "store"), die_at=turn)  # noqa: B023 - run at once
-        check(place / "store", kept, sound=workload is not repair)
-        if finished:
-            break
-        try:
-            workload(place / "store")
-        except ObeliskError as error:
-            assert error.code == "image-unknown", "only an image that the first attempt removed may be missing"  # noqa: PT017
-        check(place / "store", kept)
-    assert finished
+def test_killed_anywhere_the_store_is_sound_and_the_work_can_be_done_again(workload: Callable[[Path], None], place: Path) -> None:
+    kept = prepare(place / "prepared" / "store")
+    finished, turn = False, 0
+    while not finished:
+        turn += 1
+        copy = place / str(turn)
+        subprocess.run(["cp", "-a", place / "prepared", copy], check=True)  # keeps hard links
+        finished = _run(lambda: workload(copy / "store"), die_at=turn)  # noqa: B023 - run at once
+        check(copy / "store", kept, sound=workload is not repair)
+        if not finished:
+            workload(copy / "store")
+            check(copy / "store", kept)
     assert turn > 10, "the workload was not seen changing the disk"
 
 
-def test_killed_while_the_store_is_made_it_is_made_the_next_time(tmp_path: Path) -> None:
-    for turn in range(1, 100):
-        root = tmp_path / str(turn) / "store"
+def test_killed_while_the_store_is_made_it_is_made_the_next_time(place: Path) -> None:
+    finished, turn = False, 0
+    while not finished:
+        turn += 1
+        root = place / str(turn) / "store"
         finished = _run(lambda: Store.open(root).close(), die_at=turn)  # noqa: B023 - run at once
         with Store.open(root) as store:
             assert store.verify(sink=silent) == ()
             add_image(store, b"root")
         assert not names_below(root / "work")
-        if finished:
-            break
-    assert finished
     assert turn > 10

@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
+from store_samples import add_image, key, make_old, names_below, sha256, using, write, writing
 
 from obelisk.errors import InputError, StateError, TrustError
 from obelisk.events import Event, Finished, Progress, Started, silent
@@ -13,7 +14,6 @@ from obelisk.model.image import PartKind
 from obelisk.store import Freed, Ref, Store
 from obelisk.store.collect import AliasFacts, Inventory, Plan, StepFacts, plan
 from obelisk.store.steps import Uses
-from store_samples import add_image, key, make_old, names_below, sha256, write
 
 
 @pytest.fixture
@@ -50,7 +50,12 @@ def ref(*images: str, steps: str = "", blobs: str = "") -> Ref:
             id="an image that no ref names goes with its proofs and blobs, however new",
         ),
         pytest.param(
-            replace(NOTHING, refs=(ref("i", "k", "l"),), images={"i": frozenset("a"), "k": frozenset("b"), "l": frozenset("bc")}, blobs=dict.fromkeys("abc", OLD)),
+            replace(
+                NOTHING,
+                refs=(ref("i", "k", "l"),),
+                images={"i": frozenset("a"), "k": frozenset("b"), "l": frozenset("bc")},
+                blobs=dict.fromkeys("abc", OLD),
+            ),
             replace(KEEP_ALL, images=("l",), blobs=("c",)),
             id="the last two images of a ref stay, and blobs that they share with others",
         ),
@@ -65,7 +70,11 @@ def ref(*images: str, steps: str = "", blobs: str = "") -> Ref:
                 refs=(ref("i", steps="x", blobs="p"),),
                 images={"i": frozenset()},
                 aliases={"x": AliasFacts("s", OLD), "y": AliasFacts("s", OLD), "z": AliasFacts("t", NEW)},
-                steps={"s": StepFacts(OLD, Uses(frozenset("u"), frozenset("q"))), "u": StepFacts(OLD, Uses(frozenset("s"), frozenset("r"))), "t": StepFacts(OLD)},
+                steps={
+                    "s": StepFacts(OLD, Uses(frozenset("u"), frozenset("q"))),
+                    "u": StepFacts(OLD, Uses(frozenset("s"), frozenset("r"))),
+                    "t": StepFacts(OLD),
+                },
                 blobs=dict.fromkeys("pqrw", OLD),
             ),
             replace(KEEP_ALL, aliases=("y", "z"), steps=("t",), blobs=("w",)),
@@ -97,8 +106,8 @@ def test_everything_keeps_the_images_alone() -> None:
 def build(store: Store, root: bytes, *, ref: str) -> str:
     """A build in small: a package, a tree made from it, a file system made from that, an image."""
     package = store.add_blob(write(store.root.parent / "package", b"package"), move=True)
-    store.build_step(key("base"), lambda out: write(out / "base", store.blob(package).read_bytes()) and None)
-    store.build_step(key("fs" + str(root)), lambda out: write(out / "root", root) and None)
+    store.build_step(key("base"), writing("base", store.blob(package).read_bytes()))
+    store.build_step(key("fs" + str(root)), writing("root", root))
     image_id = add_image(store, root)
     store.set_ref(ref, image_id)
     return image_id
@@ -110,7 +119,7 @@ def test_a_collection_keeps_what_the_last_build_rests_on(store: Store) -> None:
     for root in (b"2", b"2"):
         store.close()
         store = Store.open(store.root)
-        store.build_step(key("fs" + str(root)), lambda out: store.find_step(key("base")) and None)
+        store.build_step(key("fs" + str(root)), using(store, "base"))
         store.set_ref("spec", add_image(store, root))
     make_old(store)
     collected = store.collect(keep_images=1, sink=silent)
@@ -119,6 +128,18 @@ def test_a_collection_keeps_what_the_last_build_rests_on(store: Store) -> None:
     assert [image.manifest.parts[0].sha256 for image in store.images()] == [sha256(b"2")]
     assert (collected.images.count, collected.steps.count, collected.blobs.count) == (1, 1, 1)
     assert store.verify(sink=silent) == ()
+
+
+def test_a_build_that_finds_its_image_finished_keeps_what_the_one_before_used(store: Store) -> None:
+    image_id = add_image(store, b"1")
+    for name in ("base", "test result"):
+        store.build_step(key(name), writing("file", b""))
+        store.set_ref("spec", image_id)
+        store.close()
+        store = Store.open(store.root)
+    make_old(store)
+    store.collect(sink=silent)
+    assert names_below(store.root / "steps") == {key("base"), key("test result")}
 
 
 def test_a_removed_ref_frees_all_that_it_kept(store: Store) -> None:
@@ -135,14 +156,14 @@ def test_a_removed_ref_frees_all_that_it_kept(store: Store) -> None:
 
 def test_freed_bytes_are_those_given_back_with_each_file_counted_once(store: Store, tmp_path: Path) -> None:
     root = os.urandom(4 << 20)
-    output, _ = store.build_step(key("fs"), lambda out: write(out / "root", root) and None)
+    output, _ = store.build_step(key("fs"), writing("root", root))
     store.add_blob(output / "root")
     image_id = add_image(store, root)  # one file now: step, blob, part
     store.add_blob(write(tmp_path / "package", os.urandom(1 << 20)))
     store.link_blob(sha256((tmp_path / "package").read_bytes()), tmp_path / "still in use")
     store.close()
     dry = store.collect(everything=True, dry_run=True, sink=silent)
-    assert store.image(image_id)
+    assert store.image(image_id).id == image_id
     assert 4 << 20 <= dry.size_bytes < (4 << 20) + 200_000
     assert dry.images.size_bytes >= 4 << 20
     assert dry.blobs == Freed(3, dry.blobs.size_bytes)
@@ -222,7 +243,7 @@ def test_a_damaged_part_is_found_with_all_that_it_spoils(store: Store) -> None:
     assert found.keys() == {blob, f"images/{image_id}/shop.root", next(f"refs/{p.name}" for p in (store.root / "refs").iterdir())}
     assert "shop_1: shop.root" in found[blob].belongs_to
     assert found[f"images/{image_id}/shop.root"].problem == "its blob is damaged"
-    assert store.image(image_id), "only a repair changes anything"
+    assert store.image(image_id).id == image_id, "only a repair changes anything"
 
 
 def test_a_repair_makes_room_for_a_new_build(store: Store) -> None:
@@ -240,7 +261,7 @@ def test_a_repair_makes_room_for_a_new_build(store: Store) -> None:
 
 
 def test_steps_made_from_a_damaged_package_are_dropped_with_their_followers(store: Store) -> None:
-    store.build_step(key("before"), lambda out: write(out / "file", b"independent") and None)
+    store.build_step(key("before"), writing("file", b"independent"))
     build(store, b"1", ref="spec")
     overwrite(store.blob(sha256(b"package")))
     wrong = {damage.path.name: damage.problem for damage in store.verify(repair=True, sink=silent)}
@@ -249,8 +270,19 @@ def test_steps_made_from_a_damaged_package_are_dropped_with_their_followers(stor
     assert store.verify(sink=silent) == ()
 
 
+def test_distrust_spreads_through_steps_that_never_saw_the_damaged_package(store: Store) -> None:
+    package = store.add_blob(write(store.root.parent / "package", b"package"))
+    store.build_step(key("1"), writing("file", store.blob(package).read_bytes()))
+    for before, name in (("1", "2"), ("2", "3")):
+        store.close()
+        store = Store.open(store.root)
+        store.build_step(key(name), using(store, before))
+    overwrite(store.blob(package))
+    assert {damage.path.name for damage in store.verify(sink=silent)} == {package, key("1"), key("2"), key("3")}
+
+
 def test_a_step_that_shares_a_damaged_file_is_dropped(store: Store) -> None:
-    output, _ = store.build_step(key("fs"), lambda out: write(out / "root", bytes(300 << 10)) and None)
+    output, _ = store.build_step(key("fs"), writing("root", bytes(300 << 10)))
     digest = store.add_blob(output / "root")
     overwrite(store.blob(digest))
     assert {damage.path.name for damage in store.verify(repair=True, sink=silent)} == {digest, key("fs")}
@@ -264,8 +296,8 @@ def test_a_step_that_shares_a_damaged_file_is_dropped(store: Store) -> None:
         ("blobs/{root}", "images/{image}/shop.root", "no blob"),
         ("images/{image}", "refs/", "not in the store"),
         ("images/{image}/manifest.json", "images/{image}/manifest.json", "no manifest"),
-        ("steps/{base}/output/base", "steps/{base}", "base is missing"),
-        ("steps/{base}/step.json", "steps/{base}", "step.json is missing"),
+        ("steps/{base}/output/base", "steps/{base}", "base cannot be read: No such file"),
+        ("steps/{base}/step.json", "steps/{base}", "step.json cannot be read: No such file"),
     ],
 )
 def test_what_is_missing_is_found_and_a_repair_settles_it(store: Store, harm: str, place: str, problem: str) -> None:
@@ -280,7 +312,9 @@ def test_what_is_missing_is_found_and_a_repair_settles_it(store: Store, harm: st
     assert store.verify(sink=silent) == ()
 
 
-@pytest.mark.parametrize("place", ["images/{image}/manifest.json", "proofs/{image}/*", "refs/*", "steps/{base}/output/base", "steps/{base}/step.json"])
+@pytest.mark.parametrize(
+    "place", ["images/{image}/manifest.json", "proofs/{image}/*", "refs/*", "steps/{base}/output/base", "steps/{base}/step.json"]
+)
 def test_what_was_changed_is_found_and_a_repair_settles_it(store: Store, place: str) -> None:
     image_id = build(store, b"1", ref="spec")
     store.add_proof(image_id, b"proof")

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from store_samples import DAY_S, key, make_old, names_below, write
 
 from obelisk.errors import CommandError, StateError
 from obelisk.events import silent
 from obelisk.store import Store, steps
 from obelisk.system import filesystem
-from store_samples import DAY_S, key, make_old, names_below, write
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_a_workspace_is_removed_whatever_happens_in_it(store: Store) -> None:
             (scratch / "directory").mkdir(mode=0o500)
             raise ValueError
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         use()
     assert not list(store.root.glob("work/*/*"))
 

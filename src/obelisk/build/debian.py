@@ -75,6 +75,11 @@ _SUITES = {
     "forky": {"debian": ("forky",), "debian-security": ("forky-security",)},
 }
 
+DEFAULT_TARGET = {Role.SERVER: "multi-user.target", Role.WORKSTATION: "graphical.target"}
+
+# Whoever brings one of these manages the network with it.
+_NETWORK_PACKAGES = frozenset({"network-manager", "ifupdown", "ifupdown2", "connman", "netplan.io"})
+
 DEFAULT_KERNEL = "linux-image-amd64"
 
 
@@ -84,6 +89,11 @@ def image_packages(spec: Spec) -> tuple[str, ...]:
     return tuple(
         sorted({*_EVERY_IMAGE, *_BY_SUITE[suite], *_BY_ROLE[spec.role], spec.boot.kernel or DEFAULT_KERNEL, *spec.packages})
     )
+
+
+def enabled_units(spec: Spec) -> tuple[str, ...]:
+    """Units that Debian ships disabled and an image wants on."""
+    return () if _NETWORK_PACKAGES & set(spec.packages) else ("systemd-networkd.service",)
 
 
 def archives(suite: str, *, mirror: str | None = None, keyring: Path = KEYRING) -> tuple[Archive, ...]:

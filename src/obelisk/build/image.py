@@ -10,14 +10,14 @@ from obelisk.build.graph import Step, execute
 from obelisk.build.keys import SigningKey
 from obelisk.build.provenance import provenance
 from obelisk.build.sbom import sbom_step
-from obelisk.build.seal import command_line, disk_step, initrd_step, root_step, uki_step
+from obelisk.build.seal import assemble_disk, command_line, disk_step, initrd_step, root_step, uki_step
 from obelisk.build.trees import base_step, configured_step, tools_step
 from obelisk.events import Sink, task
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind
 from obelisk.model.lock import Lock
 from obelisk.model.spec import Spec
 from obelisk.store import Store, StoredImage
-from obelisk.system.bubblewrap import jobs
+from obelisk.system.bubblewrap import Room, jobs
 from obelisk.system.files import hash_file
 
 ARCHITECTURE = "amd64"
@@ -27,6 +27,9 @@ _PARTS = (
     (PartKind.VERITY, "root", "root.verity"),
     (PartKind.UKI, "uki", "uki.efi"),
     (PartKind.LOADER, "uki", "systemd-bootx64.efi"),
+    (PartKind.ENROL_PK, "uki", "PK.auth"),
+    (PartKind.ENROL_KEK, "uki", "KEK.auth"),
+    (PartKind.ENROL_DB, "uki", "db.auth"),
     (PartKind.SBOM_SPDX, "sbom", "sbom.spdx.json"),
     (PartKind.SBOM_CYCLONEDX, "sbom", "sbom.cdx.json"),
 )
@@ -50,11 +53,12 @@ def build(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> 
     Raises:
         ObeliskError: a step failed; what was finished stays, and the next build goes on from there.
     """
-    outputs = execute(tuple(plan(spec, lock, key, store, sink).values()), store, sink, jobs=jobs())
-    return seal(spec, lock, key, outputs, store, sink)
+    steps = plan(spec, lock, key, store, sink)
+    outputs = execute(tuple(steps.values()), store, sink, jobs=jobs())
+    return seal(spec, lock, key, outputs, store, sink, disk=steps["disk"].key)
 
 
-def seal(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], store: Store, sink: Sink) -> StoredImage:
+def seal(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], store: Store, sink: Sink, *, disk: str) -> StoredImage:
     """Write the manifest over finished steps and keep the image in the store."""
     ref = str(spec.file.resolve())
     with task(sink, "image", "Image") as running:
@@ -63,11 +67,21 @@ def seal(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], s
         manifest = _manifest(spec, lock, key, outputs, parts)
         known = next((image for image in store.images() if image.id == manifest.id), None)
         if known is None:
-            store.add_image(manifest, files, {"provenance.dsse.json": provenance(manifest, spec, lock, key)})
+            store.add_image(manifest, files, {"provenance.dsse.json": provenance(manifest, spec, lock, key), "disk-step": disk.encode()})
             known = store.image(manifest.id)
         store.set_ref(ref, known.id)
         running.detail = known.id[:12]
     return known
+
+
+def disk_of(image: StoredImage, store: Store, room: Room, work: Path) -> Path:
+    """The disk of an image, as it is shipped: the build's own where it is still there, else assembled again in `work`."""
+    note = image.extra("disk-step")
+    found = store.find_step(note.read_text()) if note is not None else None
+    if found is not None:
+        return found / "disk.raw"
+    files = {part.kind: image.directory / part.file for part in image.manifest.parts}
+    return assemble_disk(room, work, files, slots.layout_of(image.manifest))
 
 
 def _manifest(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], parts: tuple[Part, ...]) -> Manifest:

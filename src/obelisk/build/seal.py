@@ -18,10 +18,12 @@ from obelisk.build.trees import digest_of_code
 from obelisk.errors import InputError
 from obelisk.events import Task
 from obelisk.model.canonical import digest
+from obelisk.model.image import PartKind
 from obelisk.model.lock import Lock
 from obelisk.model.spec import Compression, Role, Spec
 from obelisk.system import erofs, namespace, repart, sbsign, ukify, verity
 from obelisk.system.bubblewrap import Room, read_only, writable
+from obelisk.system.files import hash_file
 
 _NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000001")
 _COMPRESSION = {Compression.NONE: "", Compression.LZ4: "lz4hc,12", Compression.ZSTD: "zstd,level=12"}
@@ -55,6 +57,9 @@ def root_step(spec: Spec, lock: Lock, base: Step, configured: Step, tools: Step)
         root_hash = verity.seal(
             room, Path("/work/root.erofs"), Path("/work/root.verity"), salt=salt, uuid=uuid5(_NAMESPACE, salt), binds=[writable(work, "/work")]
         )
+        for name in ("root.erofs", "root.verity"):
+            # Half a gigabyte is hashed once, here, and not at each build that finds it finished.
+            (work / f"{name}.sha256").write_text(hash_file(work / name))
         (work / "result.json").write_text(json.dumps({"root_hash": root_hash, "erofs_bytes": size}))
 
     options = {"compression": spec.compression.value, "salt": salt, "lock": lock.sha256, "budget": budget}
@@ -111,6 +116,8 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         room.run(request.argv(), binds=binds, env=env, on_line=running.output)
         loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
+        for name in ("PK", "KEK", "db"):
+            shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
         sbsign.sign(room, loader, Path("/work/systemd-bootx64.efi"), binds=binds, env=env)
 
     options = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
@@ -121,44 +128,57 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
 def disk_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]) -> Step:
     """The disk as it is shipped: ESP and slot A, made without a loop device."""
 
-    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
-        room = Room(needs["tools"] / "tree")
+    def produce(work: Path, needs: Mapping[str, Path], _running: Task) -> None:
         root_hash = json.loads((needs["root"] / "result.json").read_text())["root_hash"]
-        esp = work / "esp"
-        lay_out_esp(esp, needs["uki"], f"{spec.name}_{spec.version}", key)
-        definitions = work / "repart.d"
-        definitions.mkdir()
-        for name, text in slots.shipped_definitions(spec, root_hash).items():
-            (definitions / name).write_text(text)
-        repart.make_disk(
-            room,
-            Path("/work/disk.raw"),
-            Path("/work/repart.d"),
-            seed=uuid5(_NAMESPACE, lock.sha256),
-            epoch=lock.system.epoch,
-            binds=[
-                writable(work, "/work"),
-                read_only(esp, "/esp"),
-                read_only(needs["root"] / "root.erofs", "/root.erofs"),
-                read_only(needs["root"] / "root.verity", "/root.verity"),
-            ],
-            on_line=running.output,
-        )
-        shutil.rmtree(esp)
-        shutil.rmtree(definitions)
+        layout = slots.Layout(f"{spec.name}_{spec.version}", root_hash, slots.root_bytes(spec), lock.system.epoch)
+        files = {PartKind.ROOT: needs["root"] / "root.erofs", PartKind.VERITY: needs["root"] / "root.verity"}
+        files |= {kind: needs["uki"] / name for kind, name in _ESP_PARTS.items()}
+        assemble_disk(Room(needs["tools"] / "tree"), work, files, layout)
 
     options = {"name": spec.name, "version": spec.version, "budget": slots.root_bytes(spec), "keys": key.certificate_sha256}
     return Step("disk", "Disk", options, (steps["root"], steps["uki"], steps["tools"]), produce)
 
 
-def lay_out_esp(esp: Path, uki: Path, label: str, key: SigningKey) -> None:
+_ESP_PARTS = {
+    PartKind.UKI: "uki.efi",
+    PartKind.LOADER: "systemd-bootx64.efi",
+    PartKind.ENROL_PK: "PK.auth",
+    PartKind.ENROL_KEK: "KEK.auth",
+    PartKind.ENROL_DB: "db.auth",
+}
+
+
+def assemble_disk(room: Room, work: Path, files: Mapping[PartKind, Path], layout: slots.Layout) -> Path:
+    """Make `work`/disk.raw from an image's parts and return its path. Equal parts give equal bytes.
+
+    Without a root part, the disk has an ESP alone.
+    """
+    esp = work / "esp"
+    lay_out_esp(esp, files, layout.label)
+    definitions = work / "repart.d"
+    definitions.mkdir()
+    binds = [writable(work, "/work"), read_only(esp, "/esp")]
+    for name, text in slots.shipped_definitions(layout).items():
+        if PartKind.ROOT in files or "esp" in name:
+            (definitions / name).write_text(text)
+    for kind, inside in ((PartKind.ROOT, "/root.erofs"), (PartKind.VERITY, "/root.verity")):
+        if kind in files:
+            binds.append(read_only(files[kind], inside))
+    seed = uuid5(_NAMESPACE, layout.root_hash)
+    repart.make_disk(room, Path("/work/disk.raw"), Path("/work/repart.d"), seed=seed, epoch=layout.epoch, binds=binds)
+    shutil.rmtree(esp)
+    shutil.rmtree(definitions)
+    return work / "disk.raw"
+
+
+def lay_out_esp(esp: Path, files: Mapping[PartKind, Path], label: str) -> None:
     """The files of the EFI system partition, in a directory."""
     for name in ("EFI/BOOT", "EFI/systemd", "EFI/Linux", "loader/keys/auto"):
         (esp / name).mkdir(parents=True)
-    shutil.copyfile(uki / "systemd-bootx64.efi", esp / "EFI/BOOT/BOOTX64.EFI")
-    shutil.copyfile(uki / "systemd-bootx64.efi", esp / "EFI/systemd/systemd-bootx64.efi")
-    shutil.copyfile(uki / "uki.efi", esp / f"EFI/Linux/{label}.efi")
+    shutil.copyfile(files[PartKind.LOADER], esp / "EFI/BOOT/BOOTX64.EFI")
+    shutil.copyfile(files[PartKind.LOADER], esp / "EFI/systemd/systemd-bootx64.efi")
+    shutil.copyfile(files[PartKind.UKI], esp / f"EFI/Linux/{label}.efi")
     # Keys enrol by themselves only where the firmware is in setup mode, which somebody with access to it has to choose.
     (esp / "loader/loader.conf").write_text("timeout 0\nsecure-boot-enroll force\neditor no\n")
-    for name in ("PK", "KEK", "db"):
-        shutil.copyfile(key.directory / f"{name}.auth", esp / f"loader/keys/auto/{name}.auth")
+    for kind in (PartKind.ENROL_PK, PartKind.ENROL_KEK, PartKind.ENROL_DB):
+        shutil.copyfile(files[kind], esp / "loader/keys/auto" / _ESP_PARTS[kind])

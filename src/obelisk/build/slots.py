@@ -10,8 +10,10 @@
 Partition ids of a slot follow from the root hash: its first 128 bits name the root, its last the verity partition.
 """
 
+from dataclasses import dataclass
 from uuid import UUID
 
+from obelisk.model.image import Manifest
 from obelisk.model.spec import Spec
 
 ESP_BYTES = 2 << 30
@@ -40,25 +42,37 @@ def partition_uuids(root_hash: str) -> tuple[UUID, UUID]:
     return UUID(root_hash[:32]), UUID(root_hash[-32:])
 
 
-def shipped_definitions(spec: Spec, root_hash: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What decides the bytes of a shipped disk besides the files on it."""
+
+    label: str
+    root_hash: str
+    root_bytes: int
+    epoch: int
+
+
+def layout_of(manifest: Manifest) -> Layout:
+    """The layout of an image's disk."""
+    return Layout(manifest.label, manifest.root_hash, manifest.root_slot_bytes, manifest.epoch)
+
+
+def shipped_definitions(layout: Layout) -> dict[str, str]:
     """repart.d(5) definitions of the disk as it is shipped: ESP and slot A; sources are paths in the room that runs systemd-repart."""
-    root = root_bytes(spec)
-    label = f"{spec.name}_{spec.version}"
-    root_uuid, verity_uuid = partition_uuids(root_hash)
-    return {
-        "10-esp.conf": _definition(Type="esp", Label="esp", Format="vfat", CopyFiles="/esp:/", **_exactly(ESP_BYTES)),
-        "20-root-a.conf": _definition(
-            Type="root-x86-64", Label=label, UUID=str(root_uuid), CopyBlocks="/root.erofs", ReadOnly="yes", **_exactly(root)
-        ),
-        "21-verity-a.conf": _definition(
-            Type="root-x86-64-verity",
-            Label=f"{label}_verity",
-            UUID=str(verity_uuid),
-            CopyBlocks="/root.verity",
-            ReadOnly="yes",
-            **_exactly(verity_bytes(root)),
-        ),
-    }
+    root_uuid, verity_uuid = partition_uuids(layout.root_hash)
+    root = _definition(
+        Type="root-x86-64", Label=layout.label, UUID=str(root_uuid), CopyBlocks="/root.erofs", ReadOnly="yes", **_exactly(layout.root_bytes)
+    )
+    verity = _definition(
+        Type="root-x86-64-verity",
+        Label=f"{layout.label}_verity",
+        UUID=str(verity_uuid),
+        CopyBlocks="/root.verity",
+        ReadOnly="yes",
+        **_exactly(verity_bytes(layout.root_bytes)),
+    )
+    esp = _definition(Type="esp", Label="esp", Format="vfat", CopyFiles="/esp:/", **_exactly(ESP_BYTES))
+    return {"10-esp.conf": esp, "20-root-a.conf": root, "21-verity-a.conf": verity}
 
 
 def host_definitions(spec: Spec, root: int) -> dict[str, str]:
@@ -72,10 +86,9 @@ def host_definitions(spec: Spec, root: int) -> dict[str, str]:
     return definitions
 
 
-def disk_bytes(spec: Spec, *, state: int = 4 << 30) -> int:
+def host_disk_bytes(layout: Layout, *, state: int = 4 << 30) -> int:
     """The size of a disk that holds both slots and `state` bytes."""
-    root = root_bytes(spec)
-    return ESP_BYTES + 2 * (root + verity_bytes(root)) + state + 16 * MIB
+    return ESP_BYTES + 2 * (layout.root_bytes + verity_bytes(layout.root_bytes)) + state + 16 * MIB
 
 
 def _exactly(size: int) -> dict[str, str]:

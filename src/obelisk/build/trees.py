@@ -85,7 +85,8 @@ def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
         "locale": spec.locale,
         "timezone": spec.timezone,
         "canary": lock.request,
-        "services": {"enable": list(spec.services.enable), "disable": list(spec.services.disable), "mask": list(spec.services.mask)},
+        "default_target": debian.DEFAULT_TARGET[spec.role],
+        "services": {"enable": [*debian.enabled_units(spec), *spec.services.enable], "disable": list(spec.services.disable), "mask": list(spec.services.mask)},
         "groups": [{"name": group.name, "gid": group.gid} for group in spec.groups],
         "users": [
             {

@@ -21,6 +21,9 @@ class PartKind(StrEnum):
     VERITY = "verity"
     UKI = "uki"
     LOADER = "loader"
+    ENROL_PK = "enrol-pk"
+    ENROL_KEK = "enrol-kek"
+    ENROL_DB = "enrol-db"
     SBOM_SPDX = "sbom-spdx"
     SBOM_CYCLONEDX = "sbom-cyclonedx"
 

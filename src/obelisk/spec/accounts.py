@@ -9,16 +9,22 @@ from obelisk.spec.positions import KeyPath
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Accounts that Debian's base system brings; source: base-passwd and systemd.
-_SYSTEM_USERS = frozenset(
-    "root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc _apt nobody"
-    " systemd-network systemd-resolve systemd-timesync messagebus sshd".split()
+_SYSTEM_USERS = _names(
+    "root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc _apt nobody systemd-network "
+    "systemd-resolve systemd-timesync messagebus sshd"
 )
-_SYSTEM_GROUPS = _SYSTEM_USERS - {"sync", "nobody", "sshd"} | frozenset(
-    "adm tty disk dialout fax voice cdrom floppy tape sudo audio dip operator src shadow utmp video sasl plugdev staff users"
-    " nogroup kmem input sgx kvm render crontab systemd-journal".split()
+_SYSTEM_GROUPS = _SYSTEM_USERS - {"sync", "nobody", "sshd"} | _names(
+    "adm tty disk dialout fax voice cdrom floppy tape sudo audio dip operator src shadow utmp video sasl plugdev staff users "
+    "nogroup kmem input sgx kvm render crontab systemd-journal"
 )
 
+_FIRST_OWN_ID = 1000  # lower ids belong to packages
 _SSH_KEY = re.compile(
     r"""(?:^|[ \t])(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)|sk-(?:ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"""
     r"""[ \t]+([A-Za-z0-9+/]+=*)(?:[ \t]|$)"""
@@ -29,42 +35,38 @@ def accounts(root: Table, findings: Findings) -> tuple[tuple[User, ...], tuple[G
     """The users and groups that the spec declares."""
     groups = tuple(Group(name, table.get("gid", int)) for name, table in root.tables("groups"))
     users = tuple(_user(name, table, findings) for name, table in root.tables("users"))
-    for name, table in root.tables("users"):
-        _refuse_system(name, _SYSTEM_USERS, "user", table.path, findings)
-    for name, table in root.tables("groups"):
-        _refuse_system(name, _SYSTEM_GROUPS, "group", table.path, findings)
+    for key, known in (("users", _SYSTEM_USERS), ("groups", _SYSTEM_GROUPS)):
+        for name, table in root.tables(key):
+            if name in known:
+                findings.report(table.path, f"'{name}' belongs to the system", code="spec-conflict", hint="choose another name")
 
     names_by_uid: dict[int, str] = {}
     names_by_gid: dict[int, str] = {}
     for group in groups:
-        _claim(names_by_gid, group.gid, group.name, ("groups", group.name, "gid"), "group", findings)
+        _claim(names_by_gid, group.gid, by=group.name, path=("groups", group.name, "gid"), findings=findings)
     declared = {group.name: group.gid for group in groups}
     for user in users:
-        key = ("users", user.name)
-        _claim(names_by_uid, user.uid, user.name, (*key, "uid"), "user", findings)
+        uid = ("users", user.name, "uid")
+        _claim(names_by_uid, user.uid, by=user.name, path=uid, findings=findings)
         if user.gid is None and user.name not in declared:
-            _claim(names_by_gid, user.uid, user.name, (*key, "uid"), "group", findings)
+            _claim(names_by_gid, user.uid, by=user.name, path=uid, findings=findings)
         elif user.gid is None and declared[user.name] != user.uid:
             message = f"the user's own group '{user.name}' is declared with another id, {declared[user.name]}"
-            findings.report((*key, "uid"), "spec-conflict", message, f"say `gid = {declared[user.name]}` for the user, or make the ids equal")
+            findings.report(
+                uid, message, code="spec-conflict", hint=f"say `gid = {declared[user.name]}` for the user, or make the ids equal"
+            )
     for user in users:
-        if user.gid is not None and user.gid >= 1000 and user.gid not in names_by_gid:  # noqa: PLR2004 - lower ids belong to packages
+        if user.gid is not None and user.gid >= _FIRST_OWN_ID and user.gid not in names_by_gid:
             message = f"no group of the spec has the id {user.gid}"
-            findings.report(("users", user.name, "gid"), "spec-conflict", message, f"declare it: [groups.NAME] gid = {user.gid}")
+            findings.report(("users", user.name, "gid"), message, code="spec-conflict", hint=f"declare it: [groups.NAME] gid = {user.gid}")
     return users, groups
 
 
-def _claim(taken: dict[int, str], number: int, name: str, path: KeyPath, what: str, findings: Findings) -> None:
-    other = taken.setdefault(number, name)
-    if other != name:
-        findings.report(path, "spec-conflict", f"the {what} '{other}' has the id {number} already", "give each its own id")
-
-
-def _refuse_system(name: str, known: frozenset[str], what: str, path: KeyPath, findings: Findings) -> None:
-    if name in known:
-        message = f"the {what} '{name}' belongs to the system"
-        hint = "declare a user of your own with groups = [\"sudo\"]" if name == "root" else "choose another name"
-        findings.report(path, "spec-conflict", message, hint)
+def _claim(ids: dict[int, str], number: int, *, by: str, path: KeyPath, findings: Findings) -> None:
+    """Note that `by` has an id, or report who has it already."""
+    other = ids.setdefault(number, by)
+    if other != by:
+        findings.report(path, f"'{other}' has the id {number} already", code="spec-conflict", hint="give each its own id")
 
 
 def _user(name: str, table: Table, findings: Findings) -> User:
@@ -72,7 +74,7 @@ def _user(name: str, table: Table, findings: Findings) -> User:
     for number, key in enumerate(keys):
         if reason := _ssh_key_fault(key):
             hint = "give the one line of the .pub file"
-            findings.report(table.at("ssh_keys", number), "spec-value", reason, hint)
+            findings.report(table.at("ssh_keys", number), reason, code="spec-value", hint=hint)
     return User(
         name=name,
         uid=table.get("uid", int),

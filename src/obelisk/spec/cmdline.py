@@ -3,7 +3,8 @@
 The command line is signed together with the root hash. These words would start something else than the verified root, or open a root
 shell on the console before anybody logs in, so they are refused with the reason.
 
-Source: kernel-command-line(7), systemd-veritysetup-generator(8), systemd-gpt-auto-generator(8), dm-init and dm-verity of the kernel's admin guide.
+Source: kernel-command-line(7), systemd-veritysetup-generator(8), systemd-gpt-auto-generator(8); dm-init and dm-verity in the kernel's
+administration guide.
 """
 
 import re
@@ -12,7 +13,10 @@ _SHELL = "opens a root shell on the console"
 _OTHER_ROOT = "the root is found by its verified hash, which Obelisk writes"
 _REASONS = (
     (re.compile(r"(mount\.)?(root|usr)(fstype|flags|delay|hash)?|ro|rw|rootovl|nfsroot"), _OTHER_ROOT),
-    (re.compile(r"(roothash|usrhash)(sig)?|systemd\.verity.*|(rd\.)?systemd\.(image_policy|gpt_auto|veritysetup.*)|dm_mod\..*"), _OTHER_ROOT),
+    (
+        re.compile(r"(roothash|usrhash)(sig)?|(rd\.)?systemd\.(verity.*|image_policy|gpt_auto)|dm_mod\..*"),
+        _OTHER_ROOT,
+    ),
     (re.compile(r"dm_verity\..*"), "weakens what happens when a block is damaged"),
     (re.compile(r"init|rdinit|initrd|noinitrd|--"), "starts something else than the image's own system"),
     (re.compile(r"(rd\.)?systemd\.(unit|run|run_.*|wants|crash_shell)"), "starts something else than the image's own system"),

@@ -53,7 +53,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
     files = _files(root, beside, allow)
     entries = scan_tree(tree, allow, path=("tree",), findings=findings) if tree else ()
     for key, reason in collisions(dict(files), entries):
-        findings.report(key, "spec-conflict", reason, "keep one of them")
+        findings.report(key, reason, code="spec-conflict", hint="keep one of them")
     distribution, _, suite = root.get("distribution", str).partition(":")
     boot = root.table("boot")
     return Spec(
@@ -100,16 +100,16 @@ class _Beside:
             if is_right(found):
                 if found.resolve().is_relative_to(self.directory.resolve()):
                     return found
-                message, hint = f"'{name}' is a link that leads out of the spec's directory", "copy what it points to"
+                message, hint = (f"'{name}' is a link that leads out of the spec's directory", "copy what it points to")
             elif found.exists():
                 message, hint = f"'{name}' is no {what}", ""
             else:
                 near = self.directory / Path(name).parent
                 names = [str(Path(name).parent / other.name) for other in near.iterdir()] if near.is_dir() else []
-                message, hint = f"there is no {what} '{name}' beside the spec", nearest(name, names) or f"make it at {found}"
+                message, hint = (f"there is no {what} '{name}' beside the spec", nearest(name, names) or f"make it at {found}")
         except OSError as error:
             message, hint = f"'{name}' cannot be looked at: {error.strerror}", ""
-        self.findings.report(path, "spec-file", message, hint)
+        self.findings.report(path, message, code="spec-file", hint=hint)
         return None
 
     def read(self, path: KeyPath, name: str) -> tuple[Path, bytes] | None:
@@ -121,15 +121,15 @@ class _Beside:
             with found.open("rb") as file:
                 return found, file.read(1024)
         except OSError as error:
-            self.findings.report(path, "spec-file", f"'{name}' cannot be read: {error.strerror}", "check its permissions")
+            self.findings.report(path, f"'{name}' cannot be read: {error.strerror}", code="spec-file", hint="check its permissions")
             return None
 
 
 def _name(root: Table, findings: Findings) -> str:
     name, version = root.get("name", str), root.get("version", str)
     if (over := len(f"{name}_{version}_verity") - LABEL_CHARACTERS) > 0:
-        message = f"'{name}_{version}_verity' is {over} characters too long for a partition's label"
-        findings.report(("version",), "spec-value", message, "shorten name or version")
+        message = f"'{name}_{version}_verity' is {over} too long for a partition's label ({LABEL_CHARACTERS} characters)"
+        findings.report(("version",), message, code="spec-value", hint="shorten name or version")
     return name
 
 
@@ -137,7 +137,7 @@ def _cmdline(boot: Table, findings: Findings) -> tuple[str, ...]:
     words = boot.texts("cmdline")
     for number, word in enumerate(words):
         if reason := refused(word):
-            findings.report(boot.at("cmdline", number), "spec-forbidden", f"'{word}' is refused: {reason}", "leave it out")
+            findings.report(boot.at("cmdline", number), f"'{word}' is refused: {reason}", code="spec-forbidden", hint="leave it out")
     return words
 
 
@@ -148,7 +148,7 @@ def _timezone(root: Table, findings: Findings) -> str:
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         # A machine without the tz database cannot tell; the build looks into the image's own.
         if known := zoneinfo.available_timezones():
-            findings.report(("timezone",), "spec-value", f"there is no time zone '{zone}'", nearest(zone, known))
+            findings.report(("timezone",), f"there is no time zone '{zone}'", code="spec-value", hint=nearest(zone, known))
     return zone
 
 
@@ -158,7 +158,7 @@ def _services(table: Table, findings: Findings) -> Services:
         for other, units in (("disable", services.disable), ("mask", services.mask)):
             if unit in units:
                 message = f"'{unit}' is also listed in services.{other}"
-                findings.report(table.at("enable", number), "spec-conflict", message, "keep one of them")
+                findings.report(table.at("enable", number), message, code="spec-conflict", hint="keep one of them")
     return services
 
 
@@ -172,7 +172,9 @@ def _tree(root: Table, beside: _Beside) -> Path | None:
     found = None if name is None else beside.find(("tree",), name, "directory", Path.is_dir)
     if found is not None and found.resolve() == beside.directory.resolve():
         message = "the spec's own directory would put the spec and its lock into the image"
-        beside.findings.report(("tree",), "spec-file", message, "move what belongs into the image to a directory of its own, such as tree")
+        beside.findings.report(
+            ("tree",), message, code="spec-file", hint="move what belongs into the image to a directory of its own, such as tree"
+        )
         return None
     return found
 
@@ -183,13 +185,13 @@ def _files(root: Table, beside: _Beside, allow: Allowed) -> dict[str, KeyPath]:
     for name, table in root.tables("files"):
         path = image_path(name)
         if closed := refusal(path):
-            beside.findings.report(table.path, "spec-forbidden", f"'{path}' {closed.reason}", closed.hint)
+            beside.findings.report(table.path, f"'{path}' {closed.reason}", code="spec-forbidden", hint=closed.hint)
         if path in keys:
             message = f"'{name}' and '{keys[path][-1]}' are one place: /bin, /sbin and /lib are links into /usr"
-            beside.findings.report(table.path, "spec-conflict", message, "keep one of them")
+            beside.findings.report(table.path, message, code="spec-conflict", hint="keep one of them")
         if int(table.get("mode", str), 8) & _SPECIAL_BITS and path not in allow.setuid:
             message = "setuid and setgid files are refused unless they are listed"
-            beside.findings.report(table.at("mode"), "spec-forbidden", message, f'add "{path}" to allow.setuid')
+            beside.findings.report(table.at("mode"), message, code="spec-forbidden", hint=f'add "{path}" to allow.setuid')
         keys.setdefault(path, table.path)
     return keys
 
@@ -212,13 +214,15 @@ def _source(name: str, table: Table, beside: _Beside) -> AptSource:
     flat = [suite.endswith("/") for suite in suites]
     if any(flat) and (components or not all(flat)):
         message = "a suite ending in a slash is a path of its own, without components or other suites"
-        beside.findings.report(table.at("suites"), "spec-conflict", message, "make two sources of it")
+        beside.findings.report(table.at("suites"), message, code="spec-conflict", hint="make two sources of it")
     elif not any(flat) and not components:
         message = "`components` is missing"
-        beside.findings.report(table.path, "spec-missing", message, 'for example: components = ["main"]')
+        beside.findings.report(table.path, message, code="spec-missing", hint='for example: components = ["main"]')
     read = beside.read(table.at("key"), table.get("key", str))
     if read is not None and (reason := _openpgp_fault(read[1])):
-        beside.findings.report(table.at("key"), "spec-file", f"'{table.get('key', str)}' {reason}", "export the archive's public key")
+        beside.findings.report(
+            table.at("key"), f"'{table.get('key', str)}' {reason}", code="spec-file", hint="export the archive's public key"
+        )
     return AptSource(name, table.get("uri", str), suites, components, read[0] if read else beside.directory)
 
 
@@ -241,14 +245,16 @@ def _scripts(root: Table, beside: _Beside) -> tuple[Script, ...]:
             continue
         source, begin = read
         if name in {script.name for script in scripts}:
-            beside.findings.report(path, "spec-conflict", f"'{name}' is listed twice", "remove one of them")
+            beside.findings.report(path, f"'{name}' is listed twice", code="spec-conflict", hint="remove one of them")
         elif not source.stat().st_mode & 0o100:
-            beside.findings.report(path, "spec-file", f"'{name}' is not executable", f"chmod +x {source}")
+            beside.findings.report(path, f"'{name}' is not executable", code="spec-file", hint=f"chmod +x {source}")
         elif not begin.startswith((b"#!", b"\x7fELF")):
-            beside.findings.report(path, "spec-file", f"'{name}' does not say what runs it", "begin it with a line such as #!/bin/sh")
+            beside.findings.report(
+                path, f"'{name}' does not say what runs it", code="spec-file", hint="begin it with a line such as #!/bin/sh"
+            )
         elif begin.startswith(b"#!") and begin.split(b"\n", 1)[0].endswith(b"\r"):
             message = f"'{name}' has DOS line ends, so its first line names no program"
-            beside.findings.report(path, "spec-file", message, f"sed -i 's/\\r$//' {source}")
+            beside.findings.report(path, message, code="spec-file", hint=f"sed -i 's/\\r$//' {source}")
         scripts.append(Script(name, source))
     return tuple(scripts)
 
@@ -276,7 +282,7 @@ def _port(url: str, path: KeyPath, findings: Findings) -> None:
     except ValueError:
         wrong = True
     if wrong:
-        findings.report(path, "spec-value", f"the port must be from 1 to {_HIGHEST_PORT}, the host a name or address")
+        findings.report(path, f"the port must be from 1 to {_HIGHEST_PORT}, the host a name or address", code="spec-value")
 
 
 def _test(name: str, table: Table) -> TestCase:

@@ -7,6 +7,7 @@ out stands where it is written out.
 Source: TOML 1.0, sections Keys, String, Array, Table, Inline Table, Array of Tables.
 """
 
+import json
 import re
 import tomllib
 from bisect import bisect_right
@@ -19,8 +20,13 @@ _KEY_BLANK = re.compile(r"[ \t]*")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # Up to two quotes may stand directly before the three that end a multi-line string, hence {3,5}.
 _STRING = re.compile(
-    r'"""(?:\\.|[^\\])*?"{3,5}' r"|'''.*?'{3,5}" r'|"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'",
-    re.DOTALL,
+    r"""
+      "{3} (?:\\.|[^\\])*? "{3,5}
+    | '{3} .*? '{3,5}
+    | " (?:\\.|[^"\\\n])* "
+    | ' [^'\n]* '
+    """,
+    re.DOTALL | re.VERBOSE,
 )
 _SCALAR = re.compile(r"[^,\]}#\n]+")
 
@@ -51,9 +57,15 @@ def spell(path: KeyPath) -> str:
         if isinstance(part, int):
             spelled += f"[{part}]"
         else:
-            bare = part if _BARE_KEY.fullmatch(part) else '"' + part.encode("unicode_escape").decode() + '"'
-            spelled += f".{bare}" if spelled else bare
+            key = part if _BARE_KEY.fullmatch(part) else quote(part)
+            spelled += f".{key}" if spelled else key
     return spelled
+
+
+def quote(text: str) -> str:
+    """`text` as a basic string of TOML, on one line."""
+    # JSON's strings are TOML's, but for the one control character that JSON leaves alone.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 class _Scanner:

@@ -16,8 +16,8 @@ class Problem:
     """One thing to fix. `path` is the key it is about, `code` is stable, `hint` names the remedy where the message does not."""
 
     path: KeyPath
-    code: str
     message: str
+    code: str
     hint: str = ""
 
 
@@ -28,7 +28,7 @@ class SpecError(InputError):
     """
 
     def __init__(self, name: str, problems: Iterable[Problem], positions: Positions) -> None:
-        placed = sorted(((positions.line(problem.path), problem) for problem in problems), key=lambda pair: pair[0])
+        placed = sorted(((positions.line(problem.path), problem) for problem in dict.fromkeys(problems)), key=lambda pair: pair[0])
         self.problems = tuple(problem for _line, problem in placed)
         places = [f"{name}:{line}:{spell(problem.path)}".rstrip(":") for line, problem in placed]
         first = self.problems[0]
@@ -46,12 +46,16 @@ class Findings:
 
     problems: list[Problem] = field(default_factory=list)
 
-    def report(self, path: KeyPath, code: str, message: str, hint: str = "") -> None:
+    def report(self, path: KeyPath, message: str, *, code: str, hint: str = "") -> None:
         """Note a problem with what `path` names."""
-        self.problems.append(Problem(path, code, message, hint))
+        self.problems.append(Problem(path, message, code=code, hint=hint))
+
+
+def closest(word: str, known: Iterable[str]) -> set[str]:
+    """The known word most like `word`, or nothing when none is like it."""
+    return set(get_close_matches(word, list(known), n=1, cutoff=0.55))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question that names the known word most like `word`, or nothing when none is like it."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.55)
-    return f"did you mean `{close[0]}`?" if close else ""
+    return "".join(f"did you mean `{close}`?" for close in closest(word, known))

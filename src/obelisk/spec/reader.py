@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from obelisk.spec.positions import KeyPath, spell
-from obelisk.spec.problems import Findings, nearest
+from obelisk.spec.positions import KeyPath, quote, spell
+from obelisk.spec.problems import Findings, closest, nearest
 from obelisk.spec.shape import Kind, Shape
 
 T = TypeVar("T")
@@ -97,22 +97,25 @@ class _Reader:
     def table(self, path: KeyPath, value: Mapping[str, Any], shape: Shape) -> Table:
         """A table whose keys are known."""
         read: dict[str, object] = {}
+        present = set(value)
         for key, inner in value.items():
             if key in shape.properties:
                 read[key] = self.value((*path, key), inner, shape.properties[key])
             else:
-                self.findings.report((*path, key), "spec-key", "there is no such key", self.meant(path, key, shape))
+                present |= closest(key, shape.properties)  # a key that is only misspelled is not missing as well
+                self.findings.report((*path, key), "there is no such key", code="spec-key", hint=self.meant(path, key, shape))
         for key in shape.required:
-            if key not in value:
-                self.findings.report(path, "spec-missing", f"`{key}` is missing", _example(key, shape.properties[key]))
-        given = [key for key in shape.choice if key in value]
-        if shape.choice and len(given) != 1:
-            names = ", ".join(f"`{key}`" for key in shape.choice)
-            self.findings.report(path, "spec-missing" if not given else "spec-conflict", f"give exactly one of {names}")
+            if key not in present:
+                self.findings.report(path, f"`{key}` is missing", code="spec-missing", hint=_example(key, shape.properties[key]))
+        names = ", ".join(f"`{key}`" for key in shape.choice)
+        if sum(key in value for key in shape.choice) > 1:
+            self.findings.report(path, f"give exactly one of {names}", code="spec-conflict")
+        elif shape.choice and not present & set(shape.choice):
+            self.findings.report(path, f"give exactly one of {names}", code="spec-missing")
         for key, others in shape.needs.items():
             for other in others:
-                if key in value and other not in value:
-                    self.findings.report((*path, key), "spec-conflict", f"`{key}` goes with `{other}` only")
+                if key in value and other not in present:
+                    self.findings.report((*path, key), f"`{key}` goes with `{other}` only", code="spec-conflict")
         defaults = {key: _default((*path, key), inner) for key, inner in shape.properties.items()}
         kept = {key: inner for key, inner in read.items() if inner is not _ABSENT}
         return Table(path, {**{key: inner for key, inner in defaults.items() if inner is not _ABSENT}, **kept})
@@ -123,20 +126,20 @@ class _Reader:
         for name, inner in value.items():
             here = (*path, name)
             if shape.names is not None and not _is_like(name, shape.names):
-                self.findings.report(here, "spec-value", f"the name must be {shape.names.rule}, not '{_shown(name)}'")
+                self.findings.report(here, f"the name must be {shape.names.rule}, not '{_shown(name)}'", code="spec-value")
             elif shape.entries is not None and (entry := self.value(here, inner, shape.entries)) is not _ABSENT:
                 read[name] = entry
         return Table(path, read)
 
     def list(self, path: KeyPath, value: list[object], shape: Shape) -> object:
         if len(value) < shape.min_items:
-            self.findings.report(path, "spec-value", f"must have at least {shape.min_items} element", shape.hint)
+            self.findings.report(path, f"must have at least {shape.min_items} element", code="spec-value", hint=shape.hint)
             return _ABSENT
         read: list[object] = []
         for number, inner in enumerate(value):
             here = (*path, number)
             if shape.unique and inner in value[:number]:
-                self.findings.report(here, "spec-conflict", f"'{_shown(inner)}' is listed twice", "remove one of them")
+                self.findings.report(here, f"'{_shown(inner)}' is listed twice", code="spec-conflict", hint="remove one of them")
             elif shape.items is not None and (element := self.value(here, inner, shape.items)) is not _ABSENT:
                 read.append(element)
         # Later checks name elements by number, so a list of plain values stays whole or goes.
@@ -145,12 +148,13 @@ class _Reader:
 
     def wrong(self, path: KeyPath, value: object, shape: Shape) -> _Absent:
         """Report that `value` is not what `shape` wants."""
-        has_type = type(value) is _TYPES[shape.kind]
-        wanted = shape.rule or ("one of " + ", ".join(shape.enum) if shape.enum else _WORDS[shape.kind])
-        if not has_type:
-            wanted = shape.rule if shape.kind is Kind.WHOLE and shape.rule else _WORDS[shape.kind]
-        got = "" if shape.secret else f", not {_type_word(value)}" if not has_type else f", not '{_shown(value)}'"
-        self.findings.report(path, "spec-value", f"must be {wanted}{got}", _remedy(value, shape))
+        if type(value) is _TYPES[shape.kind]:
+            wanted = shape.rule or "one of " + ", ".join(shape.enum)
+            got = str(value) if isinstance(value, int) else f"'{_shown(value)}'"
+        else:
+            wanted, got = _WORDS[shape.kind], _type_word(value)
+        not_this = "" if shape.secret else f", not {got}"
+        self.findings.report(path, f"must be {wanted}{not_this}", code="spec-value", hint=_remedy(value, shape))
         return _ABSENT
 
     def meant(self, path: KeyPath, key: str, shape: Shape) -> str:
@@ -182,19 +186,24 @@ def _default(path: KeyPath, shape: Shape) -> object:
 
 
 def _remedy(value: object, shape: Shape) -> str:
-    if shape.hint:
-        return shape.hint
-    if shape.enum and isinstance(value, str):
-        return nearest(value, shape.enum)
-    if shape.kind is Kind.TEXT and isinstance(value, int | float) and not isinstance(value, bool):
-        return f'write it in quotes: "{value}"'
     if shape.kind is Kind.WHOLE and isinstance(value, str) and value.isascii() and value.isdigit():
         return f"write it without quotes: {value}"
-    if shape.kind is Kind.LIST and isinstance(value, str):
-        return f'write it in brackets: ["{_shown(value)}"]'
-    if shape.kind is Kind.FLAG and isinstance(value, str):
-        return "write true or false, without quotes"
-    return ""
+    return shape.hint or _form(value, shape)
+
+
+def _form(value: object, shape: Shape) -> str:
+    """How `value` would be written in the type that is wanted."""
+    match shape.kind, value:
+        case Kind.TEXT, str():
+            return nearest(value, shape.enum)
+        case Kind.TEXT, int() | float() if not isinstance(value, bool):
+            return f'write it in quotes: "{value}"'
+        case Kind.LIST, str():
+            return f'write it in brackets: ["{_shown(value)}"]'
+        case Kind.FLAG, str():
+            return "write true or false, without quotes"
+        case _:
+            return ""
 
 
 def _example(key: str, shape: Shape) -> str:
@@ -206,7 +215,7 @@ def inline(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+        return quote(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(inline(element) for element in value) + "]"
     if isinstance(value, dict):

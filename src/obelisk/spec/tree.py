@@ -20,6 +20,7 @@ from obelisk.spec.problems import Findings
 
 _LEFT_OUT = (".git", ".gitkeep", ".DS_Store", "*~", ".#*", "#*#", ".*.sw[op]")
 _NAMES_SHOWN = 3
+_SEARCHABLE = stat.S_IROTH | stat.S_IXOTH
 
 
 class EntryKind(StrEnum):
@@ -30,6 +31,9 @@ class EntryKind(StrEnum):
     SYMLINK = "symlink"
     CHARACTER = "character device"
     BLOCK = "block device"
+
+
+_DEVICES = {stat.S_IFCHR: EntryKind.CHARACTER, stat.S_IFBLK: EntryKind.BLOCK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,88 +78,88 @@ _TWICE = _Reason("spec-conflict", "is in the tree twice: /bin, /sbin and /lib ar
 @dataclass(frozen=True, slots=True)
 class _Scan:
     root: Path
-    allow: Allowed
     entries: dict[str, TreeEntry] = field(default_factory=dict)
     refused: dict[_Reason, list[str]] = field(default_factory=dict)
 
-    def directory(self, source: Path, above: str) -> None:
+    def directory(self, source: Path, above: str, allow: Allowed) -> None:
         """Take in what is in `source`, which is at `above` (empty for the root) as the tree spells it."""
         try:
-            names = sorted(os.listdir(source))
+            found = sorted(source.iterdir())
         except OSError:
             self.refuse(source, _UNREADABLE)
             return
-        for name in names:
-            if any(fnmatchcase(name, pattern) for pattern in _LEFT_OUT):
+        for inner in found:
+            if any(fnmatchcase(inner.name, pattern) for pattern in _LEFT_OUT):
                 continue
-            if not _is_plain(name):
-                self.refuse(source / name, _NAME)
+            entry = _entry(inner, f"{above}/{inner.name}", allow)
+            if isinstance(entry, _Reason):
+                self.refuse(inner, entry)
                 continue
-            spelled = f"{above}/{name}"
-            path = image_path(spelled)
-            if closed := refusal(path):
-                self.refuse(source / name, _Reason("spec-forbidden", closed.reason, closed.hint))
-                continue
-            try:
-                entry = self.entry(source / name, path)
-            except OSError:
-                self.refuse(source / name, _UNREADABLE)
-                continue
-            if entry is None:
-                continue
-            if path == "/usr" + spelled and not above and entry.kind is not EntryKind.DIRECTORY:
-                self.refuse(source / name, _MERGED_LINK)
-                continue
-            known = self.entries.setdefault(path, entry)
+            known = self.entries.setdefault(entry.path, entry)
             if known is not entry and not known.kind is entry.kind is EntryKind.DIRECTORY:
-                self.refuse(source / name, _TWICE)
+                self.refuse(inner, _TWICE)
             elif entry.kind is EntryKind.DIRECTORY:
-                self.directory(source / name, spelled)
-
-    def entry(self, source: Path, path: str) -> TreeEntry | None:
-        """The entry for `source`, or None after refusing it."""
-        status = source.lstat()
-        bits = status.st_mode
-        if stat.S_ISLNK(bits):
-            target = str(source.readlink())
-            if not _is_plain(target):
-                return self.refuse(source, _NAME)
-            return TreeEntry(path, source, EntryKind.SYMLINK, 0o777, target=target)
-        if stat.S_ISDIR(bits):
-            # setgid on a directory comes from shared checkouts and says nothing about the image
-            public = bits & 0o005 == 0o005
-            return TreeEntry(path, source, EntryKind.DIRECTORY, 0o755) if public else self.refuse(source, _PRIVATE)
-        if stat.S_ISBLK(bits) or stat.S_ISCHR(bits):
-            if path not in self.allow.devices:
-                return self.refuse(source, _DEVICE)
-            kind = EntryKind.BLOCK if stat.S_ISBLK(bits) else EntryKind.CHARACTER
-            return TreeEntry(path, source, kind, bits & 0o777, device=(os.major(status.st_rdev), os.minor(status.st_rdev)))
-        if not stat.S_ISREG(bits):
-            return self.refuse(source, _SPECIAL)
-        special = bits & (stat.S_ISUID | stat.S_ISGID)
-        if special and path not in self.allow.setuid:
-            return self.refuse(source, _SETUID)
-        if not bits & stat.S_IROTH and not special:
-            return self.refuse(source, _PRIVATE)
-        if not os.access(source, os.R_OK):
-            return self.refuse(source, _UNREADABLE)
-        mode = 0o755 if bits & stat.S_IXUSR else 0o644
-        return TreeEntry(path, source, EntryKind.FILE, mode | special)
+                self.directory(inner, f"{above}/{inner.name}", allow)
 
     def refuse(self, source: Path, reason: _Reason) -> None:
         """Note that `source` cannot be laid over the root."""
         name = str(source.relative_to(self.root.parent))
-        self.refused.setdefault(reason, []).append(name if name.isprintable() else os.fsencode(name).decode("utf-8", "backslashreplace"))
+        self.refused.setdefault(reason, []).append(name if name.isprintable() else repr(name)[1:-1])
+
+
+def _entry(source: Path, spelled: str, allow: Allowed) -> TreeEntry | _Reason:
+    """What to lay over the root for `source`, or why it is refused."""
+    if not _is_plain(source.name):
+        return _NAME
+    path = image_path(spelled)
+    if closed := refusal(path):
+        return _Reason("spec-forbidden", closed.reason, closed.hint)
+    try:
+        status = source.lstat()
+        target = str(source.readlink()) if stat.S_ISLNK(status.st_mode) else ""
+    except OSError:
+        return _UNREADABLE
+    if path != spelled and spelled.count("/") == 1 and not stat.S_ISDIR(status.st_mode):
+        return _MERGED_LINK
+    if target:
+        return TreeEntry(path, source, EntryKind.SYMLINK, 0o777, target=target) if _is_plain(target) else _NAME
+    return _inode(source, path, status, allow)
+
+
+def _inode(source: Path, path: str, status: os.stat_result, allow: Allowed) -> TreeEntry | _Reason:
+    bits = status.st_mode
+    match stat.S_IFMT(bits):
+        case stat.S_IFDIR:
+            # setgid on a directory comes from shared checkouts and says nothing about the image
+            return TreeEntry(path, source, EntryKind.DIRECTORY, 0o755) if bits & _SEARCHABLE == _SEARCHABLE else _PRIVATE
+        case stat.S_IFREG:
+            return _file(source, path, bits, allow)
+        case stat.S_IFBLK | stat.S_IFCHR as kind:
+            device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+            return TreeEntry(path, source, _DEVICES[kind], bits & 0o777, device=device) if path in allow.devices else _DEVICE
+        case _:
+            return _SPECIAL
+
+
+def _file(source: Path, path: str, bits: int, allow: Allowed) -> TreeEntry | _Reason:
+    special = bits & (stat.S_ISUID | stat.S_ISGID)
+    if special and path not in allow.setuid:
+        return _SETUID
+    if not bits & stat.S_IROTH and not special:
+        return _PRIVATE
+    if not os.access(source, os.R_OK):
+        return _UNREADABLE
+    return TreeEntry(path, source, EntryKind.FILE, (0o755 if bits & stat.S_IXUSR else 0o644) | special)
 
 
 def scan_tree(root: Path, allow: Allowed, *, path: KeyPath, findings: Findings) -> tuple[TreeEntry, ...]:
     """What is in the directory `root`, parents before what is in them; problems are reported for the key `path`."""
-    scan = _Scan(root, allow)
-    scan.directory(root, "")
+    scan = _Scan(root)
+    scan.directory(root, "", allow)
     for reason, names in scan.refused.items():
         more = len(names) - _NAMES_SHOWN
         told = ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        findings.report(path, reason.code, f"{told}: {reason.text}", reason.hint)
+        findings.report(path, f"{told}: {reason.text}", code=reason.code, hint=reason.hint)
     return tuple(scan.entries[path] for path in sorted(scan.entries, key=lambda path: path.split("/")))
 
 
@@ -164,14 +168,14 @@ def collisions(paths: dict[str, KeyPath], entries: tuple[TreeEntry, ...]) -> Ite
     tree = {entry.path: entry for entry in entries}
     for path, key in paths.items():
         if (entry := tree.get(path)) is not None:
-            yield key, f"the tree has the {entry.kind} {entry.source.name} at the same place"
+            yield (key, f"the tree has the {entry.kind} {entry.source.name} at the same place")
         elif any(below.startswith(path + "/") for below in tree):
             yield key, f"the tree has files below '{path}', so it cannot be a file"
         for above in parents(path):
             if above in paths:
                 yield key, f"'{above}' is a file and cannot have others below it"
             if above in tree and tree[above].kind is not EntryKind.DIRECTORY:
-                yield key, f"'{above}' is a {tree[above].kind} in the tree and cannot have files below it"
+                yield (key, f"'{above}' is a {tree[above].kind} in the tree and cannot have files below it")
 
 
 def _is_plain(name: str) -> bool:

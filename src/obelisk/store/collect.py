@@ -68,7 +68,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """How many things of one category were removed, and the bytes that this gave back: a file with several names counts once, with the last."""
+    """How many things of one category were removed, and the bytes that this gave back: a file with several names counts once."""
 
     count: int = 0
     size_bytes: int = 0

@@ -174,7 +174,7 @@ class Images:
         return tuple(sorted(path.name for path in self._layout.images.iterdir()))
 
     def all(self) -> tuple[StoredImage, ...]:
-        """All images whose manifests can be read, newest first. (`verify` names the others.)"""
+        """All images whose manifests can be read, newest first; `verify` names the others."""
         found = []
         for image_id in self.ids():
             try:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from obelisk.errors import InputError, TrustError
-from obelisk.model.canonical import Json
 from obelisk.store.faults import storage_faults
 from obelisk.store.session import Session
 from obelisk.store.steps import Uses
@@ -25,7 +24,7 @@ HISTORY = 50
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """`name` stands for the image `images[0]`; the rest are its predecessors, newest first. `at` is when it was set, in seconds since 1970."""
+    """`name` stands for `images[0]`; the rest are its predecessors, newest first. `at`: when it was set, in seconds since 1970."""
 
     name: str
     images: tuple[str, ...]
@@ -104,7 +103,7 @@ class Refs:
             yield path
 
     def _write(self, path: Path, ref: Ref) -> None:
-        value: Json = {
+        value = {
             "schema": _SCHEMA,
             "name": ref.name,
             "images": ref.images,

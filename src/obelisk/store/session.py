@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from obelisk.errors import ObeliskError, StateError
+from obelisk.errors import MissingFeatureError, ObeliskError, StateError
 from obelisk.store.faults import storage_faults
 from obelisk.store.layout import Layout
 from obelisk.system.files import locked, sync_directory
@@ -136,11 +136,19 @@ def discard(path: Path) -> None:
             try:
                 path.rmdir()  # very often it is empty, and then this is a hundred times faster
             except OSError:
-                remove_tree(path)
+                _remove_full(path)
         else:
             path.unlink()
     except FileNotFoundError:
         pass
+
+
+def _remove_full(path: Path) -> None:
+    try:
+        remove_tree(path)
+    except MissingFeatureError:
+        # Who has no subordinate ids owns everything here, and cannot have mounted anything in it that must not be entered.
+        shutil.rmtree(path)
 
 
 def sweep(layout: Layout) -> None:

@@ -9,17 +9,17 @@ A step is a container directory, steps/<key>, published by one rename:
                /sealed      exists once everything above is on the disk
     steps/<alias> -> <key>  another name of the same step
 
-Durability. Flushing a tree of 200 MB when it is finished takes 0.15-0.4 s on a fast disk and more than a second on a slow one, for every
-step, although most of it is on the disk by itself a little later. So nothing is flushed when a step is published. Its record names the
-boot (the kernel's boot_id) instead: in the same boot the kernel gives back what was written whether it has reached the disk or not, and
-a power cut ends the boot. `seal` flushes the file system once for all steps (syncfs; at the latest when an image is added) and
-then marks them sealed. A step that is neither sealed nor of this boot counts as absent and is made anew. Where the kernel tells no boot_id,
-each step is flushed before it is published.
+Durability. Flushing a tree of 200 MB and 7,000 files as soon as it was finished took 0.15 to 0.37 s on a fast disk, for each step. So nothing
+is flushed when a step is published. Its record names the boot (the kernel's boot_id) instead: within one boot the kernel gives back
+what was written whether it has reached the disk or not, and a power cut ends the boot. `seal` flushes the file system once for all steps
+(syncfs; at the latest when an image is added) and then marks them sealed. A step that is neither sealed nor of this boot counts as
+absent and is made anew. Where the kernel tells no boot_id, each step is flushed before it is published.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from obelisk.store.layout import checked_digest
 from obelisk.store.session import Session, discard
 from obelisk.system.filesystem import boot_id, sync_filesystem
 
-_SCHEMA = "obelisk.step/1"
 # Result files below this are read at each use; a larger one is only measured.
 SMALL_BYTES = 256 << 10
 UNFLUSHED = "the machine went down before it was on the disk"
@@ -111,10 +110,8 @@ class Steps:
         with storage_faults(self._layout.root):
             sync_filesystem(self._layout.root)
             for path in unsealed:
-                try:
+                with suppress(FileNotFoundError):  # removed meanwhile
                     (path / "sealed").touch()
-                except FileNotFoundError:
-                    pass  # removed meanwhile
 
     def _produce(self, key: str, produce: Callable[[Path], None]) -> Path:
         target = self._layout.step(key)
@@ -154,27 +151,30 @@ class Steps:
 
 def problem(container: Path) -> str | None:
     """Why the step cannot be used, or None when it can: it survived every power cut, and its result files look as recorded."""
+    if not container.is_dir():
+        return "there is no such step"
+    sealed = (container / "sealed").exists()
     try:
         record: dict[str, Any] = json.loads((container / "step.json").read_bytes())
-        if record["schema"] != _SCHEMA:
-            return f"its record has the schema {record['schema']!r}"
-        if not (container / "sealed").exists() and record["boot"] != boot_id():
+        if not sealed and record["boot"] != boot_id():
             return UNFLUSHED
-        for name, size, sha256 in record["files"]:
-            file = container / "output" / name
-            found = file.lstat().st_size
-            if found != size:
-                return f"{name} has {found} bytes, recorded are {size}"
-            if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-                return f"{name} has changed"
-        if not (container / "output").is_dir():
-            return "it has no output"
-    except FileNotFoundError as error:
-        return "there is no such step" if not container.is_dir() else f"{Path(str(error.filename)).name} is missing"
+        return _changed(container / "output", record["files"])
     except (KeyError, TypeError, ValueError):
-        return "its record is damaged"
+        # A power cut may leave the name of a file and nothing in it.
+        return "its record is damaged" if sealed else UNFLUSHED
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
+
+
+def _changed(output: Path, files: list[tuple[str, int, str]]) -> str | None:
+    output.stat()
+    for name, size, sha256 in files:
+        file = output / name
+        found = file.lstat().st_size
+        if found != size:
+            return f"{name} has {found} bytes, recorded are {size}"
+        if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            return f"{name} has changed"
     return None
 
 
@@ -197,7 +197,7 @@ def _record(output: Path) -> bytes:
             size = entry.stat().st_size
             files.append((entry.name, size, _digest(entry) if size <= SMALL_BYTES else ""))
     # Not canonical JSON: nobody hashes it, and a name need not be UTF-8.
-    return json.dumps({"schema": _SCHEMA, "boot": boot_id(), "files": sorted(files)}).encode()
+    return json.dumps({"boot": boot_id(), "files": sorted(files)}).encode()
 
 
 def _entries(output: Path) -> list[Path]:

@@ -16,8 +16,8 @@ Order of locks: `lock`, then `locks/*`. Locks are the kernel's: they end with th
 
 Invariants. Nothing outside work/ is ever unfinished: each thing is made in work/ and published by one rename, after its content
 is on the disk (blobs, images, refs, proofs) or marked as not yet there (steps). So a process may be killed, or the power cut, at any
-instant: what had been finished is there, what was not is swept by the next `Store.open`. All of it must be on one local file system with flock and hard
-links. steps/ and work/ are closed to other users: root trees with set-user-ID programs lie there.
+instant: what had been finished is there, what was not is swept by the next `Store.open`. All of it must be on one local file system
+with flock and hard links. steps/ and work/ are closed to other users: root trees with set-user-ID programs lie there.
 
 This module is the face of the store and decides nothing.
 """

@@ -1,8 +1,12 @@
 """mkfs.erofs(1): a directory as a read-only file system image."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
+
+from obelisk.system.bubblewrap import Room, read_only, writable
+from obelisk.system.namespace import remove_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +29,30 @@ class Make:
     def environment(self) -> dict[str, str]:
         """With this set, times are clamped to the epoch and not replaced by it."""
         return {"SOURCE_DATE_EPOCH": str(self.epoch)}
+
+
+_LISTING = """
+import hashlib, os, stat, sys
+top = sys.argv[1]
+for directory, names, files in os.walk(top):
+    for name in sorted(names + files):
+        path = os.path.join(directory, name)
+        status = os.lstat(path)
+        what = f"{stat.filemode(status.st_mode)} {status.st_uid}:{status.st_gid}"
+        if stat.S_ISLNK(status.st_mode):
+            what += f" -> {os.readlink(path)}"
+        elif stat.S_ISREG(status.st_mode):
+            with open(path, "rb") as file:
+                what += f" {status.st_size} {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+        print(os.path.relpath(path, top).replace("\\n", "?"), what, sep="\\t")
+"""
+
+
+def listing(room: Room, image: Path) -> dict[str, str]:
+    """What is in an image: path -> mode, owner, size and the beginning of the SHA-256, or a link's target."""
+    with tempfile.TemporaryDirectory(prefix="obelisk-erofs-") as scratch:
+        script = 'fsck.erofs --extract=/out/tree /image >/dev/null && exec python3 -I -c "$1" /out/tree'
+        binds = [read_only(image, "/image"), writable(Path(scratch), "/out")]
+        said = room.run(["sh", "-euc", script, "listing", _LISTING], binds=binds).stdout
+        remove_tree(Path(scratch) / "tree")
+    return dict(line.split("\t", 1) for line in said.splitlines())

@@ -5,6 +5,7 @@ A durable write is: temporary file in the same directory, fsync, rename, fsync o
 
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -74,6 +75,11 @@ def clone_or_copy(source: Path, target: Path) -> None:
     shutil.copymode(source, target)
 
 
+def move(source: Path, target: Path) -> None:
+    """Move a file or directory, to another file system if need be."""
+    shutil.move(source, target)
+
+
 def copy_data(reader: int, writer: int, size: int, *, offset: int = 0) -> None:
     """Copy the first `size` bytes of `reader` to `offset` in `writer`, leaving holes where the source has them."""
     position = 0
@@ -128,3 +134,10 @@ def _lock_file(path: Path, operation: int) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def find_bytes(path: Path, pattern: bytes) -> int | None:
+    """Where `pattern` first stands in a file, which is mapped and not read into memory."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(pattern)
+    return at if at >= 0 else None

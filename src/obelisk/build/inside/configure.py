@@ -25,6 +25,9 @@ def main() -> None:
     identify(tree, request)
     add_accounts(tree / "etc", request)
     place_files(tree, request, owned)
+    default = tree / "etc/systemd/system/default.target"
+    default.unlink(missing_ok=True)
+    default.symlink_to(f"/usr/lib/systemd/system/{request['default_target']}")
     settle_services(tree, request["services"])
     for script in request["scripts"]:
         run_script(tree, script)
@@ -130,7 +133,7 @@ def add_accounts(etc: Path, request: dict[str, Any]) -> None:
         write(etc.parent / "usr/lib/tmpfiles.d/obelisk-homes.conf", "".join(tmpfiles).encode())
     if (etc / "ssh/sshd_config").exists():
         settings = "AuthorizedKeysFile .ssh/authorized_keys /etc/ssh/authorized_keys.d/%u\n"
-        settings += "".join(f"HostKey /var/lib/obelisk/ssh/ssh_host_{kind}_key\n" for kind in ("ed25519", "ecdsa", "rsa"))
+        settings += "".join(f"HostKey /var/lib/obelisk/ssh/ssh_host_{kind}_key\n" for kind in ("ed25519", "ecdsa"))
         write(etc / "ssh/sshd_config.d/10-obelisk.conf", settings.encode())
 
 
@@ -254,7 +257,6 @@ def seed_state(tree: Path, request: dict[str, Any]) -> None:
 def refresh(tree: Path) -> None:
     """Caches that systems otherwise make at their first boot, where the root cannot be written."""
     subprocess.run(["ldconfig", "-r", str(tree)], check=True)  # noqa: S603, S607 - fixed words
-    shutil.rmtree(tree / "var/cache", ignore_errors=True)
     (tree / "etc/.updated").touch()
 
 

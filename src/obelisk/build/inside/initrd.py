@@ -97,7 +97,13 @@ UNITS = (
 )
 
 WANTED = {
-    "sysinit.target.wants": ("systemd-journald.service", "systemd-modules-load.service", "systemd-udevd.service", "systemd-udev-trigger.service"),
+    "sysinit.target.wants": (
+        "systemd-journald.service",
+        "systemd-modules-load.service",
+        "systemd-udevd.service",
+        "systemd-udev-trigger.service",
+        "veritysetup.target",
+    ),
     "sockets.target.wants": (
         "systemd-journald.socket",
         "systemd-journald-dev-log.socket",
@@ -121,7 +127,7 @@ RULES = (
 
 # Storage that a root disk may hang on, by module name; those built into the kernel are not found as files, which is fine.
 MODULES = (
-    "ahci ata_piix btrfs crc32c_generic crc32c-intel dm_mod dm_verity efivarfs erofs hv_storvsc hv_vmbus mmc_block mptsas mptspi "
+    "ahci ata_piix autofs4 btrfs crc32c_generic crc32c-intel dm_mod dm_verity efivarfs erofs hv_storvsc hv_vmbus mmc_block mptsas mptspi "
     "megaraid_sas mpt3sas nls_ascii nls_cp437 nvme sd_mod sdhci_acpi sdhci_pci sha256_generic sha256-ssse3 smartpqi tpm_crb tpm_tis uas "
     "usb_storage usbhid vfat virtio_blk virtio_console virtio_mmio virtio_pci virtio_scsi vmw_pvscsi xen-blkfront xhci_pci ehci_pci vmd"
 ).split()

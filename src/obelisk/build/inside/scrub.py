@@ -31,7 +31,6 @@ REMOVED = (
     "run/*",
     "tmp/*",
     "tmp/.*",
-    "var/cache/*",
     "var/lib/apt/extended_states",
     "var/lib/apt/lists/*",
     "var/lib/apt/periodic",
@@ -43,7 +42,6 @@ REMOVED = (
     "var/lib/systemd/credential.secret",
     "var/lib/systemd/random-seed",
     "var/lib/ucf/*.[0-9]",
-    "var/log/*",
     "var/tmp/*",
     "var/.updated",
 )
@@ -56,6 +54,10 @@ def main() -> None:
     for pattern in REMOVED:
         for path in tree.glob(pattern):
             remove(path)
+    for place in ("var/log", "var/cache"):
+        for path in (tree / place).rglob("*"):
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
     (tree / "etc/machine-id").touch(mode=0o444)
     snakeoil = tree / "etc/ssl/private/ssl-cert-snakeoil.key"
     if snakeoil.exists():

@@ -12,16 +12,16 @@ from pathlib import Path
 
 FACTORY = "usr/share/factory"
 SKIPPED = frozenset({"/var/lib/dpkg", "/var/lib/apt", "/var/cache/apt", "/var/cache/debconf", "/var/lock", "/var/run"})
-# systemd's own tmpfiles.d(5) makes these with the attributes they need.
 MADE_ELSEWHERE = frozenset({"/var", "/var/tmp", "/var/log/journal"})  # noqa: S108 - a path inside an image
 
 
 def seed(tree: Path) -> None:
     """Move /var of `tree` aside and write the rules that bring it back on each machine."""
     lines: list[str] = []
+    known = _known(tree)
     for path in sorted((tree / "var").rglob("*")):
         name = f"/{path.relative_to(tree)}"
-        if name in MADE_ELSEWHERE or any(name == skipped or name.startswith(f"{skipped}/") for skipped in SKIPPED):
+        if name in MADE_ELSEWHERE or name in known or any(name == skipped or name.startswith(f"{skipped}/") for skipped in SKIPPED):
             continue
         lines.append(_rule(tree, path, name))
     database = tree / "var/lib/dpkg"
@@ -30,7 +30,8 @@ def seed(tree: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(database, kept, symlinks=True)
     lines.append("L+ /var/lib/dpkg - - - - /usr/lib/sysimage/dpkg")
-    lines += ["d /var/lib/apt 0755 root root", "d /var/cache/apt/archives/partial 0700 root root", "L /var/lock - - - - /run/lock", "L /var/run - - - - /run"]
+    lines += ["d /var/lib/apt 0755 root root", "d /var/cache/apt/archives/partial 0700 root root"]
+    lines += [f"L {name} - - - - {target}" for name, target in (("/var/lock", "/run/lock"), ("/var/run", "/run")) if name not in known]
     rules = tree / "usr/lib/tmpfiles.d/obelisk-var.conf"
     rules.parent.mkdir(parents=True, exist_ok=True)
     rules.write_text("# What the image's packages expect below /var. Written by the build.\n" + "".join(f"{line}\n" for line in lines))
@@ -39,6 +40,19 @@ def seed(tree: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def _known(tree: Path) -> set[str]:
+    """Paths that the packages' own tmpfiles.d(5) make already."""
+    found: set[str] = set()
+    for file in sorted((tree / "usr/lib/tmpfiles.d").glob("*.conf")):
+        if file.name.startswith("obelisk"):
+            continue
+        for line in file.read_text().splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0].rstrip("!-=~^$+") in {"d", "D", "q", "Q", "v", "L", "f"}:
+                found.add(words[1])
+    return found
 
 
 def escape(name: str) -> str:

@@ -1,0 +1,118 @@
+"""Commands that make: new, lock, build, keys."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from obelisk import spec as specs
+from obelisk.build import image, locking
+from obelisk.build.graph import execute
+from obelisk.build.keys import SigningKey, create, load
+from obelisk.build.lockfile import read_lock
+from obelisk.build.trees import tools_step
+from obelisk.cli.places import key_directory, open_store
+from obelisk.cli.terminal import reporting, size
+from obelisk.errors import InputError
+from obelisk.events import Note, Sink
+from obelisk.model.lock import Lock
+from obelisk.store import Store
+from obelisk.system.bubblewrap import Room
+
+
+def new(arguments: Namespace) -> int:
+    """Write a new spec with the files that it refers to."""
+    directory = Path(arguments.directory)
+    if directory.exists() and any(directory.iterdir()):
+        raise InputError(f"{directory} is not empty", code="new-exists", hint="name a directory that does not exist yet")
+    for name, (text, mode) in specs.template(directory.absolute().name, arguments.role).items():
+        file = directory / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+        print(f"wrote {file}")
+    print(f"next: edit {directory}/obelisk.toml, then `obelisk lock {directory}` and `obelisk build {directory}`")
+    return 0
+
+
+def lock(arguments: Namespace) -> int:
+    """Pin every package and print what changed."""
+    spec = specs.load(Path(arguments.spec))
+    store = open_store(arguments)
+    with reporting(json_wanted=arguments.json) as sink:
+        found, changes = locking.lock(spec, store, sink, update=arguments.update)
+    if not arguments.json:
+        total = sum(package.size_bytes for package in found.system.packages)
+        for line in changes if len(changes) <= 40 or arguments.update is not None else changes[:0]:  # noqa: PLR2004 - a screenful
+            print(line)
+        print(f"{spec.lock_file}: {len(found.system.packages)} packages ({size(total)}), {len(changes)} changes")
+    return 0
+
+
+def build(arguments: Namespace) -> int:
+    """Build the image and print its id."""
+    spec = specs.load(Path(arguments.spec))
+    store = open_store(arguments)
+    with reporting(json_wanted=arguments.json) as sink:
+        if not spec.lock_file.exists():
+            sink(Note("there is no lock yet: locking first"))
+            locking.lock(spec, store, sink)
+        pinned = locking.require_lock(spec)
+        key = signing_key(pinned, store, sink)
+        built = image.build(spec, pinned, key, store, sink)
+        if key.test_key:
+            sink(Note("signed with a test key; make your own with `obelisk keys`"))
+        differences: tuple[str, ...] = ()
+        if arguments.reproduce:
+            from obelisk.build.reproduce import reproduce  # noqa: PLC0415 - rarely wanted
+
+            differences = reproduce(spec, pinned, key, store, built, sink)
+    for line in differences:
+        print(f"differs: {line}", file=sys.stderr)
+    if arguments.reproduce and not differences and not arguments.json:
+        print("reproduced bit by bit", file=sys.stderr)
+    print(built.id)
+    return 3 if differences else 0
+
+
+def keys(arguments: Namespace) -> int:
+    """Make the user's keys, or show what they are."""
+    directory = key_directory()
+    found = load(directory)
+    if found is not None and found.test_key:
+        retired = directory.with_name("test-keys")
+        directory.rename(retired)
+        print(f"the test keys are now in {retired}")
+        found = None
+    if found is None:
+        store = open_store(arguments)
+        with reporting(json_wanted=arguments.json) as sink:
+            found = create(directory, tools_room(None, store, sink))
+        print(f"made new keys in {directory}; keep PK.key and KEK.key offline, and a copy of everything somewhere safe")
+    print(f"{directory}: Secure Boot certificate {found.certificate_sha256}")
+    return 0
+
+
+def signing_key(pinned: Lock, store: Store, sink: Sink) -> SigningKey:
+    """The user's keys; marked test keys are made where there are none."""
+    return load(key_directory()) or create(key_directory(), tools_room(pinned, store, sink), test_key=True)
+
+
+def tools_room(pinned: Lock | None, store: Store, sink: Sink) -> Room:
+    """The tools tree of a lock; without a lock, that of any image's spec in the store.
+
+    Raises:
+        InputError: no tools tree is known yet.
+    """
+    if pinned is None:
+        for ref in store.refs():
+            file = Path(ref.name).with_suffix(".lock")
+            if file.exists():
+                pinned = read_lock(file)
+                break
+    if pinned is None:
+        raise InputError("no tools are locked yet", code="tools-unknown", hint="run `obelisk lock` and `obelisk build` on a spec first")
+    step = tools_step(pinned.tools, store, sink)
+    found = store.find_step(step.key)
+    if found is None:
+        found = execute((step,), store, sink)["tools"]
+    return Room(found / "tree")

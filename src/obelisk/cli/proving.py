@@ -1,0 +1,114 @@
+"""Commands that boot: test and run."""
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from obelisk import spec as specs
+from obelisk.build import slots
+from obelisk.build.image import disk_of
+from obelisk.build.lockfile import read_lock
+from obelisk.cli.making import signing_key, tools_room
+from obelisk.cli.places import find_image, open_store
+from obelisk.cli.terminal import reporting
+from obelisk.errors import InputError
+from obelisk.machine import initrd_with, unpack_uki
+from obelisk.model.image import PartKind
+from obelisk.model.spec import Spec
+from obelisk.system import qemu
+from obelisk.system.bubblewrap import Bind, read_only, writable
+from obelisk.trial import as_json, as_junit, proof
+from obelisk.trial import run as run_trial
+
+_SHELL = """[Service]
+ExecStart=
+ExecStart=-/sbin/agetty --autologin root --keep-baud 115200,57600,38400,9600 - $TERM
+"""
+_INJECT = """[Unit]
+DefaultDependencies=no
+After=sysroot.mount
+Before=initrd-switch-root.target initrd-cleanup.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/sh -c 'mkdir -p /run/systemd/system/serial-getty@ttyS0.service.d; cat /usr/lib/obelisk-shell/conf >/run/systemd/system/serial-getty@ttyS0.service.d/shell.conf'
+"""
+
+
+def test(arguments: Namespace) -> int:
+    """Try an image in VMs, report, and store a signed proof when everything passed."""
+    store = open_store(arguments)
+    image = find_image(store, arguments.image)
+    spec = _spec_of(arguments.image, image.id, [ref.name for ref in store.refs() if ref.image_id == image.id])
+    pinned = read_lock(spec.lock_file)
+    artefacts = store.root / "trials" / f"{image.id[:12]}-{time.strftime('%Y%m%dT%H%M%S')}"
+    artefacts.mkdir(parents=True)
+    with reporting(json_wanted=arguments.json) as sink:
+        room = tools_room(pinned, store, sink)
+        report = run_trial(image, spec, store, room, artefacts, sink)
+        key = signing_key(pinned, store, sink)
+    (artefacts / "report.json").write_text(as_json(report))
+    (artefacts / "report.xml").write_text(as_junit(report))
+    for wanted, text in ((arguments.report, as_json(report)), (arguments.junit, as_junit(report))):
+        if wanted:
+            Path(wanted).write_text(text)
+    if arguments.json:
+        print(as_json(report), end="")
+    else:
+        for outcome in report.outcomes:
+            print(f"{'pass' if outcome.passed else 'FAIL'}  {outcome.name} ({outcome.duration_ms / 1000:.1f} s)")
+            if not outcome.passed:
+                print("      " + "\n      ".join(outcome.detail.splitlines()[-12:]))
+        if report.boot:
+            print("where the boot's time went:\n  " + "\n  ".join(report.boot))
+    if not report.passed:
+        print(f"failed; console logs, journal and report are in {artefacts}", file=sys.stderr)
+        return 8
+    stored = store.add_proof(image.id, proof(report, key))
+    print(f"proof: {stored}", file=sys.stderr)
+    return 0
+
+
+def run(arguments: Namespace) -> int:
+    """Boot an image in this terminal."""
+    store = open_store(arguments)
+    image = find_image(store, arguments.image)
+    forwards = tuple(qemu.forward(text) for text in arguments.port)
+    with reporting(json_wanted=arguments.json) as sink:
+        room = tools_room(None, store, sink)
+    with store.workspace() as work:
+        raw = disk_of(image, store, room, work)
+        binds: list[Bind] = [writable(work), read_only(raw.parent, "/image")]
+        disk = Path(arguments.disk).absolute() if arguments.disk else work / "disk.qcow2"
+        if arguments.disk:
+            binds.append(writable(disk.parent))
+        if not disk.exists():
+            size = slots.host_disk_bytes(slots.layout_of(image.manifest))
+            qemu.overlay(room, Path("/image") / raw.name, disk, size, binds=binds)
+        sections = unpack_uki(image.part_path(PartKind.UKI))
+        (work / "linux").write_bytes(sections["linux"])
+        units = "usr/lib/systemd/system"
+        shell: dict[str, bytes | str] = {
+            "usr/lib/obelisk-shell/conf": _SHELL.encode(),
+            f"{units}/obelisk-shell.service": _INJECT.encode(),
+            f"{units}/initrd.target.wants/obelisk-shell.service": "../obelisk-shell.service",
+        }
+        (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))
+        kernel = qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
+        settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, forwards=forwards)
+        accel = qemu.acceleration()
+        print(f"booting {image.manifest.label} by {accel}; a root shell opens by itself; leave with Ctrl-A X", file=sys.stderr)
+        for forward in forwards:
+            print(f"127.0.0.1:{forward.host} leads to port {forward.guest} of the machine", file=sys.stderr)
+        return qemu.start(room, settings, binds=binds, accel=accel).wait()
+
+
+def _spec_of(name: str, image_id: str, refs: list[str]) -> Spec:
+    path = Path(name)
+    if path.exists():
+        return specs.load(path)
+    for ref in refs:
+        if Path(ref).exists():
+            return specs.load(Path(ref))
+    raise InputError(f"the spec of image {image_id[:12]} is not known", code="spec-unknown", hint="name the directory of its spec instead")

@@ -1,0 +1,114 @@
+"""Commands that show what is there, and that look after the store: images, show, diff, export, gc, verify."""
+
+import json
+import sys
+from argparse import Namespace
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from obelisk.build.compare import compare
+from obelisk.build.export import export as write_export
+from obelisk.cli.making import tools_room
+from obelisk.cli.places import find_image, open_store
+from obelisk.cli.terminal import reporting, size
+
+
+def images(arguments: Namespace) -> int:
+    """List the images, newest first."""
+    store = open_store(arguments)
+    for image in store.images():
+        manifest = image.manifest
+        total = sum(part.size_bytes for part in manifest.parts)
+        proofs = len(store.proofs(image.id))
+        if arguments.json:
+            print(json.dumps({"id": image.id, "name": manifest.name, "version": manifest.version, "size": total, "proofs": proofs}))
+        else:
+            when = datetime.fromtimestamp(image.added, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+            proven = f"{proofs} proof{'s' * (proofs != 1)}" if proofs else "unproven"
+            print(f"{image.id[:12]}  {manifest.label:<24} {manifest.distribution:<16} {size(total):>10}  {when}  {proven}")
+    return 0
+
+
+def show(arguments: Namespace) -> int:
+    """Tell what an image is."""
+    store = open_store(arguments)
+    image = find_image(store, arguments.image)
+    manifest = image.manifest
+    if arguments.json:
+        print(json.dumps({"id": image.id, "directory": str(image.directory), "manifest": manifest.to_json()}))
+        return 0
+    rows = {
+        "id": image.id,
+        "name": manifest.label,
+        "distribution": manifest.distribution,
+        "role": manifest.role,
+        "kernel": manifest.kernel,
+        "command line": manifest.cmdline,
+        "packages": str(len(manifest.packages)),
+        "set-id programs": " ".join(manifest.setuid) or "none",
+        "signed by": manifest.secure_boot_certificate[:16] + (" (test key)" if manifest.test_key else ""),
+        "slot": f"{size(manifest.root_slot_bytes)} + {size(manifest.verity_slot_bytes)}",
+        "proofs": " ".join(str(path) for path in store.proofs(image.id)) or "none",
+        "directory": str(image.directory),
+    }
+    for name, value in rows.items():
+        print(f"{name:<16} {value}")
+    for part in manifest.parts:
+        print(f"  {part.kind.value:<16} {part.file:<22} {size(part.size_bytes):>10}  {part.sha256}")
+    return 0
+
+
+def diff(arguments: Namespace) -> int:
+    """Tell two images apart; status 1 when they differ."""
+    store = open_store(arguments)
+    before, after = find_image(store, arguments.before), find_image(store, arguments.after)
+    with reporting(json_wanted=False) as sink:
+        changes = compare(before, after, tools_room(None, store, sink))
+    if arguments.json:
+        print(json.dumps([asdict(change) for change in changes]))
+    else:
+        for change in changes:
+            print(f"{change.kind:<9} {change.name}: {change.before or '-'} -> {change.after or '-'}")
+        if not changes:
+            print("the images are the same")
+    return 1 if changes else 0
+
+
+def export(arguments: Namespace) -> int:
+    """Write an image to a file in a format of others."""
+    store = open_store(arguments)
+    image = find_image(store, arguments.image)
+    with reporting(json_wanted=arguments.json) as sink:
+        room = tools_room(None, store, sink)
+        write_export(image, store, room, arguments.format, Path(arguments.output).absolute(), sink)
+    print(arguments.output)
+    return 0
+
+
+def gc(arguments: Namespace) -> int:
+    """Free the space of what nothing needs."""
+    store = open_store(arguments)
+    with reporting(json_wanted=arguments.json) as sink:
+        found = store.collect(keep_days=arguments.keep_days, everything=arguments.all, dry_run=arguments.dry_run, sink=sink)
+    verb = "would free" if arguments.dry_run else "freed"
+    for name in ("images", "proofs", "steps", "blobs", "damaged"):
+        freed = getattr(found, name)
+        if freed.count:
+            print(f"{verb} {size(freed.size_bytes)} of {freed.count} {name}")
+    print(f"{verb} {size(found.size_bytes)} in all")
+    return 0
+
+
+def verify(arguments: Namespace) -> int:
+    """Read the whole store; status 3 when something is damaged."""
+    store = open_store(arguments)
+    with reporting(json_wanted=arguments.json) as sink:
+        damages = store.verify(repair=arguments.repair, sink=sink)
+    for damage in damages:
+        print(f"damaged: {damage.path} ({damage.belongs_to}): {damage.problem}", file=sys.stderr)
+    if not damages:
+        print("the store is sound")
+    elif arguments.repair:
+        print(f"moved {len(damages)} damaged items away; the next build makes them anew")
+    return 3 if damages and not arguments.repair else 0

@@ -1,0 +1,104 @@
+"""Sinks of the event stream: progress bars on a terminal, plain lines in a pipe or a log, JSON lines for programs."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from obelisk.events import Event, Failed, Finished, Note, Output, Progress, Sink, Started
+
+
+@contextmanager
+def reporting(*, json_wanted: bool) -> Iterator[Sink]:
+    """The sink that suits where standard error leads."""
+    if json_wanted:
+        yield _json_lines
+    elif sys.stderr.isatty():
+        with _bars() as sink:
+            yield sink
+    else:
+        yield _plain_lines()
+
+
+def _json_lines(event: Event) -> None:
+    print(json.dumps({"event": type(event).__name__.lower(), **asdict(event)}), flush=True)
+
+
+def _plain_lines() -> Sink:
+    titles: dict[str, str] = {}
+    last: dict[str, str] = {}
+
+    def sink(event: Event) -> None:
+        match event:
+            case Started(task, title):
+                titles[task] = title
+                print(f"… {title}", file=sys.stderr, flush=True)
+            case Finished(task, seconds, cached, detail):
+                print(f"✓ {titles.get(task, task)}{_how(seconds, cached=cached, detail=detail)}", file=sys.stderr, flush=True)
+            case Failed(task):
+                print(f"✗ {titles.get(task, task)}", file=sys.stderr, flush=True)
+                if task in last:
+                    print(f"  last output: {last[task]}", file=sys.stderr, flush=True)
+            case Output(task, line):
+                last[task] = line
+            case Note(message):
+                print(f"· {message}", file=sys.stderr, flush=True)
+            case Progress():
+                pass
+
+    return sink
+
+
+@contextmanager
+def _bars() -> Iterator[Sink]:
+    from rich.console import Console  # noqa: PLC0415 - slow to import
+    from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    console = Console(stderr=True, highlight=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[said]}", style="dim"), TimeElapsedColumn())
+    with Bars(*columns, TimeRemainingColumn(compact=True), console=console, transient=True) as bars:
+        known: dict[str, tuple[TaskID, str]] = {}
+        lock = threading.Lock()
+
+        def sink(event: Event) -> None:
+            with lock:
+                match event:
+                    case Started(task, title, total):
+                        known[task] = (bars.add_task(title, total=total, said=""), title)
+                    case Progress(task, done, total) if task in known:
+                        bars.update(known[task][0], completed=done, **({} if total is None else {"total": total}))
+                    case Output(task, line) if task in known:
+                        bars.update(known[task][0], said=line.strip()[: max(console.width - 70, 10)])
+                    case Finished(task, seconds, cached, detail) if task in known:
+                        number, title = known.pop(task)
+                        bars.remove_task(number)
+                        console.print(f"[green]✓[/] {title}[dim]{_how(seconds, cached=cached, detail=detail)}[/]")
+                    case Failed(task) if task in known:
+                        number, title = known.pop(task)
+                        bars.remove_task(number)
+                        console.print(f"[red]✗[/] {title}")
+                    case Note(message):
+                        console.print(f"[dim]·[/] {message}")
+                    case _:
+                        pass
+
+        yield sink
+
+
+def _how(seconds: float, *, cached: bool, detail: str) -> str:
+    words = ["already done" if cached else f"{seconds:.1f} s"]
+    if detail:
+        words.append(detail)
+    return f" ({', '.join(words)})"
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":  # noqa: PLR2004
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return ""

@@ -1,0 +1,142 @@
+"""qemu-system-x86_64(1): starts a virtual machine as a child that cannot outlive its parent, and talks to its monitor.
+
+Software emulation wants particular settings (see `argv`); hardware acceleration is used only where the processor really offers it.
+"""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from obelisk.errors import InputError
+from obelisk.system.bubblewrap import Bind, Room
+from obelisk.system.command import MINIMAL_ENVIRONMENT
+
+FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A TCP port of this machine's loopback that leads into the guest."""
+
+    host: int
+    guest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel that QEMU loads itself, without firmware."""
+
+    image: Path
+    initrd: Path
+    command_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One virtual machine. `variables` is the firmware's own store, written by the guest; `console` None: this terminal.
+
+    `ports` are virtio-serial ports by name, each a file that takes what the guest writes. `isolated`: no traffic but the forwards.
+    """
+
+    disk: Path
+    directory: Path
+    memory_mib: int = 1024
+    cpus: int = 2
+    variables: Path | None = None
+    kernel: Kernel | None = None
+    console: Path | None = None
+    ports: dict[str, Path] = field(default_factory=dict)
+    forwards: tuple[Forward, ...] = ()
+    isolated: bool = True
+    graphics: bool = False
+
+
+def acceleration() -> str:
+    """`kvm` where the processor has it and this user may use it, else `tcg`.
+
+    A /dev/kvm that opens proves nothing: on processors that do not pass virtualisation on, a guest then hangs.
+    """
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    return "kvm" if flags & {"vmx", "svm"} and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+def argv(settings: Settings, accel: str) -> list[str]:
+    """The argument list of the machine."""
+    secure = settings.variables is not None
+    words = ["qemu-system-x86_64", "-machine", f"q35,hpet=off{',smm=on' if secure else ''}", "-nodefaults"]
+    words += ["-accel", "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=256"]
+    words += ["-cpu", "host" if accel == "kvm" else "max,la57=off", "-smp", str(settings.cpus), "-m", str(settings.memory_mib)]
+    words += ["-display", "none", *(["-vga", "std"] if settings.graphics else []), "-device", "virtio-rng-pci"]
+    if settings.variables is not None:
+        words += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+        words += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"]
+        words += ["-drive", f"if=pflash,format=raw,unit=1,file={settings.variables}"]
+    if settings.kernel is not None:
+        words += ["-kernel", str(settings.kernel.image), "-initrd", str(settings.kernel.initrd), "-append", settings.kernel.command_line]
+    # A copy that is thrown away need not reach the disk.
+    words += ["-drive", f"if=none,id=disk,file={settings.disk},format=qcow2,cache=unsafe,discard=unmap"]
+    words += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
+    words += ["-qmp", f"unix:{settings.directory}/monitor,server=on,wait=off"]
+    if settings.console is None:
+        words += ["-serial", "mon:stdio"]
+    else:
+        words += ["-chardev", f"file,id=console,path={settings.console}", "-serial", "chardev:console"]
+    if settings.ports:
+        words += ["-device", "virtio-serial-pci"]
+    for index, (name, file) in enumerate(settings.ports.items()):
+        words += ["-chardev", f"file,id=port{index},path={file}", "-device", f"virtserialport,chardev=port{index},name={name}"]
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in settings.forwards)
+    words += ["-netdev", f"user,id=net,restrict={'on' if settings.isolated else 'off'}{forwards}", "-device", "virtio-net-pci,netdev=net"]
+    return words
+
+
+def start(room: Room, settings: Settings, *, binds: Sequence[Bind], accel: str) -> subprocess.Popen[bytes]:
+    """Start the machine. Its own messages go to `directory`/qemu.log, or to this terminal where the console is there."""
+    devices = ("/dev/kvm",) if accel == "kvm" else ()
+    # The network of the room is this machine's loopback only where a port is forwarded.
+    words = room.argv(argv(settings, accel), binds=binds, network=bool(settings.forwards) or not settings.isolated, devices=devices)
+    if settings.console is None:
+        return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT)  # noqa: S603
+    with (settings.directory / "qemu.log").open("wb") as log:
+        return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603
+
+
+def command(socket: Path, name: str, **arguments: str) -> None:
+    """Send one command to a running machine's monitor."""
+    from qemu.qmp import QMPClient  # noqa: PLC0415 - slow to import
+
+    async def send() -> None:
+        client = QMPClient("obelisk")
+        await client.connect(str(socket))
+        try:
+            await client.execute(name, dict(arguments))
+        finally:
+            await client.disconnect()
+
+    asyncio.run(send())
+
+
+def overlay(room: Room, base: Path, target: Path, size_bytes: int, *, binds: Sequence[Bind]) -> None:
+    """Make `target` a qcow2 disk of `size_bytes` whose content is that of `base` until it is written to."""
+    room.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(target), str(size_bytes)], binds=binds)
+
+
+def overwrite(room: Room, disk: Path, offset: int, length: int, *, binds: Sequence[Bind]) -> None:
+    """Overwrite `length` bytes (a multiple of 512, like `offset`) of a qcow2 disk that no machine uses."""
+    room.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 0xa5 {offset} {length}", str(disk)], binds=binds)
+
+
+def forward(text: str) -> Forward:
+    """A forward as people write it, `8080:80`.
+
+    Raises:
+        InputError: it is not two port numbers.
+    """
+    host, _, guest = text.partition(":")
+    if not (host.isdigit() and guest.isdigit() and 0 < int(host) < 65536 and 0 < int(guest) < 65536):  # noqa: PLR2004
+        raise InputError(f"{text!r} is not a pair of ports", code="port", hint="write HOST:GUEST, for example 8080:80")
+    return Forward(int(host), int(guest))

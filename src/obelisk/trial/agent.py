@@ -1,0 +1,119 @@
+"""The agent that a trial boot carries in an extra initrd: a shell script that tries things and reports on a virtio-serial port.
+
+It exists only in a boot without Secure Boot that QEMU loads directly; no image and no signed UKI ever holds it. Each result is one line:
+NAME, exit status, milliseconds and the base64 of the end of the output, parted by spaces. `end` is the last name.
+"""
+
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from obelisk.model.spec import Spec
+
+PORT = "obelisk.trial"
+
+_INJECT = """\
+[Unit]
+DefaultDependencies=no
+After=obelisk-state.service sysroot.mount
+Before=initrd-switch-root.target initrd-cleanup.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/sh -c 'mkdir -p /run/systemd/system/multi-user.target.wants /run/obelisk-trial; cat /usr/lib/obelisk-trial/agent >/run/obelisk-trial/agent; cat /usr/lib/obelisk-trial/unit >/run/systemd/system/obelisk-trial.service; cat /usr/lib/obelisk-trial/unit >/run/systemd/system/multi-user.target.wants/obelisk-trial.service'
+"""
+
+_UNIT = """\
+[Unit]
+Description=Trial
+After=multi-user.target obelisk-health.service
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /run/obelisk-trial/agent
+TimeoutStartSec=infinity
+"""
+
+_PROLOGUE = """\
+exec 2>&1
+port=/dev/virtio-ports/obelisk.trial
+say() { echo "$@" >"$port"; }
+try() { # NAME TIMEOUT COMMAND_IN_BASE64
+    local began now status
+    read -r began _ </proc/uptime
+    timeout --kill-after=5 "$2" bash -c "$(base64 -d <<<"$3")" >/run/obelisk-trial/out 2>&1 </dev/null
+    status=$?
+    read -r now _ </proc/uptime
+    say "$1" "$status" "$((10#${now/./} * 10 - 10#${began/./} * 10))" "$(tail -c 3000 /run/obelisk-trial/out | base64 -w0)"
+}
+"""
+
+# Each way in which root itself might change the root file system; every one has to fail.
+READ_ONLY = """\
+tried=
+refused() { tried+="$1; "; if (eval "$1") 2>/dev/null; then echo "succeeded: $1"; exit 1; fi; }
+refused 'touch /obelisk-trial'
+refused 'touch /usr/bin/obelisk-trial'
+refused 'echo x >>/etc/passwd'
+refused 'mkdir /usr/lib/obelisk-trial-new'
+refused 'rm /etc/os-release'
+refused 'mount -o remount,rw /'
+refused 'mount -o remount,rw /dev/mapper/root / && touch /obelisk-trial'
+refused 'dd if=/dev/zero of=/dev/mapper/root bs=4096 count=1 conv=notrunc oflag=direct'
+findmnt -no FSTYPE,OPTIONS / || grep ' / ' /proc/mounts
+echo "refused, as they must be: $tried"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One thing that the agent tries."""
+
+    name: str
+    command: str
+    timeout_s: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of a probe."""
+
+    status: int
+    duration_ms: int
+    output: str
+
+
+def probes(spec: Spec) -> tuple[Probe, ...]:
+    """What is tried in a guest, in order: the fixed probes and the tests of the spec (named `test/…`)."""
+    return (
+        Probe("health", "cat /run/obelisk/health.json"),
+        Probe("read-only", READ_ONLY),
+        Probe("canary", "cat /usr/share/obelisk/canary >/dev/null"),
+        Probe("machine", "cat /etc/machine-id; journalctl --list-boots --no-pager"),
+        Probe("failed", "systemctl --failed --no-legend --no-pager --plain"),
+        *(Probe(f"test/{test.name}", test.command, test.timeout_s) for test in spec.tests),
+        Probe("time", "systemd-analyze time --no-pager; systemd-analyze blame --no-pager | head -12"),
+        Probe("journal", "journalctl -b --no-pager -o short-monotonic -p warning | tail -n 60"),
+    )
+
+
+def injected(wanted: Sequence[Probe]) -> dict[str, bytes | str]:
+    """The files of the extra initrd."""
+    units = "usr/lib/systemd/system"
+    lines = [f"try {probe.name} {probe.timeout_s} {b64encode(probe.command.encode()).decode()}\n" for probe in wanted]
+    script = f"{_PROLOGUE}{''.join(lines)}say end 0 0 \nsystemctl poweroff\n"
+    return {
+        "usr/lib/obelisk-trial/agent": script.encode(),
+        "usr/lib/obelisk-trial/unit": _UNIT.encode(),
+        f"{units}/obelisk-trial-inject.service": _INJECT.encode(),
+        f"{units}/initrd.target.wants/obelisk-trial-inject.service": "../obelisk-trial-inject.service",
+    }
+
+
+def findings(said: str) -> dict[str, Finding]:
+    """The results by probe, of as many lines as have arrived whole."""
+    found = {}
+    for line in said.splitlines():
+        words = line.split(" ")
+        if len(words) == 4 and words[1].isdigit() and words[2].lstrip("-").isdigit():  # noqa: PLR2004 - the fields of a line
+            found[words[0]] = Finding(int(words[1]), int(words[2]), b64decode(words[3] or "").decode(errors="replace"))
+    return found

@@ -1,0 +1,74 @@
+"""What a trial found, as values, and as JSON and JUnit XML for others."""
+
+import json
+from dataclasses import dataclass
+from xml.etree import ElementTree as Xml
+
+from obelisk.model.canonical import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One scenario: what it was, whether it held, how long it took, and how one knows."""
+
+    name: str
+    passed: bool
+    duration_ms: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All scenarios of one image. `boot` says where the time of the boot went, as systemd-analyze tells it."""
+
+    image_id: str
+    label: str
+    acceleration: str
+    outcomes: tuple[Outcome, ...]
+    boot: tuple[str, ...] = ()
+    tools: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every scenario held, and there was at least one."""
+        return bool(self.outcomes) and all(outcome.passed for outcome in self.outcomes)
+
+
+def to_json(report: Report) -> Json:
+    """The report as plain data."""
+    return {
+        "image": report.image_id,
+        "label": report.label,
+        "passed": report.passed,
+        "acceleration": report.acceleration,
+        "scenarios": [
+            {"name": o.name, "passed": o.passed, "duration_ms": o.duration_ms, "detail": o.detail} for o in report.outcomes
+        ],
+        "boot": list(report.boot),
+        "tools": dict(report.tools),
+    }
+
+
+def as_json(report: Report) -> str:
+    """The report as JSON text."""
+    return json.dumps(to_json(report), indent=1) + "\n"
+
+
+def as_junit(report: Report) -> str:
+    """The report as JUnit XML."""
+    failures = sum(not outcome.passed for outcome in report.outcomes)
+    suite = Xml.Element("testsuite", name=report.label, tests=str(len(report.outcomes)), failures=str(failures))
+    for outcome in report.outcomes:
+        case = Xml.SubElement(suite, "testcase", classname=report.label, name=outcome.name, time=f"{outcome.duration_ms / 1000:.3f}")
+        if not outcome.passed:
+            Xml.SubElement(case, "failure", message=_printable(outcome.detail.splitlines()[-1] if outcome.detail else "failed")).text = (
+                _printable(outcome.detail)
+            )
+        elif outcome.detail:
+            Xml.SubElement(case, "system-out").text = _printable(outcome.detail)
+    return Xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """XML 1.0 has no place for control characters."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,0 +1,260 @@
+"""Runs the scenarios of a trial in as few boots as they can share.
+
+Boot A: the image's own disk under OVMF with Secure Boot, whose keys systemd-boot enrols; nothing is added, the console is watched.
+Boot B: the same disk, with one byte of the root partition flipped; the image's own kernel, initrd and command line, loaded by QEMU
+        together with an extra initrd that carries the agent.
+Boot C: firmware as A left it, and a disk with the same UKI signed by a stranger: nothing may start.
+"""
+
+import json
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import copyfile
+
+from obelisk.build import keys, slots
+from obelisk.build.image import disk_of
+from obelisk.build.seal import assemble_disk
+from obelisk.errors import CommandError, TrustError
+from obelisk.events import Note, Sink, task
+from obelisk.machine import Machine, initrd_with, unpack_uki
+from obelisk.model.image import PartKind
+from obelisk.model.spec import Role, Spec
+from obelisk.store import Store, StoredImage
+from obelisk.system import qemu, ukify
+from obelisk.system.bubblewrap import Bind, Room, read_only, writable
+from obelisk.system.files import find_bytes
+from obelisk.trial.agent import PORT, Finding, findings, injected, probes
+from obelisk.trial.report import Outcome, Report
+
+_BOOT_S = 420
+_HEALTHY = r"obelisk: {label} (?:healthy boot=(\S+) machine=(\S+) uptime=(\S+)|UNHEALTHY(.*))"
+_CANARY = b"/usr/share/obelisk/canary"
+
+
+def run(image: StoredImage, spec: Spec, store: Store, room: Room, artefacts: Path, sink: Sink) -> Report:
+    """Try `image` and report; logs go to `artefacts`, a new directory.
+
+    A scenario that fails is an outcome; an error is raised only where the trial itself could not be done.
+    """
+    accel = qemu.acceleration()
+    how = "hardware virtualisation" if accel == "kvm" else "software emulation (a boot takes a minute or so)"
+    sink(Note(f"using {how}"))
+    outcomes: list[Outcome] = []
+    boot: tuple[str, ...] = ()
+    with store.workspace() as work:
+        trial = _Trial(image, spec, room, work, artefacts, accel, disk_of(image, store, room, work))
+        with task(sink, "boot", "Booting the image as it is, with Secure Boot"):
+            first = trial.boot_sealed()
+        outcomes.append(first.outcome)
+        if first.machine:
+            with task(sink, "inside", "Booting it again with a flipped byte, and trying things inside"):
+                more, boot = trial.boot_with_agent(first)
+            outcomes += more
+            with task(sink, "foreign", "Offering it a kernel that a stranger signed"):
+                outcomes.append(trial.boot_foreign())
+    tools = (("qemu", room.run(["qemu-system-x86_64", "--version"]).stdout.splitlines()[0]),)
+    return Report(image.id, image.manifest.label, accel, tuple(outcomes), boot, tools)
+
+
+class _First:
+    """What the first boot left: who the machine is, and how long it took."""
+
+    def __init__(self, outcome: Outcome, *, boot: str = "", machine: str = "") -> None:
+        self.outcome = outcome
+        self.boot = boot
+        self.machine = machine
+
+
+class _Trial:
+    def __init__(
+        self, image: StoredImage, spec: Spec, room: Room, work: Path, artefacts: Path, accel: str, raw: Path
+    ) -> None:
+        self.image, self.spec, self.room, self.work, self.artefacts, self.accel = image, spec, room, work, artefacts, accel
+        self.binds: tuple[Bind, ...] = (writable(work), writable(artefacts), read_only(raw.parent, "/image"))
+        self.disk = work / "disk.qcow2"
+        self.variables = work / "variables.fd"
+        self.layout = slots.layout_of(image.manifest)
+        copyfile(room.tree / qemu.VARIABLES.lstrip("/"), self.variables)
+        qemu.overlay(room, Path("/image") / raw.name, self.disk, slots.host_disk_bytes(self.layout), binds=self.binds)
+        self.root_offset = _partition_offset(raw, image.manifest.root_hash[:32])
+
+    def boot_sealed(self) -> _First:
+        """Boot A."""
+        graphics = self.spec.role is Role.WORKSTATION
+        memory = 2048 if graphics else 1024
+        settings = qemu.Settings(
+            self.disk, self.work, memory, variables=self.variables, console=self.artefacts / "console-1.log", graphics=graphics
+        )
+        began = time.monotonic()
+        name = "boots with Secure Boot and becomes healthy"
+        with Machine(self.room, settings, binds=self.binds, accel=self.accel) as machine:
+            try:
+                found = machine.wait_for(_HEALTHY.format(label=self.image.manifest.label), timeout_s=_BOOT_S + self._health_s())
+            except CommandError as error:
+                return _First(Outcome(name, passed=False, duration_ms=_since(began), detail=str(error)))
+            took = _since(began)
+            if graphics:
+                machine.screenshot(self.artefacts / "screen.png")
+            enrolled = "Custom Secure Boot keys successfully enrolled" in machine.text()
+            off = machine.power_off(timeout_s=120)
+        if found[4] is not None:
+            detail = f"unhealthy:{found[4]}; read {settings.console}"
+            return _First(Outcome(name, passed=False, duration_ms=took, detail=detail), boot="", machine="unknown")
+        detail = f"healthy {found[3]} s after the kernel started; keys {'enrolled by systemd-boot' if enrolled else 'NOT enrolled'}"
+        detail += "" if off else "; it did not switch off when asked to"
+        return _First(Outcome(name, passed=enrolled and off, duration_ms=took, detail=detail), boot=found[1], machine=found[2])
+
+    def boot_with_agent(self, first: _First) -> tuple[list[Outcome], tuple[str, ...]]:
+        """Boot B."""
+        flipped = self._flip_canary()
+        sections = unpack_uki(self.image.part_path(PartKind.UKI))
+        (self.work / "linux").write_bytes(sections["linux"])
+        wanted = probes(self.spec)
+        (self.work / "initrd").write_bytes(initrd_with(sections["initrd"], injected(wanted)))
+        command_line = sections["cmdline"].rstrip(b"\0").decode()
+        said = self.work / "agent.out"
+        settings = qemu.Settings(
+            self.disk,
+            self.work,
+            kernel=qemu.Kernel(self.work / "linux", self.work / "initrd", command_line),
+            console=self.artefacts / "console-2.log",
+            ports={PORT: said},
+        )
+        began = time.monotonic()
+        limit = _BOOT_S + self._health_s() + sum(probe.timeout_s for probe in wanted)
+        with Machine(self.room, settings, binds=self.binds, accel=self.accel) as machine:
+            while machine.settings.console is not None and not machine.wait_until_off(timeout_s=1):
+                if time.monotonic() - began > limit or "obelisk: STOPPED" in machine.text():
+                    break
+        found = findings(said.read_text(errors="replace") if said.exists() else "")
+        (self.artefacts / "journal.txt").write_text(found["journal"].output if "journal" in found else "")
+        outcomes = self._judge(first, found, flipped)
+        if "end" not in found:
+            outcomes.append(Outcome("second boot ends", passed=False, duration_ms=_since(began), detail=f"read {settings.console}"))
+        return outcomes, tuple(found["time"].output.splitlines()) if "time" in found else ()
+
+    def boot_foreign(self) -> Outcome:
+        """Boot C."""
+        name = "Secure Boot refuses a UKI signed by another key"
+        place = self.work / "foreign"
+        place.mkdir()
+        stranger = keys.create(place / "keys", self.room, name="Stranger", test_key=True)
+        sections = unpack_uki(self.image.part_path(PartKind.UKI))
+        for section in ("linux", "initrd", "cmdline", "osrel"):
+            (place / section).write_bytes(sections[section].rstrip(b"\0") if section in {"cmdline", "osrel"} else sections[section])
+        request = ukify.Build(
+            kernel=Path("/foreign/linux"),
+            initrds=(Path("/foreign/initrd"),),
+            cmdline=Path("/foreign/cmdline"),
+            os_release=Path("/foreign/osrel"),
+            uname=self.image.manifest.kernel,
+            out=Path("/foreign/uki.efi"),
+            key=Path("/key/db.key"),
+            certificate=Path("/key/db.crt"),
+        )
+        self.room.run(request.argv(), binds=[writable(place, "/foreign"), read_only(stranger.directory, "/key")])
+        parts = {part.kind: self.image.directory / part.file for part in self.image.manifest.parts}
+        esp_only = {kind: path for kind, path in parts.items() if kind not in {PartKind.ROOT, PartKind.VERITY}}
+        raw = assemble_disk(self.room, place, {**esp_only, PartKind.UKI: place / "uki.efi"}, self.layout)
+        disk = place / "disk.qcow2"
+        qemu.overlay(self.room, raw, disk, raw.stat().st_size, binds=self.binds)
+        settings = qemu.Settings(disk, self.work, variables=self.variables, console=self.artefacts / "console-3.log")
+        began = time.monotonic()
+        with Machine(self.room, settings, binds=self.binds, accel=self.accel) as machine:
+            try:
+                seen = machine.wait_for(r"(?i)access denied|security violation|Linux version|systemd\[1\]|obelisk:", timeout_s=120)
+            except CommandError as error:
+                return Outcome(name, passed=False, duration_ms=_since(began), detail=str(error))
+        refused = seen[0].lower() in {"access denied", "security violation"}
+        return Outcome(name, passed=refused, duration_ms=_since(began), detail=f"the firmware said: {seen[0]}")
+
+    def _judge(self, first: _First, found: Mapping[str, Finding], flipped: int) -> list[Outcome]:
+        lost = Finding(255, 0, "the guest did not report this")
+
+        def outcome(name: str, probe: str, *, passed: bool, detail: str = "") -> Outcome:
+            finding = found.get(probe, lost)
+            return Outcome(name, passed=passed and probe in found, duration_ms=finding.duration_ms, detail=detail or finding.output.strip())
+
+        read_only_root = found.get("read-only", lost)
+        canary = found.get("canary", lost)
+        machine = found.get("machine", lost)
+        failed = found.get("failed", lost)
+        boot = first.boot.replace("-", "")
+        kept = machine.status == 0 and machine.output.splitlines()[:1] == [first.machine] and boot in machine.output
+        outcomes = [
+            *self._health(found.get("health", lost)),
+            outcome("the root cannot be written", "read-only", passed=read_only_root.status == 0),
+            outcome(
+                "a flipped byte is detected when it is read",
+                "canary",
+                passed=canary.status not in {0, 124, 255} and "Input/output error" in canary.output,
+                detail=f"byte {flipped} of the disk, in {_CANARY.decode()}: {canary.output.strip() or 'read without complaint'}",
+            ),
+            outcome(
+                "a second boot finds the state kept",
+                "machine",
+                passed=kept,
+                detail=f"machine {first.machine}; {machine.output.strip()}",
+            ),
+            outcome("no unit failed", "failed", passed=failed.status == 0 and not failed.output.strip()),
+        ]
+        for test in self.spec.tests:
+            finding = found.get(f"test/{test.name}", lost)
+            held = finding.status == 0 and test.expect in finding.output
+            why = "" if finding.status == 0 else f"status {finding.status}: "
+            why += f"{test.expect!r} is not in: " if finding.status == 0 and not held else ""
+            outcomes.append(outcome(f"test {test.name}", f"test/{test.name}", passed=held, detail=why + finding.output.strip()))
+        return outcomes
+
+    def _health(self, finding: Finding) -> list[Outcome]:
+        try:
+            checks = json.loads(finding.output)
+            seen = {check["name"]: (bool(check["ok"]), int(check["uptime_ms"])) for check in checks}
+        except (ValueError, KeyError, TypeError):
+            seen = {}
+        outcomes = []
+        for check in self.spec.health:
+            ok, uptime_ms = seen.get(check.name, (False, 0))
+            outcomes.append(Outcome(f"health {check.name}", passed=ok, duration_ms=uptime_ms, detail="" if ok else finding.output))
+        return outcomes
+
+    def _health_s(self) -> int:
+        return max((check.timeout_s for check in self.spec.health), default=0)
+
+    def _flip_canary(self) -> int:
+        """Overwrite a part of a file that no boot reads, below the verified device; returns where on the disk."""
+        pattern = self.image_canary()
+        at = find_bytes(self.image.part_path(PartKind.ROOT), pattern)
+        if at is None:
+            raise TrustError("the image has no canary file", code="canary-missing", hint="build the image again")
+        offset = self.root_offset + at // 512 * 512 + 8192
+        qemu.overwrite(self.room, self.disk, offset, 512, binds=self.binds)
+        return offset
+
+    def image_canary(self) -> bytes:
+        """What the canary file begins with."""
+        from obelisk import spec as specs  # noqa: PLC0415
+
+        return specs.request(self.spec).encode() * 64
+
+
+def _partition_offset(raw: Path, uuid: str) -> int:
+    """Where the partition with that id (32 hexadecimal digits) begins on a disk. Source: UEFI specification 2.10, section 5.3."""
+    wanted = bytes.fromhex(uuid)
+    little = wanted[3::-1] + wanted[5:3:-1] + wanted[7:5:-1] + wanted[8:]
+    with raw.open("rb") as disk:
+        disk.seek(512)
+        header = disk.read(92)
+        table, count, size = struct.unpack_from("<QII", header, 72)
+        disk.seek(table * 512)
+        for _ in range(count):
+            entry = disk.read(size)
+            if entry[16:32] == little:
+                return int(struct.unpack_from("<Q", entry, 32)[0]) * 512
+    raise TrustError("the disk has no root partition of this image", code="disk-partition", hint="build the image again")
+
+
+def _since(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)
