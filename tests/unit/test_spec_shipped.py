@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from obelisk.errors import InputError
 from obelisk.model.spec import Role, Spec
 from obelisk.spec import digest_inputs, load, schema, template, tree_entries
 from obelisk.spec.reference import reference
@@ -49,6 +50,12 @@ def test_a_new_spec_is_short_and_every_file_beside_it_is_used(tmp_path: Path, ro
     assert set(template("shop", role)) <= referred
     assert json.loads((tmp_path / ".obelisk.schema.json").read_text()) == schema()
     assert text.startswith("#:schema .obelisk.schema.json\n")
+
+
+@pytest.mark.parametrize("name", ["", "My Shop", "shop\n", "a" * 25, "-"])
+def test_a_name_that_a_spec_cannot_have_is_refused_before_anything_is_written(name: str) -> None:
+    with pytest.raises(InputError, match="cannot be the name of a spec"):
+        template(name, Role.SERVER)
 
 
 def test_the_longest_name_still_makes_a_valid_spec(tmp_path: Path) -> None:

@@ -67,9 +67,9 @@ _BY_SUITE = {
     "forky": ("systemd-timesyncd", "systemd-resolved", "systemd-cryptsetup", "systemd-repart", "linux-sysctl-defaults"),
 }
 
-_BY_ROLE = {Role.SERVER: (), Role.WORKSTATION: ("dbus-user-session", "polkitd")}
+_BY_ROLE: dict[Role, tuple[str, ...]] = {Role.SERVER: (), Role.WORKSTATION: ("dbus-user-session", "polkitd")}
 
-_SUITES = {
+_SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "bookworm": {"debian": ("bookworm", "bookworm-updates"), "debian-security": ("bookworm-security",)},
     "trixie": {"debian": ("trixie", "trixie-updates"), "debian-security": ("trixie-security",)},
     "forky": {"debian": ("forky",), "debian-security": ("forky-security",)},
@@ -86,9 +86,7 @@ DEFAULT_KERNEL = "linux-image-amd64"
 def image_packages(spec: Spec) -> tuple[str, ...]:
     """The packages that the spec asks for, with those that its role and distribution bring along."""
     suite = spec.distribution.suite
-    return tuple(
-        sorted({*_EVERY_IMAGE, *_BY_SUITE[suite], *_BY_ROLE[spec.role], spec.boot.kernel or DEFAULT_KERNEL, *spec.packages})
-    )
+    return tuple(sorted({*_EVERY_IMAGE, *_BY_SUITE[suite], *_BY_ROLE[spec.role], spec.boot.kernel or DEFAULT_KERNEL, *spec.packages}))
 
 
 def enabled_units(spec: Spec) -> tuple[str, ...]:

@@ -58,7 +58,9 @@ def build(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> 
     return seal(spec, lock, key, outputs, store, sink, disk=steps["disk"].key)
 
 
-def seal(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], store: Store, sink: Sink, *, disk: str) -> StoredImage:
+def seal(  # noqa: PLR0913 - what identifies an image
+    spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], store: Store, sink: Sink, *, disk: str
+) -> StoredImage:
     """Write the manifest over finished steps and keep the image in the store."""
     ref = str(spec.file.resolve())
     with task(sink, "image", "Image") as running:
@@ -116,8 +118,5 @@ def _part(kind: PartKind, output: Path, file: str) -> Part:
     """The part with its digest, which is kept beside the step's output: hashing half a gigabyte once is enough."""
     path = output / file
     note = output / f"{file}.sha256"
-    if note.exists():
-        sha256 = note.read_text()
-    else:
-        sha256 = hash_file(path)
+    sha256 = note.read_text() if note.exists() else hash_file(path)
     return Part(kind, file, path.stat().st_size, sha256)

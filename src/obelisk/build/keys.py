@@ -51,7 +51,9 @@ def load(directory: Path) -> SigningKey | None:
         file = directory / name
         if not file.exists():
             raise StateError(
-                f"the key directory {directory} lacks {name}", code="keys-incomplete", hint="restore it, or move it away and run `obelisk keys`"
+                f"the key directory {directory} lacks {name}",
+                code="keys-incomplete",
+                hint="restore it, or move it away and run `obelisk keys`",
             )
         if name.endswith(".key") and file.stat().st_mode & 0o077:
             raise TrustError(f"{file} can be read by others", code="keys-readable", hint=f"chmod 600 {file}, and consider new keys")
@@ -66,7 +68,9 @@ def create(directory: Path, room: Room, *, name: str = "Obelisk", test_key: bool
         StateError: there are keys already.
     """
     if directory.exists():
-        raise StateError(f"{directory} exists already", code="keys-exist", hint="move it away if you really want new keys; hosts trust the old ones")
+        raise StateError(
+            f"{directory} exists already", code="keys-exist", hint="move it away if you really want new keys; hosts trust the old ones"
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
     fresh.mkdir(mode=0o700)

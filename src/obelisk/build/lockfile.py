@@ -86,7 +86,7 @@ def _package_set(raw: dict[str, Any]) -> PackageSet:
 
 
 def _package_line(package: Package) -> str:
-    fields = {
+    fields: dict[str, str | int] = {
         "name": package.name,
         "version": package.version,
         "architecture": package.architecture,
@@ -95,7 +95,7 @@ def _package_line(package: Package) -> str:
         "origin": package.origin,
         "path": package.path,
     }
-    return "{ " + ", ".join(f"{key} = {value if isinstance(value, int) else _quoted(value)}" for key, value in fields.items()) + " }"
+    return "{ " + ", ".join(f"{key} = {_quoted(value) if isinstance(value, str) else value}" for key, value in fields.items()) + " }"
 
 
 def _quoted(text: str) -> str:

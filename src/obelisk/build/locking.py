@@ -15,7 +15,7 @@ from obelisk.build.graph import execute
 from obelisk.build.lockfile import difference, read_lock, write_lock
 from obelisk.build.packages import lay_out
 from obelisk.build.trees import base_step, tools_step
-from obelisk.errors import InputError, TransportError
+from obelisk.errors import InputError
 from obelisk.events import Sink, task
 from obelisk.model.lock import Account, Lock, Package, PackageSet
 from obelisk.model.spec import Spec
@@ -38,7 +38,9 @@ def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None =
         known = {package.name for package in (*old.system.packages, *old.tools.packages)}
         for name in update:
             if name not in known:
-                raise InputError(f"{name} is not in the lock", place=str(spec.lock_file), code="update-unknown", hint="see `obelisk lock` for names")
+                raise InputError(
+                    f"{name} is not in the lock", place=str(spec.lock_file), code="update-unknown", hint="see `obelisk lock` for names"
+                )
     tools = _resolve_tools(old, store, sink, update=update)
     system = _resolve(
         "resolve",
@@ -96,7 +98,7 @@ def _resolve_tools(old: Lock | None, store: Store, sink: Sink, *, update: Sequen
     )
 
 
-def _resolve(
+def _resolve(  # noqa: PLR0913 - one call describes one resolution
     name: str,
     title: str,
     wanted: Sequence[str],
@@ -110,7 +112,7 @@ def _resolve(
     sink: Sink,
 ) -> PackageSet:
     with task(sink, name, title) as running, store.workspace() as scratch:
-        kept = () if old is None or update == [] or update == () else tuple(p for p in old.packages if p.name not in (update or ()))
+        kept = () if old is None or (update is not None and not update) else tuple(p for p in old.packages if p.name not in (update or ()))
         held = [package for package in kept if store.find_blob(package.sha256) is not None]
         local = _held_archive(held, store, scratch / "held") if held else ()
         resolver = Resolver(scratch / "apt", (*archives, *local))
@@ -135,22 +137,23 @@ def _held_archive(held: Sequence[Package], store: Store, directory: Path) -> tup
 
 
 def _settle_accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> Lock:
-    tools = tools_step(fresh.tools, store, sink)
-    for _attempt in range(2):
-        base = base_step(spec, fresh.system, (fresh.pinned_users, fresh.pinned_groups), tools, store, sink)
-        try:
-            outputs = execute((tools, base), store, sink)
-        except TransportError:
-            raise
-        result = json.loads((outputs["base"] / "result.json").read_text())
-        users = tuple(_account(name, text) for name, text in result["users"].items())
-        groups = tuple(Account(name, number) for name, number in result["groups"].items())
-        shifted = _shifted(fresh.users, users) | _shifted(fresh.groups, groups)
-        if not shifted:
-            break
+    """Install the packages, and pin the accounts whose ids would otherwise differ from what `fresh` remembers."""
+    users, groups = _accounts(spec, fresh, store, sink)
+    shifted = _shifted(fresh.users, users) | _shifted(fresh.groups, groups)
+    if shifted:
         fresh = replace(fresh, pinned=tuple(sorted({*fresh.pinned, *shifted})))
+        users, groups = _accounts(spec, fresh, store, sink)
     # Accounts of packages that are gone stay recorded: their files may still lie in somebody's state.
     return replace(fresh, users=_merged(fresh.users, users), groups=_merged(fresh.groups, groups))
+
+
+def _accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> tuple[tuple[Account, ...], tuple[Account, ...]]:
+    tools = tools_step(fresh.tools, store, sink)
+    base = base_step(spec, fresh.system, (fresh.pinned_users, fresh.pinned_groups), tools, store, sink)
+    output = execute((tools, base), store, sink)["base"]
+    result = json.loads((output / "result.json").read_text())
+    users = tuple(_account(name, text) for name, text in result["users"].items())
+    return users, tuple(Account(name, number) for name, number in result["groups"].items())
 
 
 def _account(name: str, text: str) -> Account:

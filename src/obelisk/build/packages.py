@@ -13,7 +13,9 @@ from obelisk.system.dpkg import DebFile, write_index
 SnapshotOf = Callable[[str], str | None]
 
 
-def fetch(packages: Sequence[Package], archives: Sequence[Archive], store: Store, sink: Sink, *, snapshot: SnapshotOf = lambda _: None) -> None:
+def fetch(
+    packages: Sequence[Package], archives: Sequence[Archive], store: Store, sink: Sink, *, snapshot: SnapshotOf = lambda _: None
+) -> None:
     """Have every package in the store, checked against its SHA-256: from the store itself, the archive, or a snapshot archive.
 
     Raises:

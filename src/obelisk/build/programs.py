@@ -43,7 +43,7 @@ def overlay_command(overlay: Overlay, command: Sequence[str | Path], *, user_nam
     return ["sh", "-euc", script, "overlay", overlay.inside, options, *command]
 
 
-def run_program(
+def run_program(  # noqa: PLR0913 - keywords name each
     room: Room,
     name: str,
     request: Json,

@@ -24,9 +24,7 @@ def provenance(manifest: Manifest, spec: Spec, lock: Lock, key: SigningKey) -> b
                 "buildType": "urn:obelisk:build:1",
                 "externalParameters": {"spec": spec.name, "distribution": str(spec.distribution)},
                 "internalParameters": {"lock": lock.sha256, "tools": lock.tools.sha256},
-                "resolvedDependencies": [
-                    {"name": f"{p.origin}/{p.path}", "digest": {"sha256": p.sha256}} for p in packages
-                ],
+                "resolvedDependencies": [{"name": f"{p.origin}/{p.path}", "digest": {"sha256": p.sha256}} for p in packages],
             },
             "runDetails": {"builder": {"id": "urn:obelisk", "version": {"obelisk": __version__}}},
         },
@@ -41,7 +39,7 @@ def sign_statement(statement: Json, key: SigningKey) -> bytes:
     from securesystemslib.dsse import Envelope  # noqa: PLC0415
     from securesystemslib.signer import CryptoSigner  # noqa: PLC0415
 
-    signer = CryptoSigner(load_pem_private_key((key.directory / "attestation.key").read_bytes(), password=None))  # type: ignore[arg-type]
+    signer = CryptoSigner(load_pem_private_key((key.directory / "attestation.key").read_bytes(), password=None))
     envelope = Envelope(canonical(statement), PAYLOAD_TYPE, {})
     envelope.sign(signer)
     return json.dumps(envelope.to_dict(), indent=1, sort_keys=True).encode()

@@ -27,12 +27,12 @@ def sbom_step(spec: Spec, lock: Lock, base: Step) -> Step:
 def cyclonedx(spec: Spec, lock: Lock) -> str:
     """The CycloneDX document as JSON text."""
     # Slow to import, and wanted only when the step really runs.
-    from cyclonedx.model import HashAlgorithm, HashType  # noqa: PLC0415
-    from cyclonedx.model.bom import Bom  # noqa: PLC0415
-    from cyclonedx.model.component import Component, ComponentType  # noqa: PLC0415
-    from cyclonedx.output import make_outputter  # noqa: PLC0415
-    from cyclonedx.schema import OutputFormat, SchemaVersion  # noqa: PLC0415
-    from packageurl import PackageURL  # noqa: PLC0415
+    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.output import make_outputter
+    from cyclonedx.schema import OutputFormat, SchemaVersion
+    from packageurl import PackageURL
 
     bom = Bom(serial_number=uuid5(_NAMESPACE, f"{spec.name} {spec.version} {lock.sha256}"))
     bom.metadata.timestamp = datetime.fromtimestamp(lock.system.epoch, UTC)
@@ -56,10 +56,10 @@ def cyclonedx(spec: Spec, lock: Lock) -> str:
 
 def spdx(spec: Spec, lock: Lock) -> str:
     """The SPDX document as JSON text."""
-    import json  # noqa: PLC0415
+    import json
 
-    from spdx_tools.spdx.jsonschema.document_converter import DocumentConverter  # noqa: PLC0415
-    from spdx_tools.spdx.model import (  # noqa: PLC0415
+    from spdx_tools.spdx.jsonschema.document_converter import DocumentConverter
+    from spdx_tools.spdx.model import (
         Actor,
         ActorType,
         Checksum,
@@ -68,10 +68,12 @@ def spdx(spec: Spec, lock: Lock) -> str:
         Document,
         ExternalPackageRef,
         ExternalPackageRefCategory,
-        Package as SpdxPackage,
         Relationship,
         RelationshipType,
         SpdxNoAssertion,
+    )
+    from spdx_tools.spdx.model import (
+        Package as SpdxPackage,
     )
 
     identity = uuid5(_NAMESPACE, f"{spec.name} {spec.version} {lock.sha256}")
@@ -104,7 +106,7 @@ def spdx(spec: Spec, lock: Lock) -> str:
 
 def purl(spec: Spec, package: Package) -> str:
     """The package URL of a locked package."""
-    from packageurl import PackageURL  # noqa: PLC0415
+    from packageurl import PackageURL
 
     qualifiers = {"arch": package.architecture, "distro": spec.distribution.suite}
     return PackageURL("deb", spec.distribution.name, package.name, package.version, qualifiers).to_string()

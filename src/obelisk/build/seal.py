@@ -17,7 +17,7 @@ from obelisk.build.programs import Overlay, overlay_command, run_program
 from obelisk.build.trees import digest_of_code
 from obelisk.errors import InputError
 from obelisk.events import Task
-from obelisk.model.canonical import digest
+from obelisk.model.canonical import Json, digest
 from obelisk.model.image import PartKind
 from obelisk.model.lock import Lock
 from obelisk.model.spec import Compression, Role, Spec
@@ -55,14 +55,19 @@ def root_step(spec: Spec, lock: Lock, base: Step, configured: Step, tools: Step)
                 hint="raise `size_budget` in the spec (it sizes the slots of new hosts), or leave packages out",
             )
         root_hash = verity.seal(
-            room, Path("/work/root.erofs"), Path("/work/root.verity"), salt=salt, uuid=uuid5(_NAMESPACE, salt), binds=[writable(work, "/work")]
+            room,
+            Path("/work/root.erofs"),
+            Path("/work/root.verity"),
+            salt=salt,
+            uuid=uuid5(_NAMESPACE, salt),
+            binds=[writable(work, "/work")],
         )
         for name in ("root.erofs", "root.verity"):
             # Half a gigabyte is hashed once, here, and not at each build that finds it finished.
             (work / f"{name}.sha256").write_text(hash_file(work / name))
         (work / "result.json").write_text(json.dumps({"root_hash": root_hash, "erofs_bytes": size}))
 
-    options = {"compression": spec.compression.value, "salt": salt, "lock": lock.sha256, "budget": budget}
+    options: Json = {"compression": spec.compression.value, "salt": salt, "lock": lock.sha256, "budget": budget}
     return Step("root", "Root file system", options, (base, configured, tools), produce)
 
 
@@ -120,7 +125,7 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
             shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
         sbsign.sign(room, loader, Path("/work/systemd-bootx64.efi"), binds=binds, env=env)
 
-    options = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
+    options: Json = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
     needs = tuple(steps[name] for name in ("base", "configured", "root", "initrd", "tools"))
     return Step("uki", "Unified kernel image", options, needs, produce)
 
@@ -135,7 +140,7 @@ def disk_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]
         files |= {kind: needs["uki"] / name for kind, name in _ESP_PARTS.items()}
         assemble_disk(Room(needs["tools"] / "tree"), work, files, layout)
 
-    options = {"name": spec.name, "version": spec.version, "budget": slots.root_bytes(spec), "keys": key.certificate_sha256}
+    options: Json = {"name": spec.name, "version": spec.version, "budget": slots.root_bytes(spec), "keys": key.certificate_sha256}
     return Step("disk", "Disk", options, (steps["root"], steps["uki"], steps["tools"]), produce)
 
 

@@ -75,7 +75,7 @@ def shipped_definitions(layout: Layout) -> dict[str, str]:
     return {"10-esp.conf": esp, "20-root-a.conf": root, "21-verity-a.conf": verity}
 
 
-def host_definitions(spec: Spec, root: int) -> dict[str, str]:
+def host_definitions(root: int) -> dict[str, str]:
     """repart.d(5) definitions that the machine itself applies: what is shipped, slot B and the state volume."""
     verity = verity_bytes(root)
     definitions = {"10-esp.conf": _definition(Type="esp", Label="esp", **_exactly(ESP_BYTES))}

@@ -63,9 +63,13 @@ def base_step(
         hook.write_text(_account_hook(users, groups))
         hook.chmod(0o755)
         names = tuple(package.name for package in packages.packages)
-        request = Bootstrap(Path("/work/repository"), Path("/work/tree"), names, packages.epoch, spec.documentation, Path("/work/accounts.sh"))
+        request = Bootstrap(
+            Path("/work/repository"), Path("/work/tree"), names, packages.epoch, spec.documentation, Path("/work/accounts.sh")
+        )
         room.run(request.argv(), binds=[writable(work, "/work")], env=request.environment(), on_line=running.output)
-        result = run_program(room, "scrub", {"tree": "/work/tree", "epoch": packages.epoch}, binds=[writable(work, "/work")], running=running)
+        result = run_program(
+            room, "scrub", {"tree": "/work/tree", "epoch": packages.epoch}, binds=[writable(work, "/work")], running=running
+        )
         (work / "result.json").write_text(json.dumps(result, sort_keys=True))
         hook.unlink()
         for file in repository.iterdir():
@@ -86,7 +90,11 @@ def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
         "timezone": spec.timezone,
         "canary": lock.request,
         "default_target": debian.DEFAULT_TARGET[spec.role],
-        "services": {"enable": [*debian.enabled_units(spec), *spec.services.enable], "disable": list(spec.services.disable), "mask": list(spec.services.mask)},
+        "services": {
+            "enable": [*debian.enabled_units(spec), *spec.services.enable],
+            "disable": list(spec.services.disable),
+            "mask": list(spec.services.mask),
+        },
         "groups": [{"name": group.name, "gid": group.gid} for group in spec.groups],
         "users": [
             {
@@ -102,9 +110,14 @@ def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
             }
             for user in spec.users
         ],
-        "allow": {"setuid": list(spec.allow.setuid), "devices": list(spec.allow.devices), "replace": list(spec.allow.replace), "secrets": []},
+        "allow": {
+            "setuid": list(spec.allow.setuid),
+            "devices": list(spec.allow.devices),
+            "replace": list(spec.allow.replace),
+            "secrets": [],
+        },
         "health": health.configuration(spec.health),
-        "repart": slots.host_definitions(spec, root_bytes),
+        "repart": slots.host_definitions(root_bytes),
     }
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
@@ -150,21 +163,21 @@ def _files(spec: Spec) -> tuple[list[Json], list[Bind]]:
     binds: list[Bind] = []
     if spec.tree is not None:
         binds.append(read_only(spec.tree, "/spec-tree"))
-        for entry in specs.tree_entries(spec):
-            files.append(
-                {
-                    "path": entry.path,
-                    "kind": entry.kind.name.lower(),
-                    "implicit": True,
-                    "mode": entry.mode,
-                    "target": entry.target,
-                    "device": list(entry.device) if entry.device else None,
-                    "source": f"/spec-tree/{entry.source.relative_to(spec.tree)}",
-                    "content": None,
-                    "owner": "root",
-                    "group": "root",
-                }
-            )
+        files += [
+            {
+                "path": entry.path,
+                "kind": entry.kind.name.lower(),
+                "implicit": True,
+                "mode": entry.mode,
+                "target": entry.target,
+                "device": list(entry.device) if entry.device else None,
+                "source": f"/spec-tree/{entry.source.relative_to(spec.tree)}",
+                "content": None,
+                "owner": "root",
+                "group": "root",
+            }
+            for entry in specs.tree_entries(spec)
+        ]
     for index, file in enumerate(spec.files):
         if file.source is not None:
             binds.append(read_only(file.source, f"/spec-files/{index}"))
@@ -186,8 +199,7 @@ def _files(spec: Spec) -> tuple[list[Json], list[Bind]]:
 def _account_hook(users: Sequence[Account], groups: Sequence[Account]) -> str:
     """A script that gives accounts their ids before the packages' own scripts ask for them."""
     lines = ["#!/bin/sh", "set -eu"]
-    for group in groups:
-        lines.append(f'grep -q "^{group.name}:" "$1/etc/group" || echo "{group.name}:x:{group.id}:" >>"$1/etc/group"')
+    lines += [f'grep -q "^{group.name}:" "$1/etc/group" || echo "{group.name}:x:{group.id}:" >>"$1/etc/group"' for group in groups]
     for user in users:
         entry = f"{user.name}:x:{user.id}:{user.entry}"
         lines.append(f'grep -q "^{user.name}:" "$1/etc/passwd" || echo "{entry}" >>"$1/etc/passwd"')

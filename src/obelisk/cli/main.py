@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _explain(error: ObeliskError, *, json_wanted: bool) -> None:
     if json_wanted:
-        import json  # noqa: PLC0415
+        import json
 
         print(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}), file=sys.stderr)
         return

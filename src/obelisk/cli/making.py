@@ -63,7 +63,7 @@ def build(arguments: Namespace) -> int:
             sink(Note("signed with a test key; make your own with `obelisk keys`"))
         differences: tuple[str, ...] = ()
         if arguments.reproduce:
-            from obelisk.build.reproduce import reproduce  # noqa: PLC0415 - rarely wanted
+            from obelisk.build.reproduce import reproduce
 
             differences = reproduce(spec, pinned, key, store, built, sink)
     for line in differences:

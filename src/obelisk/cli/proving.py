@@ -32,7 +32,14 @@ Before=initrd-switch-root.target initrd-cleanup.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/bin/sh -c 'mkdir -p /run/systemd/system/serial-getty@ttyS0.service.d; cat /usr/lib/obelisk-shell/conf >/run/systemd/system/serial-getty@ttyS0.service.d/shell.conf'
+ExecStart=/usr/bin/sh /usr/lib/obelisk-shell/inject
+"""
+
+
+_INJECT_SCRIPT = """set -e
+drop_in=/run/systemd/system/serial-getty@ttyS0.service.d
+mkdir -p $drop_in
+cat /usr/lib/obelisk-shell/conf >$drop_in/shell.conf
 """
 
 
@@ -91,6 +98,7 @@ def run(arguments: Namespace) -> int:
         units = "usr/lib/systemd/system"
         shell: dict[str, bytes | str] = {
             "usr/lib/obelisk-shell/conf": _SHELL.encode(),
+            "usr/lib/obelisk-shell/inject": _INJECT_SCRIPT.encode(),
             f"{units}/obelisk-shell.service": _INJECT.encode(),
             f"{units}/initrd.target.wants/obelisk-shell.service": "../obelisk-shell.service",
         }

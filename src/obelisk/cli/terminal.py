@@ -53,11 +53,18 @@ def _plain_lines() -> Sink:
 
 @contextmanager
 def _bars() -> Iterator[Sink]:
-    from rich.console import Console  # noqa: PLC0415 - slow to import
-    from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[said]}", style="dim"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        TextColumn("{task.fields[said]}", style="dim"),
+        TimeElapsedColumn(),
+    )
     with Bars(*columns, TimeRemainingColumn(compact=True), console=console, transient=True) as bars:
         known: dict[str, tuple[TaskID, str]] = {}
         lock = threading.Lock()
@@ -68,7 +75,7 @@ def _bars() -> Iterator[Sink]:
                     case Started(task, title, total):
                         known[task] = (bars.add_task(title, total=total, said=""), title)
                     case Progress(task, done, total) if task in known:
-                        bars.update(known[task][0], completed=done, **({} if total is None else {"total": total}))
+                        bars.update(known[task][0], completed=done, total=total if total is not None else bars.tasks[0].total)
                     case Output(task, line) if task in known:
                         bars.update(known[task][0], said=line.strip()[: max(console.width - 70, 10)])
                     case Finished(task, seconds, cached, detail) if task in known:

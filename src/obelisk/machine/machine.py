@@ -87,7 +87,9 @@ class Machine:
         log = self.settings.directory / "qemu.log"
         said = log.read_text(errors="replace") if log.exists() else ""
         tail = "\n".join(line.strip() for line in text.splitlines() if line.strip())[-2000:]
-        return CommandError(("machine",), self._process.poll() or 0, f"{tail}\n{said}{reason}", code="machine-failed", hint=f"read {self.console}")
+        return CommandError(
+            ("machine",), self._process.poll() or 0, f"{tail}\n{said}{reason}", code="machine-failed", hint=f"read {self.console}"
+        )
 
 
 def unpack_uki(uki: Path) -> dict[str, bytes]:

@@ -89,9 +89,7 @@ class Manifest:
             "secure_boot": {"certificate_sha256": self.secure_boot_certificate, "test_key": self.test_key},
             "inputs": {"spec": self.spec_sha256, "lock": self.lock_sha256, "tools": self.tools_sha256},
             "setuid": list(self.setuid),
-            "parts": [
-                {"kind": part.kind.value, "file": part.file, "size": part.size_bytes, "sha256": part.sha256} for part in self.parts
-            ],
+            "parts": [{"kind": part.kind.value, "file": part.file, "size": part.size_bytes, "sha256": part.sha256} for part in self.parts],
             "packages": [[p.name, p.version, p.architecture, p.sha256] for p in self.packages],
         }
 

@@ -17,6 +17,7 @@ from obelisk.model.canonical import Json, digest
 from obelisk.model.spec import Check, InlineFile, Spec
 from obelisk.spec.loading import tree_entries
 from obelisk.spec.tree import EntryKind, TreeEntry
+from obelisk.system.files import hash_file
 
 _INPUTS = "obelisk.spec-inputs/1"
 _REQUEST = "obelisk.request/1"
@@ -90,8 +91,7 @@ def _check(check: Check) -> Json:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError as error:
         message = f"cannot be read any more: {error.strerror}"
         raise InputError(message, code="spec-file", hint="put it back, or take it out of the spec", place=str(path)) from error

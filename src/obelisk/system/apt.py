@@ -117,9 +117,7 @@ class Resolver:
             base = unquote(uri).removesuffix(fields["Filename"]).rstrip("/")
             archive = next(a for a in self.archives if _same_base(a.uri, base))
             suite = next((s for s in suites.get((name, version), ()) if s in archive.suites), archive.suites[0])
-            yield Candidate(
-                name, version, fields["Architecture"], fields["SHA256"], int(fields["Size"]), f"{archive.origin}/{suite}", path
-            )
+            yield Candidate(name, version, fields["Architecture"], fields["SHA256"], int(fields["Size"]), f"{archive.origin}/{suite}", path)
 
     def _suites(self, queries: Sequence[str]) -> dict[tuple[str, str], list[str]]:
         found: dict[tuple[str, str], list[str]] = {}

@@ -55,8 +55,8 @@ class Room:
             words += ["--ro-bind", str(self.tree / top), f"/{top}"]
         for top in ("bin", "sbin", "lib", "lib64"):
             words += ["--symlink", f"usr/{top}", f"/{top}"]
-        words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--tmpfs", "/var"]
-        words += ["--dir", "/var/tmp", "--dir", "/root"]
+        words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--tmpfs", "/var"]  # noqa: S108
+        words += ["--dir", "/var/tmp", "--dir", "/root"]  # noqa: S108 - paths inside the room
         for device in devices:
             words += ["--dev-bind-try", device, device]
         for bind in binds:
@@ -65,7 +65,7 @@ class Room:
         words += ["--chdir", cwd, "--", *(str(word) for word in command)]
         return words
 
-    def run(
+    def run(  # noqa: PLR0913 - keywords name each
         self,
         command: Sequence[str | Path],
         *,

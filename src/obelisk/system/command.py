@@ -9,8 +9,10 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from obelisk.errors import CommandError, MissingFeatureError
 
@@ -52,7 +54,7 @@ def run(
     words = tuple(str(word) for word in argv)
     named = (show, *words[1:]) if show else words
     try:
-        process = subprocess.Popen(  # noqa: S603 - argument lists only, never a shell
+        process = subprocess.Popen(
             words,
             env=dict(MINIMAL_ENVIRONMENT if env is None else env),
             stdin=subprocess.PIPE,
@@ -104,19 +106,18 @@ def find_program(name: str) -> Path | None:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
-def _drain(stream: "subprocess.IO[bytes] | None", sinks: tuple[list[str], ...], on_line: OnLine | None) -> None:
+def _drain(stream: IO[bytes] | None, sinks: tuple[list[str], ...], on_line: OnLine | None) -> None:
     if stream is None:
         return
-    for raw in stream:
-        line = raw.decode(errors="replace")
-        for sink in sinks:
-            sink.append(line)
-        if on_line is not None:
-            on_line(line.rstrip("\n"))
+    with stream:
+        for raw in stream:
+            line = raw.decode(errors="replace")
+            for sink in sinks:
+                sink.append(line)
+            if on_line is not None:
+                on_line(line.rstrip("\n"))

@@ -3,10 +3,12 @@
 A durable write is: temporary file in the same directory, fsync, rename, fsync of the directory.
 """
 
+import errno
 import fcntl
 import hashlib
 import mmap
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ CHUNK_BYTES = 1 << 20
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` with `data` atomically and durably."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as out:
@@ -92,13 +94,22 @@ def copy_data(reader: int, writer: int, size: int, *, offset: int = 0) -> None:
         while start < end:
             os.lseek(writer, offset + start, os.SEEK_SET)
             os.lseek(reader, start, os.SEEK_SET)
-            count = os.copy_file_range(reader, writer, min(end - start, 1 << 30))
+            count = _copy_some(reader, writer, min(end - start, 1 << 24))
             if count == 0:
                 break
             start += count
         position = end
     if os.fstat(writer).st_size < offset + size:
         os.ftruncate(writer, offset + size)
+
+
+def _copy_some(reader: int, writer: int, size: int) -> int:
+    try:
+        return os.copy_file_range(reader, writer, size)
+    except OSError as error:
+        if error.errno not in {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
+            raise
+    return os.write(writer, os.read(reader, size))  # between file systems that share nothing
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,5 +79,3 @@ def default_archive(suite: str) -> str:
                 return found[1].rstrip("/")
             raise
     raise CommandError(tuple(argv), 0, "mmdebstrap named no archive")
-
-

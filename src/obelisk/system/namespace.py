@@ -11,6 +11,9 @@ from pathlib import Path
 from obelisk.errors import MissingFeatureError
 from obelisk.system.command import find_program, run
 
+# Debian's own accounts go up to 65534.
+_IDS = 65536
+
 
 @cache
 def as_root() -> tuple[str, ...]:
@@ -46,7 +49,11 @@ def _has_range(table: Path, user: str) -> bool:
         lines = table.read_text().splitlines()
     except OSError:
         return False
-    return any(line.split(":")[0] in {user, str(os.geteuid())} and int(line.split(":")[2]) >= 65536 for line in lines if line.count(":") == 2)  # noqa: PLR2004
+    for line in lines:
+        owner, _, span = line.partition(":")
+        if owner in {user, str(os.geteuid())} and int(span.rpartition(":")[2] or 0) >= _IDS:
+            return True
+    return False
 
 
 def is_root() -> bool:

@@ -100,9 +100,9 @@ def start(room: Room, settings: Settings, *, binds: Sequence[Bind], accel: str) 
     # The network of the room is this machine's loopback only where a port is forwarded.
     words = room.argv(argv(settings, accel), binds=binds, network=bool(settings.forwards) or not settings.isolated, devices=devices)
     if settings.console is None:
-        return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT)  # noqa: S603
+        return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT)
     with (settings.directory / "qemu.log").open("wb") as log:
-        return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603
+        return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def command(socket: Path, name: str, **arguments: str) -> None:

@@ -8,7 +8,7 @@ from obelisk.system.bubblewrap import Bind, Room
 from obelisk.system.command import OnLine
 
 
-def make_disk(
+def make_disk(  # noqa: PLR0913 - keywords name each
     room: Room, disk: Path, definitions: Path, *, seed: UUID, epoch: int, binds: Sequence[Bind], on_line: OnLine | None = None
 ) -> None:
     """Make the file `disk` from repart.d(5) `definitions`; equal inputs give equal bytes."""

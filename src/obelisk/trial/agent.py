@@ -20,7 +20,16 @@ Before=initrd-switch-root.target initrd-cleanup.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/bin/sh -c 'mkdir -p /run/systemd/system/multi-user.target.wants /run/obelisk-trial; cat /usr/lib/obelisk-trial/agent >/run/obelisk-trial/agent; cat /usr/lib/obelisk-trial/unit >/run/systemd/system/obelisk-trial.service; cat /usr/lib/obelisk-trial/unit >/run/systemd/system/multi-user.target.wants/obelisk-trial.service'
+ExecStart=/usr/bin/sh /usr/lib/obelisk-trial/inject
+"""
+
+_INJECT_SCRIPT = """\
+set -e
+units=/run/systemd/system
+mkdir -p $units/multi-user.target.wants /run/obelisk-trial
+cat /usr/lib/obelisk-trial/agent >/run/obelisk-trial/agent
+cat /usr/lib/obelisk-trial/unit >$units/obelisk-trial.service
+cat /usr/lib/obelisk-trial/unit >$units/multi-user.target.wants/obelisk-trial.service
 """
 
 _UNIT = """\
@@ -104,6 +113,7 @@ def injected(wanted: Sequence[Probe]) -> dict[str, bytes | str]:
     return {
         "usr/lib/obelisk-trial/agent": script.encode(),
         "usr/lib/obelisk-trial/unit": _UNIT.encode(),
+        "usr/lib/obelisk-trial/inject": _INJECT_SCRIPT.encode(),
         f"{units}/obelisk-trial-inject.service": _INJECT.encode(),
         f"{units}/initrd.target.wants/obelisk-trial-inject.service": "../obelisk-trial-inject.service",
     }

@@ -57,7 +57,7 @@ def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[s
     refused = TrustError("the proof does not hold", code="proof-invalid", hint="test the image again: `obelisk test`")
     try:
         signed = Envelope.from_dict(json.loads(envelope))
-        key = SSlibKey.from_crypto(load_pem_public_key(public_key))  # type: ignore[arg-type]
+        key = SSlibKey.from_crypto(load_pem_public_key(public_key))
         signed.verify([key], 1)
         statement = json.loads(signed.payload)
         subjects = {subject["digest"]["sha256"] for subject in statement["subject"]}

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from xml.etree import ElementTree as Xml
+from xml.etree import ElementTree as ET
 
 from obelisk.model.canonical import Json
 
@@ -41,9 +41,7 @@ def to_json(report: Report) -> Json:
         "label": report.label,
         "passed": report.passed,
         "acceleration": report.acceleration,
-        "scenarios": [
-            {"name": o.name, "passed": o.passed, "duration_ms": o.duration_ms, "detail": o.detail} for o in report.outcomes
-        ],
+        "scenarios": [{"name": o.name, "passed": o.passed, "duration_ms": o.duration_ms, "detail": o.detail} for o in report.outcomes],
         "boot": list(report.boot),
         "tools": dict(report.tools),
     }
@@ -57,16 +55,16 @@ def as_json(report: Report) -> str:
 def as_junit(report: Report) -> str:
     """The report as JUnit XML."""
     failures = sum(not outcome.passed for outcome in report.outcomes)
-    suite = Xml.Element("testsuite", name=report.label, tests=str(len(report.outcomes)), failures=str(failures))
+    suite = ET.Element("testsuite", name=report.label, tests=str(len(report.outcomes)), failures=str(failures))
     for outcome in report.outcomes:
-        case = Xml.SubElement(suite, "testcase", classname=report.label, name=outcome.name, time=f"{outcome.duration_ms / 1000:.3f}")
+        case = ET.SubElement(suite, "testcase", classname=report.label, name=outcome.name, time=f"{outcome.duration_ms / 1000:.3f}")
         if not outcome.passed:
-            Xml.SubElement(case, "failure", message=_printable(outcome.detail.splitlines()[-1] if outcome.detail else "failed")).text = (
-                _printable(outcome.detail)
-            )
+            ET.SubElement(
+                case, "failure", message=_printable(outcome.detail.splitlines()[-1] if outcome.detail else "failed")
+            ).text = _printable(outcome.detail)
         elif outcome.detail:
-            Xml.SubElement(case, "system-out").text = _printable(outcome.detail)
-    return Xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+            ET.SubElement(case, "system-out").text = _printable(outcome.detail)
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _printable(text: str) -> str:

@@ -68,7 +68,7 @@ class _First:
 
 
 class _Trial:
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
         self, image: StoredImage, spec: Spec, room: Room, work: Path, artefacts: Path, accel: str, raw: Path
     ) -> None:
         self.image, self.spec, self.room, self.work, self.artefacts, self.accel = image, spec, room, work, artefacts, accel
@@ -156,7 +156,7 @@ class _Trial:
         )
         self.room.run(request.argv(), binds=[writable(place, "/foreign"), read_only(stranger.directory, "/key")])
         parts = {part.kind: self.image.directory / part.file for part in self.image.manifest.parts}
-        esp_only = {kind: path for kind, path in parts.items() if kind not in {PartKind.ROOT, PartKind.VERITY}}
+        esp_only: dict[PartKind, Path] = {kind: path for kind, path in parts.items() if kind not in {PartKind.ROOT, PartKind.VERITY}}
         raw = assemble_disk(self.room, place, {**esp_only, PartKind.UKI: place / "uki.efi"}, self.layout)
         disk = place / "disk.qcow2"
         qemu.overlay(self.room, raw, disk, raw.stat().st_size, binds=self.binds)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 NOLOGIN_DAYS = "1"
+SECRET_BYTES = 1 << 16  # no key is larger
 
 
 def main() -> None:
@@ -219,8 +220,8 @@ def settle_services(tree: Path, services: dict[str, list[str]]) -> None:
     """Enable, disable and mask, by systemctl itself on the tree."""
     for verb in ("enable", "disable", "mask"):
         for unit in services[verb]:
-            finished = subprocess.run(  # noqa: S603 - fixed words and a unit name
-                ["systemctl", f"--root={tree}", verb, "--", unit],  # noqa: S607 - the tools tree's own
+            finished = subprocess.run(
+                ["systemctl", f"--root={tree}", verb, "--", unit],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -236,7 +237,7 @@ def run_script(tree: Path, script: dict[str, str]) -> None:
     words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--ro-bind", script["source"], "/run/script"]  # noqa: S108
     for name, value in {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}.items():
         words += ["--setenv", name, value]
-    finished = subprocess.run([*words, "/run/script"], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)  # noqa: S603
+    finished = subprocess.run([*words, "/run/script"], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
     if finished.returncode != 0:
         refuse("script-failed", f"the build script {script['name']} failed with status {finished.returncode}; scripts have no network")
 
@@ -244,7 +245,7 @@ def run_script(tree: Path, script: dict[str, str]) -> None:
 def seed_state(tree: Path, request: dict[str, Any]) -> None:
     """/var is state: what packages ship there becomes a template from which each boot makes what is missing."""
     sys.path.insert(0, request["code"])
-    from state import seed  # noqa: PLC0415 - beside this file, found by the path just added
+    from state import seed  # type: ignore[import-not-found]  # noqa: PLC0415 - beside this file, found by the path just added
 
     seed(tree)
     for name in ("home", "root", "var", "tmp", "run", "proc", "sys", "dev", "boot", "efi", "mnt", "media", "srv", "opt"):
@@ -256,7 +257,7 @@ def seed_state(tree: Path, request: dict[str, Any]) -> None:
 
 def refresh(tree: Path) -> None:
     """Caches that systems otherwise make at their first boot, where the root cannot be written."""
-    subprocess.run(["ldconfig", "-r", str(tree)], check=True)  # noqa: S603, S607 - fixed words
+    subprocess.run(["ldconfig", "-r", str(tree)], check=True)
     (tree / "etc/.updated").touch()
 
 
@@ -286,11 +287,14 @@ def inspect(tree: Path, request: dict[str, Any], setuid: set[str], devices: set[
         refuse("setuid", f"{path} has a set-id bit that no package gave it: list it in [allow] setuid if you mean it")
     for path in sorted(devices - set(request["allow"]["devices"])):
         refuse("device", f"{path} is a device node, socket or pipe: list it in [allow] devices if you mean it")
-    for path in (tree / "etc").rglob("*"):
-        if path.is_file() and not path.is_symlink() and path.stat().st_size < 65536 and b"PRIVATE KEY-----" in path.read_bytes():  # noqa: PLR2004
-            name = str(path).removeprefix(str(tree))
+    for file in (tree / "etc").rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.stat().st_size < SECRET_BYTES and b"PRIVATE KEY-----" in file.read_bytes():
+            name = str(file).removeprefix(str(tree))
             if name not in request["allow"]["secrets"]:
-                refuse("secret", f"{name} holds a private key, and every copy of the image would share it: keep secrets in state or credentials")
+                refuse(
+                    "secret",
+                    f"{name} holds a private key, and every copy of the image would share it: keep secrets in state or credentials",
+                )
 
 
 def refuse(code: str, message: str) -> NoReturn:

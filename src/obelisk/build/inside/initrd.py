@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 PROGRAMS = (
     "usr/lib/systemd/systemd",
@@ -126,11 +126,50 @@ RULES = (
 )
 
 # Storage that a root disk may hang on, by module name; those built into the kernel are not found as files, which is fine.
-MODULES = (
-    "ahci ata_piix autofs4 btrfs crc32c_generic crc32c-intel dm_mod dm_verity efivarfs erofs hv_storvsc hv_vmbus mmc_block mptsas mptspi "
-    "megaraid_sas mpt3sas nls_ascii nls_cp437 nvme sd_mod sdhci_acpi sdhci_pci sha256_generic sha256-ssse3 smartpqi tpm_crb tpm_tis uas "
-    "usb_storage usbhid vfat virtio_blk virtio_console virtio_mmio virtio_pci virtio_scsi vmw_pvscsi xen-blkfront xhci_pci ehci_pci vmd"
-).split()
+MODULES = [
+    "ahci",
+    "ata_piix",
+    "autofs4",
+    "btrfs",
+    "crc32c_generic",
+    "crc32c-intel",
+    "dm_mod",
+    "dm_verity",
+    "efivarfs",
+    "erofs",
+    "hv_storvsc",
+    "hv_vmbus",
+    "mmc_block",
+    "mptsas",
+    "mptspi",
+    "megaraid_sas",
+    "mpt3sas",
+    "nls_ascii",
+    "nls_cp437",
+    "nvme",
+    "sd_mod",
+    "sdhci_acpi",
+    "sdhci_pci",
+    "sha256_generic",
+    "sha256-ssse3",
+    "smartpqi",
+    "tpm_crb",
+    "tpm_tis",
+    "uas",
+    "usb_storage",
+    "usbhid",
+    "vfat",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_mmio",
+    "virtio_pci",
+    "virtio_scsi",
+    "vmw_pvscsi",
+    "xen-blkfront",
+    "xhci_pci",
+    "ehci_pci",
+    "vmd",
+]
 
 
 def main() -> None:
@@ -139,7 +178,9 @@ def main() -> None:
     files = collect(tree, kernel)
     guest = Path(request["guest"])
     own = {str(path.relative_to(guest)): path for path in sorted(guest.rglob("*")) if path.is_symlink() or path.is_file()}
-    compressor = subprocess.Popen(["zstd", "-q", "-19" if request.get("small") else "-9", "-T0", "-o", request["out"]], stdin=subprocess.PIPE)  # noqa: S603, S607
+    compressor = subprocess.Popen(
+        ["zstd", "-q", "-19" if request.get("small") else "-9", "-T0", "-o", request["out"]], stdin=subprocess.PIPE
+    )
     if compressor.stdin is None:
         refuse("zstd", "no pipe to zstd")
     with compressor.stdin as stream:
@@ -168,7 +209,7 @@ def collect(tree: Path, kernel: str) -> dict[str, Path]:
         files[name] = path
         if path.is_symlink():
             link = str(path.readlink())
-            target = link.lstrip("/") if link.startswith("/") else os.path.normpath(f"{os.path.dirname(name)}/{link}")
+            target = link.lstrip("/") if link.startswith("/") else os.path.normpath(f"{Path(name).parent}/{link}")
             pending.append(canonical(target))
         elif path.is_file():
             interpreter, needed = linked(path)
@@ -199,7 +240,13 @@ def required(tree: Path, name: str) -> str:
 
 
 def find_library(tree: Path, name: str, *, beside: Path | None = None) -> str:
-    places = [tree / "usr/lib/x86_64-linux-gnu", tree / "usr/lib/x86_64-linux-gnu/systemd", tree / "usr/lib/systemd", tree / "usr/lib64", tree / "usr/lib"]
+    places = [
+        tree / "usr/lib/x86_64-linux-gnu",
+        tree / "usr/lib/x86_64-linux-gnu/systemd",
+        tree / "usr/lib/systemd",
+        tree / "usr/lib64",
+        tree / "usr/lib",
+    ]
     for place in [beside, *places] if beside else places:
         if exists(place / name):
             return str((place / name).relative_to(tree))
@@ -247,11 +294,11 @@ def modules(tree: Path, kernel: str) -> Iterator[str]:
         if name in seen or name not in depends:
             continue
         seen.add(name)
-        file, needs = depends[name]
-        yield f"{base}/{file}"
-        pending += [module_name(need) for need in needs]
-        soft = re.findall(rf"^softdep {re.escape(name)} pre: (.*)$", (tree / base / "modules.softdep").read_text(), re.MULTILINE)
-        pending += [module_name(f"{need}.ko") for line in soft for need in line.split() if need != "post:"]
+        module, wanted = depends[name]
+        yield f"{base}/{module}"
+        pending += [module_name(need) for need in wanted]
+        hints = re.findall(rf"^softdep {re.escape(name)} pre: (.*)$", (tree / base / "modules.softdep").read_text(), re.MULTILINE)
+        pending += [module_name(f"{need}.ko") for hint in hints for need in hint.split() if need != "post:"]
     for index in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
         if (tree / base / index).exists():
             yield f"{base}/{index}"
@@ -276,8 +323,7 @@ def synthetic(tree: Path, kernel: str) -> dict[str, bytes | str]:
         "usr/lib/os-release": release,
         "etc/passwd": b"root:x:0:0:root:/root:/usr/bin/sh\n",
         "etc/group": b"".join(
-            b"%s:x:%d:\n" % (name.encode(), number)
-            for name, number in sorted(group_ids(tree).items(), key=lambda item: item[1])
+            b"%s:x:%d:\n" % (name.encode(), number) for name, number in sorted(group_ids(tree).items(), key=lambda item: item[1])
         ),
         "etc/machine-id": b"",
         "usr/lib/systemd/system/default.target": "initrd.target",
@@ -291,7 +337,7 @@ def synthetic(tree: Path, kernel: str) -> dict[str, bytes | str]:
 
 
 def group_ids(tree: Path) -> dict[str, int]:
-    """udev's rules give devices to these groups."""
+    """Udev's rules give devices to these groups."""
     wanted = {"root", "tty", "disk", "kmem", "input", "video", "render", "audio", "cdrom", "tape", "dialout", "lp", "kvm", "sgx"}
     lines = (line.split(":") for line in (tree / "etc/group").read_text().splitlines())
     return {fields[0]: int(fields[2]) for fields in lines if fields[0] in wanted}
@@ -308,7 +354,7 @@ def module_indexes(tree: Path, kernel: str) -> dict[str, bytes | str]:
             target = root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((tree / name).read_bytes())
-        subprocess.run(["depmod", "--basedir", str(root / "usr"), kernel], check=True)  # noqa: S603, S607
+        subprocess.run(["depmod", "--basedir", str(root / "usr"), kernel], check=True)
         return {
             f"{base}/{path.name}": path.read_bytes()
             for path in sorted((root / base).glob("modules.*"))
@@ -316,7 +362,7 @@ def module_indexes(tree: Path, kernel: str) -> dict[str, bytes | str]:
         }
 
 
-def write_archive(stream: BinaryIO, files: dict[str, Path], made: dict[str, bytes | str]) -> None:
+def write_archive(stream: IO[bytes], files: dict[str, Path], made: dict[str, bytes | str]) -> None:
     """Write the entries in newc format. Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst."""
     names = {*files, *made}
     directories = {"dev", "proc", "sys", "run", "tmp", "sysroot", "var", "root", "usr/sbin", "usr/lib64"}
@@ -349,7 +395,7 @@ def parents(name: str) -> Iterable[str]:
         yield name
 
 
-def entry(stream: BinaryIO, number: int, name: str, mode: int, data: bytes) -> None:
+def entry(stream: IO[bytes], number: int, name: str, mode: int, data: bytes) -> None:
     encoded = name.encode() + b"\0"
     fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
     header = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded

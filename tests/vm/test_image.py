@@ -1,0 +1,152 @@
+"""The whole way of a person with a new machine: lock, build, prove, change, reproduce, export, look after the store."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Tool:
+    """The tool as a person runs it, with a store, keys and a spec of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.spec = home / "web"
+        shutil.copytree(ROOT / "examples/web", self.spec)
+
+    def run(self, *words: str, status: int = 0) -> str:
+        """What the tool says on standard output; any other exit status is a failure that shows all it said."""
+        env = {**os.environ, "OBELISK_STORE": str(self.home / "store"), "OBELISK_KEYS": str(self.home / "keys")}
+        done = subprocess.run([ROOT / "obelisk", *words], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == status, f"obelisk {' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + (done.stderr if status else "")
+
+    def build(self) -> str:
+        """Build the spec; the image id."""
+        return self.run("build", str(self.spec)).split()[-1]
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the spec's last image."""
+        shown: dict[str, Any] = json.loads(self.run("show", str(self.spec), "--json"))
+        manifest: dict[str, Any] = shown["manifest"]
+        return manifest
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    home = tmp_path_factory.mktemp("image")
+    made = Tool(home)
+    made.run("lock", str(made.spec))
+    yield made
+    subprocess.run(["rm", "-rf", str(home)], check=True)
+
+
+@pytest.fixture(scope="module")
+def built(tool: Tool) -> str:
+    return tool.build()
+
+
+def test_building_again_does_nothing_and_names_the_same_image(tool: Tool, built: str) -> None:
+    events = tool.run("build", str(tool.spec), "--json").splitlines()
+    finished = [json.loads(line) for line in events if line.startswith("{") and '"finished"' in line]
+    assert events[-1] == built
+    assert {event["task"] for event in finished if not event["cached"]} == {"image"}
+
+
+def test_lock_names_no_host_and_every_package_with_its_digest(tool: Tool) -> None:
+    text = (tool.spec / "obelisk.lock").read_text()
+    assert "://" not in text
+    assert text.count("sha256 = ") == text.count("origin = ") > 300
+
+
+def test_nothing_in_the_image_identifies_a_machine(tool: Tool, built: str) -> None:
+    target = tool.home / "root.oci"
+    tool.run("export", built, "--format", "oci", "--output", str(target))
+    layer = max((target / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    names = subprocess.run(["tar", "--list", "--verbose", "--file", layer], check=True, capture_output=True, text=True).stdout
+    assert "ssh_host_" not in names
+    assert "random-seed" not in names
+    (machine_id,) = [line for line in names.splitlines() if line.endswith("./etc/machine-id")]
+    assert machine_id.split()[2] == "0"
+    shutil.rmtree(target)
+
+
+def test_image_passes_its_trial_and_gets_a_proof(tool: Tool, built: str) -> None:
+    report = json.loads(
+        tool.run("test", str(tool.spec), "--json", "--junit", str(tool.home / "junit.xml")).split("\n{\n", 1)[-1].join(["{", ""])
+    )
+    names = {scenario["name"] for scenario in report["scenarios"]}
+    assert report["passed"]
+    assert report["image"] == built
+    assert {
+        "boots with Secure Boot and becomes healthy",
+        "the root cannot be written",
+        "a flipped byte is detected when it is read",
+        "a second boot finds the state kept",
+        "Secure Boot refuses a UKI signed by another key",
+        "health page",
+        "test configuration",
+    } <= names
+    assert 'failures="0"' in (tool.home / "junit.xml").read_text()
+    assert len(list((tool.home / "store/proofs").rglob("*.json"))) == 1
+
+
+def test_a_changed_file_makes_another_image_and_redoes_only_what_follows(tool: Tool, built: str) -> None:
+    page = tool.spec / "tree/srv/www/index.html"
+    before = page.read_text()
+    page.write_text(before + "<p>changed</p>\n")
+    try:
+        events = [json.loads(line) for line in tool.run("build", str(tool.spec), "--json").splitlines() if line.startswith("{")]
+        redone = {event["task"] for event in events if event["event"] == "finished" and not event["cached"]}
+        assert redone == {"configured", "root", "uki", "disk", "image"}
+        changed = tool.manifest()
+        assert changed["root_hash"] != json.loads(tool.run("show", built, "--json"))["manifest"]["root_hash"]
+        assert "srv/www/index.html" in tool.run("diff", built, str(tool.spec), status=1)
+    finally:
+        page.write_text(before)
+    assert tool.build() == built
+
+
+def test_the_same_lock_gives_the_same_bits_in_a_fresh_place(tool: Tool, built: str) -> None:
+    assert tool.run("build", str(tool.spec), "--reproduce").split()[-1] == built
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2", "erofs"])
+def test_exports_are_what_others_read(tool: Tool, built: str, form: str) -> None:
+    target = tool.home / f"image.{form}"
+    tool.run("export", built, "--format", form, "--output", str(target))
+    with target.open("rb") as file:
+        head = file.read(2048)
+    magic = {"raw": head[512:520] == b"EFI PART", "qcow2": head[:4] == b"QFI\xfb", "erofs": head[1024:1028] == b"\xe2\xe1\xf5\xe0"}
+    assert magic[form]
+    target.unlink()
+
+
+def test_a_script_that_reaches_for_the_network_fails_with_its_name(tool: Tool, built: str) -> None:
+    file = tool.spec / "obelisk.toml"
+    before = file.read_text()
+    script = tool.spec / "reach.sh"
+    script.write_text("#!/bin/bash\nexec 3<>/dev/tcp/192.0.2.1/80\n")
+    script.chmod(0o755)
+    file.write_text(before + '\n[[scripts]]\nrun = "reach.sh"\n')
+    try:
+        said = tool.run("build", str(tool.spec), status=2)
+        assert "reach.sh" in said
+        assert "network" in said
+    finally:
+        file.write_text(before)
+        script.unlink()
+    assert tool.build() == built
+
+
+def test_the_store_is_sound_and_gc_keeps_what_is_used(tool: Tool, built: str) -> None:
+    assert "sound" in tool.run("verify")
+    tool.run("gc")
+    assert tool.build() == built
