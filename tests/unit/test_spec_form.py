@@ -28,6 +28,8 @@ ACCEPTED = [
     'name = "a"\nfiles = {"/etc/x y" = {content = "1", mode = "755"}}',
     'name = "a"\n[health]\n[tests]\n[allow]\n[boot]\n[services]\n[users]',
     'name = "a"\nhealth.x.tcp = "db.example:1"',
+    'name = "a"\nusers = {a = {uid = 59999}, b = {uid = 1000, gid = 1}}',
+    'name = "a"\nhealth = {x = {http = "http://localhost/", status = 599}, y = {http = "http://localhost/", status = 100}}',
     EVERYTHING,
 ]
 
@@ -92,6 +94,8 @@ REFUSED = [
     'name = "a"\nusers.a.uid = true',
     'name = "a"\n[users.A]\nuid = 1000',
     'name = "a"\nusers.a = {uid = 1000, gid = 0}',
+    'name = "a"\nusers.a = {uid = 1000, gid = true}',
+    'name = "a"\nhealth.x = {http = "http://localhost/", status = 600}',
     'name = "a"\nusers.a = {uid = 1000, groups = ["a b"]}',
     'name = "a"\nusers.a = {uid = 1000, ssh_keys = "x"}',
     'name = "a"\nusers.a = {uid = 1000, shell = "bash"}',

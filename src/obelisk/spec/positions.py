@@ -12,6 +12,7 @@ import re
 import tomllib
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import NoReturn
 
 KeyPath = tuple[str | int, ...]
 
@@ -147,7 +148,8 @@ class _Scanner:
         """A key and its value inside `table`."""
         line = self.line()
         path = (*table, *self.keys())
-        self.take("=")
+        if not self.take("="):
+            self.lost()
         self.note(path, line)
         self.value(path)
 
@@ -167,4 +169,11 @@ class _Scanner:
                 self.skip(_BLANK)
                 self.take(",")
         else:
-            self.skip(_STRING if self.text[self.at] in "\"'" else _SCALAR)
+            start = self.at
+            if self.skip(_STRING if self.text[start] in "\"'" else _SCALAR) == start:
+                self.lost()
+
+    def lost(self) -> NoReturn:
+        """What `tomllib` has accepted always leads on; anything else is a bug, and must not become an endless loop."""
+        message = f"the position index and tomllib disagree at line {self.line()}"
+        raise AssertionError(message)
