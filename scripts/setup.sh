@@ -48,6 +48,7 @@ install_programs() {
     need mmdebstrap mmdebstrap
     need newuidmap uidmap
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
+    [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
     find_python || packages="$packages python3 python3-venv"
     [ -n "$packages" ] || return 0
 

@@ -26,10 +26,11 @@ ExecStart=/usr/bin/sh /usr/lib/obelisk-trial/inject
 _INJECT_SCRIPT = """\
 set -e
 units=/run/systemd/system
-mkdir -p $units/multi-user.target.wants /run/obelisk-trial
+mkdir -p $units/multi-user.target.d /run/obelisk-trial
 cat /usr/lib/obelisk-trial/agent >/run/obelisk-trial/agent
 cat /usr/lib/obelisk-trial/unit >$units/obelisk-trial.service
-cat /usr/lib/obelisk-trial/unit >$units/multi-user.target.wants/obelisk-trial.service
+echo "[Unit]
+Wants=obelisk-trial.service" >$units/multi-user.target.d/trial.conf
 """
 
 _UNIT = """\
