@@ -1,0 +1,40 @@
+"""The disk's arithmetic: ids from the root hash, hash trees that fit, definitions that agree with each other."""
+
+from uuid import UUID
+
+import pytest
+
+from obelisk.build.slots import MIB, Layout, host_definitions, host_disk_bytes, partition_uuids, shipped_definitions, verity_bytes
+
+HASH = "".join(f"{number:02x}" for number in range(32))
+LAYOUT = Layout("web_1", HASH, 1 << 30, 1_700_000_000)
+
+
+def test_partition_ids_are_the_first_and_last_half_of_the_root_hash() -> None:
+    assert partition_uuids(HASH) == (UUID("00010203-0405-0607-0809-0a0b0c0d0e0f"), UUID("10111213-1415-1617-1819-1a1b1c1d1e1f"))
+
+
+@pytest.mark.parametrize(
+    ("root_mib", "hash_blocks"),
+    # One 4 KiB hash block covers 128 blocks; a superblock; each level up to a single block.
+    [(1, 1 + 2 + 1), (64, 1 + 128 + 1), (1024, 1 + 2048 + 16 + 1), (2048, 1 + 4096 + 32 + 1)],
+)
+def test_the_hash_tree_fits_its_partition_and_wastes_less_than_a_mebibyte(root_mib: int, hash_blocks: int) -> None:
+    size = verity_bytes(root_mib * MIB)
+    assert hash_blocks * 4096 <= size < hash_blocks * 4096 + MIB
+    assert size % MIB == 0
+
+
+def test_what_is_shipped_is_the_beginning_of_what_the_host_has() -> None:
+    shipped = shipped_definitions(LAYOUT)
+    host = host_definitions(LAYOUT.root_bytes)
+    for name, text in shipped.items():
+        sizes = [line for line in text.splitlines() if line.startswith(("Type=", "Size"))]
+        assert [line for line in host[name].splitlines() if line.startswith(("Type=", "Size"))] == sizes
+    assert list(host)[: len(shipped)] == list(shipped)
+    assert sum("Label=_empty" in text for text in host.values()) == 4
+    assert "Label=state" in host["90-state.conf"]
+
+
+def test_a_host_disk_has_room_for_two_slots_and_state() -> None:
+    assert host_disk_bytes(LAYOUT, state=4 << 30) >= (2 << 30) + 2 * ((1 << 30) + verity_bytes(1 << 30)) + (4 << 30)

@@ -1,0 +1,67 @@
+"""Machines: how QEMU is started, how UKIs are read, how initrds grow."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from obelisk.errors import InputError
+from obelisk.machine import initrd_with, unpack_uki
+from obelisk.system import qemu
+
+SETTINGS = qemu.Settings(Path("/d/disk.qcow2"), Path("/d"), console=Path("/d/console"))
+
+
+def test_software_emulation_gets_the_settings_it_needs() -> None:
+    words = " ".join(qemu.argv(SETTINGS, "tcg"))
+    assert "-accel tcg,thread=multi" in words
+    assert "max,la57=off" in words
+    assert "hpet=off" in words
+
+
+def test_a_guest_is_isolated_unless_asked_otherwise_and_forwards_only_from_loopback() -> None:
+    assert "restrict=on" in " ".join(qemu.argv(SETTINGS, "tcg"))
+    forwarding = qemu.Settings(Path("/d/disk"), Path("/d"), forwards=(qemu.Forward(8080, 80),))
+    assert "hostfwd=tcp:127.0.0.1:8080-:80" in " ".join(qemu.argv(forwarding, "kvm"))
+
+
+def test_secure_boot_needs_system_management_mode() -> None:
+    words = " ".join(qemu.argv(qemu.Settings(Path("/d/disk"), Path("/d"), variables=Path("/d/vars")), "tcg"))
+    assert "smm=on" in words
+    assert "secboot" in words
+
+
+@pytest.mark.parametrize("text", ["80", "a:b", "0:80", "8080:70000", "8080:80:1", ""])
+def test_a_wrong_port_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="pair of ports"):
+        qemu.forward(text)
+
+
+def test_a_right_port_is_read() -> None:
+    assert qemu.forward("8080:80") == qemu.Forward(8080, 80)
+
+
+def test_sections_of_a_uki_come_out_without_their_padding(tmp_path: Path) -> None:
+    contents = {".linux": b"kernel", ".cmdline": b"quiet", ".initrd": b"x" * 1000}
+    header = bytearray(1024)
+    struct.pack_into("<I", header, 0x3C, 64)
+    header[64:68] = b"PE\0\0"
+    struct.pack_into("<HH", header, 68, 0x8664, len(contents))
+    struct.pack_into("<H", header, 84, 112)
+    body = b""
+    for index, (name, content) in enumerate(contents.items()):
+        struct.pack_into("<8sIIII", header, 88 + 112 + 40 * index, name.encode(), len(content), 0, 1024, 1024 + len(body))
+        body += content.ljust(1024, b"\0")
+    file = tmp_path / "uki.efi"
+    file.write_bytes(bytes(header) + body)
+    assert unpack_uki(file) == {"linux": b"kernel", "cmdline": b"quiet", "initrd": b"x" * 1000}
+
+
+def test_a_second_archive_starts_at_a_multiple_of_four_and_is_whole() -> None:
+    grown = initrd_with(b"first", {"usr/a": b"content", "usr/b": "a"})
+    second = grown[8:]
+    assert grown[:8] == b"first\0\0\0"
+    assert second.startswith(b"070701")
+    assert b"usr/a\0" in second
+    assert b"TRAILER!!!\0" in second
+    assert len(grown) % 4 == 0
