@@ -57,14 +57,21 @@ install_programs() {
         missing "this system has no apt-get to install them with"
     elif [ "$(id -u)" -eq 0 ]; then
         apt_install
-    elif command -v sudo >/dev/null; then
+    elif may_sudo; then
         as_root=sudo
-        say "sudo may ask for your password"
         apt_install
     else
         missing "installing them takes root rights or sudo"
     fi
     find_python || fail "no Python 3.11 or newer with the modules venv and ensurepip" "install one; Debian 12 and later have it in python3-venv"
+}
+
+may_sudo() {
+    command -v sudo >/dev/null || return 1
+    sudo -n true 2>>"$setup_log" && return
+    [ -t 2 ] || return 1 # nobody there to type a password
+    say "to install$packages, sudo asks for your password"
+    sudo -v
 }
 
 need() {
@@ -152,10 +159,11 @@ step() {
     title=$1 filter=$2
     shift 2
     printf '\n## %s\n' "$title" >>"$setup_log"
+    before=$(wc -l <"$setup_log")
     rm -f "$setup_log.failed"
     { "$@" </dev/null 2>&1 9>&- || echo "$?" >"$setup_log.failed"; } | tee -a "$setup_log" | "$filter" | draw "$title"
     [ -e "$setup_log.failed" ] || return 0
-    tail -n 20 "$setup_log" >&2
+    tail -n "+$((before + 1))" "$setup_log" | tail -n 20 >&2
     return 1
 }
 

@@ -6,6 +6,7 @@ Layout of the outputs: tools/tree, base/tree + base/result.json, configured/uppe
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from obelisk import spec as specs
@@ -35,6 +36,12 @@ def tools_step(packages: PackageSet, store: Store, sink: Sink) -> Step:
         names = tuple(package.name for package in packages.packages)
         request = Bootstrap(repository, work / "tree", names, packages.epoch, documentation=False)
         bootstrap_here(request, on_line=running.output)
+        # The place where the packages were seen while they were installed stays behind as empty directories.
+        seen = work / "tree" / repository.relative_to("/")
+        with suppress(OSError):  # a directory that has a use of its own is not empty
+            while seen != work / "tree":
+                seen.rmdir()
+                seen = seen.parent
         for file in repository.iterdir():
             file.unlink()
         repository.rmdir()
@@ -50,6 +57,7 @@ def base_step(
     options: Json = {
         "packages": packages.sha256,
         "documentation": spec.documentation,
+        "code": hashlib.sha256((CODE / "scrub.py").read_bytes()).hexdigest(),
         "users": {account.name: f"{account.id}:{account.entry}" for account in users},
         "groups": {account.name: account.id for account in groups},
     }

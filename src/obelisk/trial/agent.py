@@ -38,9 +38,9 @@ _UNIT = """\
 Description=Trial
 After=multi-user.target obelisk-health.service
 [Service]
-Type=oneshot
+# Simple, so that the boot counts as finished while this runs and can be analysed.
+Type=simple
 ExecStart=/bin/bash /run/obelisk-trial/agent
-TimeoutStartSec=infinity
 """
 
 _PROLOGUE = """\
@@ -74,6 +74,15 @@ echo "refused, as they must be: $tried"
 """
 
 
+# Each unit that failed, with the last that it said.
+FAILED_UNITS = """\
+systemctl --failed --no-legend --no-pager --plain | while read -r unit rest; do
+    echo "$unit: $rest"
+    journalctl -b --no-pager -o cat -u "$unit" | tail -n 8
+done
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """One thing that the agent tries."""
@@ -99,10 +108,10 @@ def probes(spec: Spec) -> tuple[Probe, ...]:
         Probe("read-only", READ_ONLY),
         Probe("canary", "cat /usr/share/obelisk/canary >/dev/null"),
         Probe("machine", "cat /etc/machine-id; journalctl --list-boots --no-pager"),
-        Probe("failed", "systemctl --failed --no-legend --no-pager --plain"),
+        Probe("failed", FAILED_UNITS),
         *(Probe(f"test/{test.name}", test.command, test.timeout_s) for test in spec.tests),
         Probe("time", "systemd-analyze time --no-pager; systemd-analyze blame --no-pager | head -12"),
-        Probe("journal", "journalctl -b --no-pager -o short-monotonic -p warning | tail -n 60"),
+        Probe("journal", "journalctl -b --no-pager -o short-monotonic | tail -c 2900"),
     )
 
 
@@ -110,7 +119,7 @@ def injected(wanted: Sequence[Probe]) -> dict[str, bytes | str]:
     """The files of the extra initrd."""
     units = "usr/lib/systemd/system"
     lines = [f"try {probe.name} {probe.timeout_s} {b64encode(probe.command.encode()).decode()}\n" for probe in wanted]
-    script = f"{_PROLOGUE}{''.join(lines)}say end 0 0 \nsystemctl poweroff\n"
+    script = f"{_PROLOGUE}{''.join(lines)}say end 0 0 Cg==\nsystemctl poweroff\n"
     return {
         "usr/lib/obelisk-trial/agent": script.encode(),
         "usr/lib/obelisk-trial/unit": _UNIT.encode(),
