@@ -46,6 +46,7 @@ install_programs() {
     need apt-get apt
     need bwrap bubblewrap
     need mmdebstrap mmdebstrap
+    need mount mount
     need newuidmap uidmap
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
@@ -200,8 +201,7 @@ apt_percent() {
 pip_percent() {
     seen=0
     while read -r word _; do
-        [ "$word" = Collecting ] || continue
-        seen=$((seen + 1))
+        case $word in Collecting | Processing | Requirement) seen=$((seen + 1)) ;; *) continue ;; esac
         echo $((80 * seen / total))
     done
 }

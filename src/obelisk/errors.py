@@ -68,10 +68,3 @@ class MissingFeatureError(ObeliskError):
     """This machine lacks something: install it, or run elsewhere."""
 
     exit_status = 7
-
-
-class TestFailedError(ObeliskError):
-    """The image did not pass what it must pass; the report says where."""
-
-    __test__ = False  # pytest would otherwise collect the class by its name
-    exit_status = 8

@@ -40,7 +40,7 @@ def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> d
     tools = tools_step(lock.tools, store, sink)
     base = base_step(spec, lock.system, (lock.pinned_users, lock.pinned_groups), tools, store, sink)
     configured = configured_step(spec, lock, base, tools)
-    steps = {step.name: step for step in (tools, base, initrd_step(base, tools), sbom_step(spec, lock, base), configured)}
+    steps = {step.name: step for step in (tools, base, initrd_step(base, tools), sbom_step(spec, lock), configured)}
     steps["root"] = root_step(spec, lock, base, configured, tools)
     steps["uki"] = uki_step(spec, lock, key, steps)
     steps["disk"] = disk_step(spec, lock, key, steps)

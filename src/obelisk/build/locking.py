@@ -120,10 +120,7 @@ def _resolve(  # noqa: PLR0913 - one call describes one resolution
         resolver.pin({package.name: package.version for package in kept})
         found = resolver.resolve(wanted, recommends=recommends)
         known = {(package.name, package.version): package for package in kept}
-        packages = tuple(
-            known.get((c.name, c.version)) or Package(c.name, c.version, c.architecture, c.sha256, c.size_bytes, c.origin, c.path)
-            for c in found
-        )
+        packages = tuple(known.get((package.name, package.version), package) for package in found)
         running.detail = f"{len(packages)} packages"
     if old is not None and packages == old.packages:
         return old

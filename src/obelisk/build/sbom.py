@@ -13,7 +13,7 @@ from obelisk.model.spec import Spec
 _NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000003")
 
 
-def sbom_step(spec: Spec, lock: Lock, base: Step) -> Step:
+def sbom_step(spec: Spec, lock: Lock) -> Step:
     """Both documents, named `sbom.spdx.json` and `sbom.cdx.json`."""
 
     def produce(work: Path, _needs: Mapping[str, Path], _running: Task) -> None:
@@ -21,7 +21,7 @@ def sbom_step(spec: Spec, lock: Lock, base: Step) -> Step:
         (work / "sbom.cdx.json").write_text(cyclonedx(spec, lock))
 
     options = {"name": spec.name, "version": spec.version, "lock": lock.sha256, "distribution": str(spec.distribution)}
-    return Step("sbom", "Bill of materials", options, (base,), produce)
+    return Step("sbom", "Bill of materials", options, (), produce)
 
 
 def cyclonedx(spec: Spec, lock: Lock) -> str:

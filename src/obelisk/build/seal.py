@@ -36,10 +36,10 @@ def root_step(spec: Spec, lock: Lock, base: Step, configured: Step, tools: Step)
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
-        binds = [read_only(needs["base"] / "tree", "/base"), read_only(needs["configured"], "/configured"), writable(work, "/work")]
+        binds = [read_only(needs["base"] / "tree", "/base"), read_only(needs["configured"], "/configured"), writable(work, "/step")]
         layers = Overlay([Path("/configured/upper"), Path("/base")], None, None)
         request = erofs.Make(
-            Path("/tree"), Path("/work/root.erofs"), lock.system.epoch, uuid5(_NAMESPACE, lock.sha256), _COMPRESSION[spec.compression]
+            Path("/tree"), Path("/step/root.erofs"), lock.system.epoch, uuid5(_NAMESPACE, lock.sha256), _COMPRESSION[spec.compression]
         )
         room.run(
             overlay_command(layers, request.argv(), user_namespace=not namespace.is_root()),
@@ -56,11 +56,11 @@ def root_step(spec: Spec, lock: Lock, base: Step, configured: Step, tools: Step)
             )
         root_hash = verity.seal(
             room,
-            Path("/work/root.erofs"),
-            Path("/work/root.verity"),
+            Path("/step/root.erofs"),
+            Path("/step/root.verity"),
             salt=salt,
             uuid=uuid5(_NAMESPACE, salt),
-            binds=[writable(work, "/work")],
+            binds=[writable(work, "/step")],
         )
         for name in ("root.erofs", "root.verity"):
             # Half a gigabyte is hashed once, here, and not at each build that finds it finished.
@@ -77,8 +77,8 @@ def initrd_step(base: Step, tools: Step) -> Step:
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
         kernel = json.loads((needs["base"] / "result.json").read_text())["kernel"]
-        request = {"tree": "/base", "kernel": kernel, "guest": "/obelisk/guest/initrd", "out": "/work/initrd.zst"}
-        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/work")]
+        request = {"tree": "/base", "kernel": kernel, "guest": "/obelisk/guest/initrd", "out": "/step/initrd.zst"}
+        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/step")]
         run_program(room, "initrd", request, binds=binds, running=running)
 
     return Step("initrd", "Initrd", {"code": digest_of_code()}, (base, tools), produce)
@@ -105,10 +105,10 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
         request = ukify.Build(
             kernel=Path(f"/base/usr/lib/modules/{kernel}/vmlinuz"),
             initrds=(Path("/initrd/initrd.zst"),),
-            cmdline=Path("/work/cmdline"),
-            os_release=Path("/work/os-release"),
+            cmdline=Path("/step/cmdline"),
+            os_release=Path("/step/os-release"),
             uname=kernel,
-            out=Path("/work/uki.efi"),
+            out=Path("/step/uki.efi"),
             key=Path("/key/db.key"),
             certificate=Path("/key/db.crt"),
         )
@@ -116,14 +116,14 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
             read_only(needs["base"] / "tree", "/base"),
             read_only(needs["initrd"], "/initrd"),
             read_only(key.directory, "/key"),
-            writable(work, "/work"),
+            writable(work, "/step"),
         ]
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         room.run(request.argv(), binds=binds, env=env, on_line=running.output)
         loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
         for name in ("PK", "KEK", "db"):
             shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
-        sbsign.sign(room, loader, Path("/work/systemd-bootx64.efi"), binds=binds, env=env)
+        sbsign.sign(room, loader, Path("/step/systemd-bootx64.efi"), binds=binds, env=env)
 
     options: Json = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
     needs = tuple(steps[name] for name in ("base", "configured", "root", "initrd", "tools"))
@@ -162,7 +162,7 @@ def assemble_disk(room: Room, work: Path, files: Mapping[PartKind, Path], layout
     lay_out_esp(esp, files, layout.label)
     definitions = work / "repart.d"
     definitions.mkdir()
-    binds = [writable(work, "/work"), read_only(esp, "/esp")]
+    binds = [writable(work, "/step"), read_only(esp, "/esp")]
     for name, text in slots.shipped_definitions(layout).items():
         if PartKind.ROOT in files or "esp" in name:
             (definitions / name).write_text(text)
@@ -170,7 +170,7 @@ def assemble_disk(room: Room, work: Path, files: Mapping[PartKind, Path], layout
         if kind in files:
             binds.append(read_only(files[kind], inside))
     seed = uuid5(_NAMESPACE, layout.root_hash)
-    repart.make_disk(room, Path("/work/disk.raw"), Path("/work/repart.d"), seed=seed, epoch=layout.epoch, binds=binds)
+    repart.make_disk(room, Path("/step/disk.raw"), Path("/step/repart.d"), seed=seed, epoch=layout.epoch, binds=binds)
     shutil.rmtree(esp)
     shutil.rmtree(definitions)
     return work / "disk.raw"

@@ -72,11 +72,11 @@ def base_step(
         hook.chmod(0o755)
         names = tuple(package.name for package in packages.packages)
         request = Bootstrap(
-            Path("/work/repository"), Path("/work/tree"), names, packages.epoch, spec.documentation, Path("/work/accounts.sh")
+            Path("/step/repository"), Path("/step/tree"), names, packages.epoch, spec.documentation, Path("/step/accounts.sh")
         )
-        room.run(request.argv(), binds=[writable(work, "/work")], env=request.environment(), on_line=running.output)
+        room.run(request.argv(), binds=[writable(work, "/step")], env=request.environment(), on_line=running.output)
         result = run_program(
-            room, "scrub", {"tree": "/work/tree", "epoch": packages.epoch}, binds=[writable(work, "/work")], running=running
+            room, "scrub", {"tree": "/step/tree", "epoch": packages.epoch}, binds=[writable(work, "/step")], running=running
         )
         (work / "result.json").write_text(json.dumps(result, sort_keys=True))
         hook.unlink()
@@ -122,7 +122,6 @@ def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
             "setuid": list(spec.allow.setuid),
             "devices": list(spec.allow.devices),
             "replace": list(spec.allow.replace),
-            "secrets": [],
         },
         "health": health.configuration(spec.health),
         "repart": slots.host_definitions(root_bytes),
@@ -135,18 +134,18 @@ def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
         upper.chmod(0o755)
         scratch.mkdir()
         files, sources = _files(spec)
-        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/work"), *sources]
+        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/step"), *sources]
         scripts: list[Json] = []
         for index, script in enumerate(spec.scripts):
             binds.append(read_only(script.source, f"/scripts/{index}"))
             scripts.append({"name": script.name, "source": f"/scripts/{index}"})
         full = {**request, "tree": "/tree", "guest": "/obelisk/guest/root", "code": "/obelisk/inside", "files": files, "scripts": scripts}
-        layers = Overlay([Path("/base")], Path("/work/upper"), Path("/work/scratch"))
+        layers = Overlay([Path("/base")], Path("/step/upper"), Path("/step/scratch"))
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         result = run_program(room, "configure", full, binds=binds, running=running, env=env, overlay=layers)
         (work / "result.json").write_text(json.dumps(result, sort_keys=True))
         # The kernel's own scratch directory belongs to root and has no mode bits: it goes the way it came.
-        room.run(["rm", "-rf", "/work/scratch"], binds=[writable(work, "/work")])
+        room.run(["rm", "-rf", "/step/scratch"], binds=[writable(work, "/step")])
 
     options: Json = {"request": request, "inputs": specs.digest_inputs(spec), "epoch": lock.system.epoch, "code": digest_of_code()}
     return Step("configured", "Configured tree", options, (base, tools), produce, revision=CONFIGURED_REVISION)

@@ -154,7 +154,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """The kernel package (None: the role's), what is added to its command line, and modules to load early."""
+    """The kernel package (None: the role's), what is added to its command line."""
 
     kernel: str | None = None
     cmdline: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from obelisk.errors import CommandError, InputError, TransportError
+from obelisk.model.lock import Package
 from obelisk.system.command import MINIMAL_ENVIRONMENT, OnLine, find_program, run
 
 _URI = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)")
@@ -34,19 +35,6 @@ class Archive:
         trust = f"Signed-By: {','.join(str(key) for key in self.keys)}" if self.keys else "Trusted: yes"
         components = f"Components: {' '.join(self.components)}\n" if self.components else ""
         return f"Types: deb\nURIs: {self.uri}\nSuites: {' '.join(self.suites)}\n{components}{trust}\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A package version that apt chose: where it lies and what it must hash to. `depends` are names of alternatives and their like."""
-
-    name: str
-    version: str
-    architecture: str
-    sha256: str
-    size_bytes: int
-    origin: str
-    path: str
 
 
 class Resolver:
@@ -85,7 +73,7 @@ class Resolver:
         text = "\n".join(f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n" for name, version in versions.items())
         (self.directory / "preferences").write_text(text)
 
-    def resolve(self, packages: Sequence[str], *, recommends: bool) -> tuple[Candidate, ...]:
+    def resolve(self, packages: Sequence[str], *, recommends: bool) -> tuple[Package, ...]:
         """The complete set of packages that installs `packages` and everything essential, sorted by name.
 
         Raises:
@@ -98,9 +86,9 @@ class Resolver:
         except CommandError as error:
             raise _unresolved(error, packages, self._names) from error
         wanted = [(match["uri"], match["file"]) for match in map(_URI.match, answer.splitlines()) if match]
-        return tuple(sorted(self._describe(wanted), key=lambda candidate: candidate.name))
+        return tuple(sorted(self._describe(wanted), key=lambda package: package.name))
 
-    def _describe(self, wanted: Sequence[tuple[str, str]]) -> Iterable[Candidate]:
+    def _describe(self, wanted: Sequence[tuple[str, str]]) -> Iterable[Package]:
         versions = [tuple(file.removesuffix(".deb").rsplit("_", 2)) for _, file in wanted]
         queries = [f"{name}={unquote(version)}" for name, version, _ in versions]
         shown = run(["apt-cache", "show", *queries], env=self._env).stdout
@@ -117,7 +105,7 @@ class Resolver:
             base = unquote(uri).removesuffix(fields["Filename"]).rstrip("/")
             archive = next(a for a in self.archives if _same_base(a.uri, base))
             suite = next((s for s in suites.get((name, version), ()) if s in archive.suites), archive.suites[0])
-            yield Candidate(name, version, fields["Architecture"], fields["SHA256"], int(fields["Size"]), f"{archive.origin}/{suite}", path)
+            yield Package(name, version, fields["Architecture"], fields["SHA256"], int(fields["Size"]), f"{archive.origin}/{suite}", path)
 
     def _suites(self, queries: Sequence[str]) -> dict[tuple[str, str], list[str]]:
         found: dict[tuple[str, str], list[str]] = {}

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from shutil import copyfile
 
+from obelisk import spec as specs
 from obelisk.build import keys, slots
 from obelisk.build.image import disk_of
 from obelisk.build.seal import assemble_disk
@@ -225,19 +226,13 @@ class _Trial:
 
     def _flip_canary(self) -> int:
         """Overwrite a part of a file that no boot reads, below the verified device; returns where on the disk."""
-        pattern = self.image_canary()
-        at = find_bytes(self.image.part_path(PartKind.ROOT), pattern)
+        beginning = specs.request(self.spec).encode() * 64
+        at = find_bytes(self.image.part_path(PartKind.ROOT), beginning)
         if at is None:
             raise TrustError("the image has no canary file", code="canary-missing", hint="build the image again")
         offset = self.root_offset + at // 512 * 512 + 8192
         qemu.overwrite(self.room, self.disk, offset, 512, binds=self.binds)
         return offset
-
-    def image_canary(self) -> bytes:
-        """What the canary file begins with."""
-        from obelisk import spec as specs  # noqa: PLC0415
-
-        return specs.request(self.spec).encode() * 64
 
 
 def _partition_offset(raw: Path, uuid: str) -> int:

@@ -1,6 +1,6 @@
 """Applies a spec to a base tree: files, accounts, services, state, scripts; then refuses what must not be in an image.
 
-Input: see `obelisk.build.configured`, which writes it. Output: {"setuid": [paths], "os_release": text}.
+Input: see `configured_step` in `obelisk.build.trees`, which writes it. Output: {"setuid": [paths], "os_release": text}.
 The tree is an overlay: what is written here becomes the step's result, the base below stays as it is.
 """
 
@@ -290,11 +290,9 @@ def inspect(tree: Path, request: dict[str, Any], setuid: set[str], devices: set[
     for file in (tree / "etc").rglob("*"):
         if file.is_file() and not file.is_symlink() and file.stat().st_size < SECRET_BYTES and b"PRIVATE KEY-----" in file.read_bytes():
             name = str(file).removeprefix(str(tree))
-            if name not in request["allow"]["secrets"]:
-                refuse(
-                    "secret",
-                    f"{name} holds a private key, and every copy of the image would share it: keep secrets in state or credentials",
-                )
+            refuse(
+                "secret", f"{name} holds a private key, and every copy of the image would share it: keep secrets in state or credentials"
+            )
 
 
 def refuse(code: str, message: str) -> NoReturn:

@@ -178,9 +178,7 @@ def main() -> None:
     files = collect(tree, kernel)
     guest = Path(request["guest"])
     own = {str(path.relative_to(guest)): path for path in sorted(guest.rglob("*")) if path.is_symlink() or path.is_file()}
-    compressor = subprocess.Popen(
-        ["zstd", "-q", "-19" if request.get("small") else "-9", "-T0", "-o", request["out"]], stdin=subprocess.PIPE
-    )
+    compressor = subprocess.Popen(["zstd", "-q", "-9", "-T0", "-o", request["out"]], stdin=subprocess.PIPE)
     if compressor.stdin is None:
         refuse("zstd", "no pipe to zstd")
     with compressor.stdin as stream:

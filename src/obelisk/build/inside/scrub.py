@@ -44,7 +44,7 @@ REMOVED = (
     "var/lib/ucf/*.[0-9]",
     "var/tmp/*",
     "var/.updated",
-    "work",  # where the packages were seen while they were installed
+    "step",  # where the packages were seen while they were installed
 )
 
 
