@@ -1,6 +1,7 @@
 """Reports and proofs: only a whole pass is proven, and only for that image and by that key."""
 
 import json
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,11 +11,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from obelisk.build.keys import SigningKey
+from obelisk.build.provenance import sign_statement
 from obelisk.errors import StateError, TrustError
+from obelisk.model.spec import Distribution, HealthCheck, Role, Spec, TestCase, UnitCheck
 from obelisk.trial import Outcome, Report, as_junit, proof, verify_proof
 from obelisk.trial.agent import findings
+from obelisk.trial.plan import FIXED, planned
 
-REPORT = Report("ab" * 32, "web_1", "tcg", (Outcome("boots", passed=True, duration_ms=1200, detail="fine"),), tools=(("qemu", "10"),))
+TRIED = (*FIXED, "health page", "test greets")
+REPORT = Report(
+    "ab" * 32,
+    "web_1",
+    "tcg",
+    TRIED,
+    tuple(Outcome(name, passed=True, duration_ms=1200, detail="fine") for name in TRIED),
+    tools=(("qemu", "10"),),
+)
 
 
 def make_key(place: Path) -> tuple[SigningKey, bytes]:
@@ -27,7 +39,7 @@ def make_key(place: Path) -> tuple[SigningKey, bytes]:
 def test_a_proof_holds_for_its_image_and_key(tmp_path: Path) -> None:
     key, public = make_key(tmp_path / "key")
     predicate = verify_proof(proof(REPORT, key), public, REPORT.image_id)
-    assert predicate["passedTests"] == ["boots"]
+    assert predicate["passedTests"] == list(TRIED)
 
 
 def test_a_proof_is_refused_for_another_image_key_or_content(tmp_path: Path) -> None:
@@ -52,10 +64,50 @@ def test_a_failed_or_empty_trial_is_never_proven(tmp_path: Path) -> None:
             proof(replace(REPORT, outcomes=outcomes), key)
 
 
+@pytest.mark.parametrize("lost", TRIED)
+def test_a_trial_that_left_out_anything_planned_is_never_proven(tmp_path: Path, lost: str) -> None:
+    key, _ = make_key(tmp_path / "key")
+    cut = replace(REPORT, outcomes=tuple(outcome for outcome in REPORT.outcomes if outcome.name != lost))
+    assert cut.missing == (lost,)
+    assert f'name="{lost}"' in as_junit(cut)
+    with pytest.raises(StateError):
+        proof(cut, key)
+
+
+@pytest.mark.parametrize("lost", TRIED)
+def test_a_signed_proof_that_lacks_a_scenario_is_refused(tmp_path: Path, lost: str) -> None:
+    key, public = make_key(tmp_path / "key")
+    statement = json.loads(b64decode(json.loads(proof(REPORT, key))["payload"]))
+    statement["predicate"]["passedTests"].remove(lost)
+    with pytest.raises(TrustError):
+        verify_proof(sign_statement(statement, key), public, REPORT.image_id)
+
+
+def test_a_plan_that_leaves_out_a_fixed_scenario_does_not_help(tmp_path: Path) -> None:
+    key, public = make_key(tmp_path / "key")
+    shortened = replace(REPORT, planned=FIXED[:1], outcomes=REPORT.outcomes[:1])
+    assert shortened.passed
+    with pytest.raises(TrustError):
+        verify_proof(proof(shortened, key), public, REPORT.image_id)
+
+
+def test_the_plan_has_the_fixed_scenarios_and_all_that_the_spec_declares() -> None:
+    spec = Spec(
+        Path("/s/obelisk.toml"),
+        "web",
+        "1",
+        Distribution("debian", "trixie"),
+        Role.SERVER,
+        health=(HealthCheck("page", UnitCheck("nginx.service")),),
+        tests=(TestCase("greets", "true"),),
+    )
+    assert planned(spec) == TRIED
+
+
 def test_junit_counts_failures_and_bears_control_characters() -> None:
     failed = replace(REPORT, outcomes=(*REPORT.outcomes, Outcome("root", passed=False, duration_ms=5, detail="\x1b[31mno\x00")))
     suite = ET.fromstring(as_junit(failed))  # noqa: S314 - our own text
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(TRIED) + 1), "1")
 
 
 def test_findings_take_whole_lines_only() -> None:

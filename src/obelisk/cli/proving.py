@@ -67,6 +67,8 @@ def test(arguments: Namespace) -> int:
             print(f"{'pass' if outcome.passed else 'FAIL'}  {outcome.name} ({outcome.duration_ms / 1000:.1f} s)")
             if not outcome.passed:
                 print("      " + "\n      ".join(outcome.detail.splitlines()[-12:]))
+        for name in report.missing:
+            print(f"FAIL  {name} (not tried, because an earlier scenario failed)")
         if report.boot:
             print("where the boot's time went:\n  " + "\n  ".join(report.boot))
     if not report.passed:

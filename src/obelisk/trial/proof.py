@@ -8,6 +8,7 @@ from obelisk import __version__
 from obelisk.build.keys import SigningKey
 from obelisk.build.provenance import PAYLOAD_TYPE, sign_statement
 from obelisk.errors import StateError, TrustError
+from obelisk.trial.plan import FIXED
 from obelisk.trial.report import Report, to_json
 
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
@@ -66,6 +67,8 @@ def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[s
             and statement["predicateType"] == PREDICATE
             and statement["predicate"]["result"] == "PASSED"
             and subjects == {image_id}
+            # Whoever signed a trial that was cut short has signed nothing that counts.
+            and {*FIXED, *statement["predicate"]["obelisk"]["planned"]} <= set(statement["predicate"]["passedTests"])
         )
     except (Error, UnsupportedAlgorithm, ValueError, KeyError, TypeError) as error:
         raise refused from error

@@ -19,19 +19,29 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All scenarios of one image. `boot` says where the time of the boot went, as systemd-analyze tells it."""
+    """All scenarios of one image.
+
+    `planned` names those that it has to pass (see `obelisk.trial.plan`); `boot` says where its time went, as systemd-analyze tells it.
+    """
 
     image_id: str
     label: str
     acceleration: str
+    planned: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
     boot: tuple[str, ...] = ()
     tools: tuple[tuple[str, str], ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every scenario held, and there was at least one."""
-        return bool(self.outcomes) and all(outcome.passed for outcome in self.outcomes)
+        """Whether every planned scenario was tried and held, and nothing else failed."""
+        return not self.missing and all(outcome.passed for outcome in self.outcomes)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What was planned and never tried."""
+        tried = {outcome.name for outcome in self.outcomes}
+        return tuple(name for name in self.planned if name not in tried)
 
 
 def to_json(report: Report) -> Json:
@@ -42,6 +52,8 @@ def to_json(report: Report) -> Json:
         "passed": report.passed,
         "acceleration": report.acceleration,
         "scenarios": [{"name": o.name, "passed": o.passed, "duration_ms": o.duration_ms, "detail": o.detail} for o in report.outcomes],
+        "planned": list(report.planned),
+        "missing": list(report.missing),
         "boot": list(report.boot),
         "tools": dict(report.tools),
     }
@@ -54,9 +66,13 @@ def as_json(report: Report) -> str:
 
 def as_junit(report: Report) -> str:
     """The report as JUnit XML."""
-    failures = sum(not outcome.passed for outcome in report.outcomes)
-    suite = ET.Element("testsuite", name=report.label, tests=str(len(report.outcomes)), failures=str(failures))
-    for outcome in report.outcomes:
+    untried = tuple(
+        Outcome(name, passed=False, duration_ms=0, detail="not tried, because an earlier scenario failed") for name in report.missing
+    )
+    outcomes = report.outcomes + untried
+    failures = sum(not outcome.passed for outcome in outcomes)
+    suite = ET.Element("testsuite", name=report.label, tests=str(len(outcomes)), failures=str(failures))
+    for outcome in outcomes:
         case = ET.SubElement(suite, "testcase", classname=report.label, name=outcome.name, time=f"{outcome.duration_ms / 1000:.3f}")
         if not outcome.passed:
             ET.SubElement(

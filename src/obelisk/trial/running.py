@@ -26,6 +26,7 @@ from obelisk.store import Store, StoredImage
 from obelisk.system import qemu, ukify
 from obelisk.system.bubblewrap import Bind, Room, read_only, writable
 from obelisk.system.files import find_bytes
+from obelisk.trial import plan
 from obelisk.trial.agent import PORT, Finding, findings, injected, probes
 from obelisk.trial.report import Outcome, Report
 
@@ -56,7 +57,7 @@ def run(image: StoredImage, spec: Spec, store: Store, room: Room, artefacts: Pat
             with task(sink, "foreign", "Offering it a kernel that a stranger signed"):
                 outcomes.append(trial.boot_foreign())
     tools = (("qemu", room.run(["qemu-system-x86_64", "--version"]).stdout.splitlines()[0]),)
-    return Report(image.id, image.manifest.label, accel, tuple(outcomes), boot, tools)
+    return Report(image.id, image.manifest.label, accel, plan.planned(spec), tuple(outcomes), boot, tools)
 
 
 class _First:
@@ -83,20 +84,16 @@ class _Trial:
 
     def boot_sealed(self) -> _First:
         """Boot A."""
-        graphics = self.spec.role is Role.WORKSTATION
-        memory = 2048 if graphics else 1024
-        settings = qemu.Settings(
-            self.disk, self.work, memory, variables=self.variables, console=self.artefacts / "console-1.log", graphics=graphics
-        )
+        settings = self._machine("console-1.log", variables=self.variables)
         began = time.monotonic()
-        name = "boots with Secure Boot and becomes healthy"
+        name = plan.SEALED
         with Machine(self.room, settings, binds=self.binds, accel=self.accel) as machine:
             try:
                 found = machine.wait_for(_HEALTHY.format(label=self.image.manifest.label), timeout_s=_BOOT_S + self._health_s())
             except CommandError as error:
                 return _First(Outcome(name, passed=False, duration_ms=_since(began), detail=str(error)))
             took = _since(began)
-            if graphics:
+            if settings.graphics:
                 machine.screenshot(self.artefacts / "screen.png")
             enrolled = "Custom Secure Boot keys successfully enrolled" in machine.text()
             off = machine.power_off(timeout_s=120)
@@ -116,13 +113,8 @@ class _Trial:
         (self.work / "initrd").write_bytes(initrd_with(sections["initrd"], injected(wanted)))
         command_line = sections["cmdline"].rstrip(b"\0").decode()
         said = self.work / "agent.out"
-        settings = qemu.Settings(
-            self.disk,
-            self.work,
-            kernel=qemu.Kernel(self.work / "linux", self.work / "initrd", command_line),
-            console=self.artefacts / "console-2.log",
-            ports={PORT: said},
-        )
+        kernel = qemu.Kernel(self.work / "linux", self.work / "initrd", command_line)
+        settings = self._machine("console-2.log", kernel=kernel, ports={PORT: said})
         began = time.monotonic()
         limit = _BOOT_S + self._health_s() + sum(probe.timeout_s for probe in wanted)
         with Machine(self.room, settings, binds=self.binds, accel=self.accel) as machine:
@@ -138,7 +130,7 @@ class _Trial:
 
     def boot_foreign(self) -> Outcome:
         """Boot C."""
-        name = "Secure Boot refuses a UKI signed by another key"
+        name = plan.FOREIGN
         place = self.work / "foreign"
         place.mkdir()
         stranger = keys.create(place / "keys", self.room, name="Stranger", test_key=True)
@@ -171,6 +163,22 @@ class _Trial:
         refused = seen[0].lower() in {"access denied", "security violation"}
         return Outcome(name, passed=refused, duration_ms=_since(began), detail=f"the firmware said: {seen[0]}")
 
+    def _machine(
+        self, console: str, *, variables: Path | None = None, kernel: qemu.Kernel | None = None, ports: dict[str, Path] | None = None
+    ) -> qemu.Settings:
+        """The machine of the image's own disk; the same in each boot, but for what starts it and what listens."""
+        graphics = self.spec.role is Role.WORKSTATION
+        return qemu.Settings(
+            self.disk,
+            self.work,
+            2048 if graphics else 1024,
+            variables=variables,
+            kernel=kernel,
+            console=self.artefacts / console,
+            ports=ports or {},
+            graphics=graphics,
+        )
+
     def _judge(self, first: _First, found: Mapping[str, Finding], flipped: int) -> list[Outcome]:
         lost = Finding(255, 0, "the guest did not report this")
 
@@ -186,27 +194,27 @@ class _Trial:
         kept = machine.status == 0 and machine.output.splitlines()[:1] == [first.machine] and boot in machine.output
         outcomes = [
             *self._health(found.get("health", lost)),
-            outcome("the root cannot be written", "read-only", passed=read_only_root.status == 0),
+            outcome(plan.READ_ONLY, "read-only", passed=read_only_root.status == 0),
             outcome(
-                "a flipped byte is detected when it is read",
+                plan.TAMPERED,
                 "canary",
                 passed=canary.status not in {0, 124, 255} and "Input/output error" in canary.output,
                 detail=f"byte {flipped} of the disk, in {_CANARY.decode()}: {canary.output.strip() or 'read without complaint'}",
             ),
             outcome(
-                "a second boot finds the state kept",
+                plan.STATE,
                 "machine",
                 passed=kept,
                 detail=f"machine {first.machine}; {machine.output.strip()}",
             ),
-            outcome("no unit failed", "failed", passed=failed.status == 0 and not failed.output.strip()),
+            outcome(plan.UNITS, "failed", passed=failed.status == 0 and not failed.output.strip()),
         ]
         for test in self.spec.tests:
             finding = found.get(f"test/{test.name}", lost)
             held = finding.status == 0 and test.expect in finding.output
             why = "" if finding.status == 0 else f"status {finding.status}: "
             why += f"{test.expect!r} is not in: " if finding.status == 0 and not held else ""
-            outcomes.append(outcome(f"test {test.name}", f"test/{test.name}", passed=held, detail=why + finding.output.strip()))
+            outcomes.append(outcome(plan.case(test.name), f"test/{test.name}", passed=held, detail=why + finding.output.strip()))
         return outcomes
 
     def _health(self, finding: Finding) -> list[Outcome]:
@@ -218,7 +226,7 @@ class _Trial:
         outcomes = []
         for check in self.spec.health:
             ok, uptime_ms = seen.get(check.name, (False, 0))
-            outcomes.append(Outcome(f"health {check.name}", passed=ok, duration_ms=uptime_ms, detail="" if ok else finding.output))
+            outcomes.append(Outcome(plan.health(check.name), passed=ok, duration_ms=uptime_ms, detail="" if ok else finding.output))
         return outcomes
 
     def _health_s(self) -> int:

@@ -1,0 +1,30 @@
+"""Which scenarios an image has to pass: decided before anything boots, from the spec alone.
+
+A report and a proof carry this plan. A scenario that was planned and never reported is a failure like any other.
+"""
+
+from obelisk.model.spec import Spec
+
+SEALED = "boots with Secure Boot and becomes healthy"
+READ_ONLY = "the root cannot be written"
+TAMPERED = "a flipped byte is detected when it is read"
+STATE = "a second boot finds the state kept"
+UNITS = "no unit failed"
+FOREIGN = "Secure Boot refuses a UKI signed by another key"
+
+FIXED = (SEALED, READ_ONLY, TAMPERED, STATE, UNITS, FOREIGN)
+
+
+def planned(spec: Spec) -> tuple[str, ...]:
+    """The names of all scenarios of an image of `spec`: the fixed ones, its health checks and its tests."""
+    return (*FIXED, *(health(check.name) for check in spec.health), *(case(each.name) for each in spec.tests))
+
+
+def health(name: str) -> str:
+    """The scenario of a health check."""
+    return f"health {name}"
+
+
+def case(name: str) -> str:
+    """The scenario of a declared test."""
+    return f"test {name}"
