@@ -1,6 +1,7 @@
 """Reports and proofs: only a whole pass is proven, and only for that image and by that key."""
 
 import json
+import subprocess
 from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from obelisk.build.provenance import sign_statement
 from obelisk.errors import StateError, TrustError
 from obelisk.model.spec import Distribution, HealthCheck, Role, Spec, TestCase, UnitCheck
 from obelisk.trial import Outcome, Report, as_junit, proof, verify_proof
-from obelisk.trial.agent import findings
+from obelisk.trial.agent import Probe, findings
+from obelisk.trial.agent import script as agent_script
 from obelisk.trial.plan import FIXED, planned
 
 TRIED = (*FIXED, "health page", "test greets")
@@ -114,4 +116,21 @@ def test_findings_take_whole_lines_only() -> None:
     found = findings("health 0 12 aGk=\ncut 0 5\nend 0 0 \nhalf 1 2 ")
     assert found["health"].output == "hi"
     assert "cut" not in found
+    assert "end" in found
+
+
+def test_the_agent_reports_long_output_whole(tmp_path: Path) -> None:
+    """What a test expects may stand anywhere in its output."""
+    script = agent_script(
+        (Probe("long", "echo wanted; seq 1 20000"), Probe("slow", "sleep 9", timeout_s=1), Probe("bad", "echo no >&2; exit 3"))
+    )
+    port = tmp_path / "port"
+    port.touch()
+    run = script.replace("/dev/virtio-ports/obelisk.trial", str(port)).replace('>"$port"', '>>"$port"').replace("systemctl poweroff", "")
+    subprocess.run(["bash", "-c", run.replace("/run/obelisk-trial", str(tmp_path))], check=True)
+    found = findings(port.read_text())
+    assert found["long"].output.startswith("wanted\n")
+    assert found["long"].output.endswith("20000\n")
+    assert found["slow"].status == 124
+    assert (found["bad"].status, found["bad"].output) == (3, "no\n")
     assert "end" in found

@@ -1,7 +1,7 @@
 """The agent that a trial boot carries in an extra initrd: a shell script that tries things and reports on a virtio-serial port.
 
 It exists only in a boot without Secure Boot that QEMU loads directly; no image and no signed UKI ever holds it. Each result is one line:
-NAME, exit status, milliseconds and the base64 of the end of the output, parted by spaces. `end` is the last name.
+NAME, exit status, milliseconds and the base64 of the output (of its last MiB, should it be longer), parted by spaces. `end` comes last.
 """
 
 from base64 import b64decode, b64encode
@@ -53,7 +53,7 @@ try() { # NAME TIMEOUT COMMAND_IN_BASE64
     timeout --kill-after=5 "$2" bash -c "$(base64 -d <<<"$3")" >/run/obelisk-trial/out 2>&1 </dev/null
     status=$?
     read -r now _ </proc/uptime
-    say "$1" "$status" "$((10#${now/./} * 10 - 10#${began/./} * 10))" "$(tail -c 3000 /run/obelisk-trial/out | base64 -w0)"
+    say "$1" "$status" "$((10#${now/./} * 10 - 10#${began/./} * 10))" "$(tail -c 1048576 /run/obelisk-trial/out | base64 -w0)"
 }
 """
 
@@ -110,18 +110,22 @@ def probes(spec: Spec) -> tuple[Probe, ...]:
         Probe("machine", "cat /etc/machine-id; journalctl --list-boots --no-pager"),
         Probe("failed", FAILED_UNITS),
         *(Probe(f"test/{test.name}", test.command, test.timeout_s) for test in spec.tests),
-        Probe("time", "systemd-analyze time --no-pager; systemd-analyze blame --no-pager | head -12"),
-        Probe("journal", "journalctl -b --no-pager -o short-monotonic | tail -c 2900"),
+        Probe("time", "systemd-analyze time --no-pager; systemd-analyze blame --no-pager | grep -v '\\.device$' | head -12"),
+        Probe("journal", "journalctl -b --no-pager -o short-monotonic"),
     )
+
+
+def script(wanted: Sequence[Probe]) -> str:
+    """The agent that tries `wanted` in order, reports, and switches the machine off."""
+    lines = [f"try {probe.name} {probe.timeout_s} {b64encode(probe.command.encode()).decode()}\n" for probe in wanted]
+    return f"{_PROLOGUE}{''.join(lines)}say end 0 0 Cg==\nsystemctl poweroff\n"
 
 
 def injected(wanted: Sequence[Probe]) -> dict[str, bytes | str]:
     """The files of the extra initrd."""
     units = "usr/lib/systemd/system"
-    lines = [f"try {probe.name} {probe.timeout_s} {b64encode(probe.command.encode()).decode()}\n" for probe in wanted]
-    script = f"{_PROLOGUE}{''.join(lines)}say end 0 0 Cg==\nsystemctl poweroff\n"
     return {
-        "usr/lib/obelisk-trial/agent": script.encode(),
+        "usr/lib/obelisk-trial/agent": script(wanted).encode(),
         "usr/lib/obelisk-trial/unit": _UNIT.encode(),
         "usr/lib/obelisk-trial/inject": _INJECT_SCRIPT.encode(),
         f"{units}/obelisk-trial-inject.service": _INJECT.encode(),

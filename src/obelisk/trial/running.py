@@ -31,6 +31,7 @@ from obelisk.trial.agent import PORT, Finding, findings, injected, probes
 from obelisk.trial.report import Outcome, Report
 
 _BOOT_S = 420
+_SHOWN = 3000  # characters of an output in a report
 _HEALTHY = r"obelisk: {label} (?:healthy boot=(\S+) machine=(\S+) uptime=(\S+)|UNHEALTHY(.*))"
 _CANARY = b"/usr/share/obelisk/canary"
 
@@ -184,7 +185,7 @@ class _Trial:
 
         def outcome(name: str, probe: str, *, passed: bool, detail: str = "") -> Outcome:
             finding = found.get(probe, lost)
-            return Outcome(name, passed=passed and probe in found, duration_ms=finding.duration_ms, detail=detail or finding.output.strip())
+            return Outcome(name, passed=passed and probe in found, duration_ms=finding.duration_ms, detail=_end(detail or finding.output))
 
         read_only_root = found.get("read-only", lost)
         canary = found.get("canary", lost)
@@ -214,7 +215,7 @@ class _Trial:
             held = finding.status == 0 and test.expect in finding.output
             why = "" if finding.status == 0 else f"status {finding.status}: "
             why += f"{test.expect!r} is not in: " if finding.status == 0 and not held else ""
-            outcomes.append(outcome(plan.case(test.name), f"test/{test.name}", passed=held, detail=why + finding.output.strip()))
+            outcomes.append(outcome(plan.case(test.name), f"test/{test.name}", passed=held, detail=why + _end(finding.output)))
         return outcomes
 
     def _health(self, finding: Finding) -> list[Outcome]:
@@ -257,6 +258,12 @@ def _partition_offset(raw: Path, uuid: str) -> int:
             if entry[16:32] == little:
                 return int(struct.unpack_from("<Q", entry, 32)[0]) * 512
     raise TrustError("the disk has no root partition of this image", code="disk-partition", hint="build the image again")
+
+
+def _end(text: str) -> str:
+    """As much of an output as a report shows; what is judged is always the whole."""
+    text = text.strip()
+    return text if len(text) <= _SHOWN else f"…{text[-_SHOWN:]}"
 
 
 def _since(began: float) -> int:
