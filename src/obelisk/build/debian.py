@@ -21,6 +21,7 @@ TOOLS_PACKAGES = (
     "dosfstools",
     "e2fsprogs",
     "erofs-utils",
+    "faketime",
     "kmod",
     "libfdisk1",
     "mmdebstrap",

@@ -21,7 +21,7 @@ def sbom_step(spec: Spec, lock: Lock) -> Step:
         (work / "sbom.cdx.json").write_text(cyclonedx(spec, lock))
 
     options = {"name": spec.name, "version": spec.version, "lock": lock.sha256, "distribution": str(spec.distribution)}
-    return Step("sbom", "Bill of materials", options, (), produce)
+    return Step("sbom", "Bill of materials", options, (), produce, revision=2)
 
 
 def cyclonedx(spec: Spec, lock: Lock) -> str:
@@ -36,9 +36,8 @@ def cyclonedx(spec: Spec, lock: Lock) -> str:
 
     bom = Bom(serial_number=uuid5(_NAMESPACE, f"{spec.name} {spec.version} {lock.sha256}"))
     bom.metadata.timestamp = datetime.fromtimestamp(lock.system.epoch, UTC)
-    bom.metadata.component = Component(
-        name=spec.name, version=spec.version, type=ComponentType.OPERATING_SYSTEM, bom_ref=f"image:{spec.name}"
-    )
+    whole = Component(name=spec.name, version=spec.version, type=ComponentType.OPERATING_SYSTEM, bom_ref=f"image:{spec.name}")
+    bom.metadata.component = whole
     for package in lock.system.packages:
         address = purl(spec, package)
         bom.components.add(
@@ -51,6 +50,7 @@ def cyclonedx(spec: Spec, lock: Lock) -> str:
                 hashes=[HashType(alg=HashAlgorithm.SHA_256, content=package.sha256)],
             )
         )
+    bom.register_dependency(whole, bom.components)
     return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)
 
 

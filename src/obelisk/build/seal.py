@@ -111,6 +111,7 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
             out=Path("/step/uki.efi"),
             key=Path("/key/db.key"),
             certificate=Path("/key/db.crt"),
+            epoch=lock.system.epoch,
         )
         binds = [
             read_only(needs["base"] / "tree", "/base"),
@@ -118,12 +119,11 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
             read_only(key.directory, "/key"),
             writable(work, "/step"),
         ]
-        env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
-        room.run(request.argv(), binds=binds, env=env, on_line=running.output)
+        room.run(request.argv(), binds=binds, on_line=running.output)
         loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
         for name in ("PK", "KEK", "db"):
             shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
-        sbsign.sign(room, loader, Path("/step/systemd-bootx64.efi"), binds=binds, env=env)
+        sbsign.sign(room, loader, Path("/step/systemd-bootx64.efi"), epoch=lock.system.epoch, binds=binds)
 
     options: Json = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
     needs = tuple(steps[name] for name in ("base", "configured", "root", "initrd", "tools"))

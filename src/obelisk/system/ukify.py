@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from obelisk.system import faketime
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One Unified Kernel Image to make. Paths are as the tools tree sees them."""
+    """One Unified Kernel Image to make. Paths are as the tools tree sees them; `epoch` is the time that its signature names."""
 
     kernel: Path
     initrds: tuple[Path, ...]
@@ -16,10 +18,11 @@ class Build:
     out: Path
     key: Path
     certificate: Path
+    epoch: int
 
     def argv(self) -> list[str]:
         """The argument list."""
-        return [
+        words = [
             "ukify",
             "build",
             f"--linux={self.kernel}",
@@ -34,3 +37,4 @@ class Build:
             # The kernel inside is covered by the signature around it.
             "--no-sign-kernel",
         ]
+        return faketime.at(self.epoch, words)

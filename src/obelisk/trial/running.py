@@ -147,6 +147,7 @@ class _Trial:
             out=Path("/foreign/uki.efi"),
             key=Path("/key/db.key"),
             certificate=Path("/key/db.crt"),
+            epoch=self.image.manifest.epoch,
         )
         self.room.run(request.argv(), binds=[writable(place, "/foreign"), read_only(stranger.directory, "/key")])
         parts = {part.kind: self.image.directory / part.file for part in self.image.manifest.parts}
