@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from obelisk.system.bubblewrap import Room, read_only
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +34,18 @@ class Tool:
     def build(self) -> str:
         """Build the spec; the image id."""
         return self.run("build", str(self.spec)).split()[-1]
+
+    @contextmanager
+    def changed(self, file: str, old: str, new: str) -> Iterator[None]:
+        """The spec with a part of one file replaced, for as long as the block lasts."""
+        path = self.spec / file
+        before = path.read_text()
+        assert old in before
+        path.write_text(before.replace(old, new))
+        try:
+            yield
+        finally:
+            path.write_text(before)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the spec's last image."""
@@ -79,20 +94,69 @@ def test_nothing_in_the_image_identifies_a_machine(tool: Tool, built: str) -> No
     shutil.rmtree(target)
 
 
+def test_image_passes_its_trial_and_gets_a_proof(tool: Tool, built: str) -> None:
+    tool.run("test", str(tool.spec), "--report", str(tool.home / "report.json"), "--junit", str(tool.home / "junit.xml"))
+    report = json.loads((tool.home / "report.json").read_text())
+    assert report["passed"]
+    assert report["image"] == built
+    assert {scenario["name"] for scenario in report["scenarios"]} == {
+        "boots with Secure Boot and becomes healthy",
+        "the root cannot be written",
+        "a flipped byte is detected when it is read",
+        "a second boot finds the state kept",
+        "no unit failed",
+        "Secure Boot refuses a UKI signed by another key",
+        "health page",
+        "health ssh",
+        "test configuration",
+        "test keys-only",
+        "test page-is-sealed",
+    }
+    assert 'failures="0"' in (tool.home / "junit.xml").read_text()
+    (proof,) = (tool.home / "store/proofs").rglob("*.json")
+    assert proof.parent.name == built
+    (console,) = (tool.home / "store/trials").glob("*/console-1.log")
+    assert "FAILED" not in console.read_text(errors="replace")
+
+
+def test_an_image_that_does_not_do_its_job_fails_its_trial_and_gets_no_proof(tool: Tool, built: str) -> None:
+    with tool.changed("obelisk.toml", 'contains = "Hello from an image"', 'contains = "something else"\ntimeout = "5s"'):
+        assert "spec has changed" in tool.run("test", str(tool.spec), status=5)
+        unhealthy = tool.build()
+        said = tool.run("test", str(tool.spec), status=8)
+    assert "FAIL  boots with Secure Boot and becomes healthy" in said
+    assert "FAIL  health page" in said
+    assert "pass  health ssh" in said
+    assert unhealthy != built
+    assert not (tool.home / "store/proofs" / unhealthy).exists()
+
+
 def test_a_changed_file_makes_another_image_and_redoes_only_what_follows(tool: Tool, built: str) -> None:
-    page = tool.spec / "tree/srv/www/index.html"
-    before = page.read_text()
-    page.write_text(before + "<p>changed</p>\n")
-    try:
+    with tool.changed("tree/srv/www/index.html", "</h1>", "</h1><p>changed</p>"):
         events = [json.loads(line) for line in tool.run("build", str(tool.spec), "--json").splitlines() if line.startswith("{")]
         redone = {event["task"] for event in events if event["event"] == "finished" and not event["cached"]}
         assert redone == {"configured", "root", "uki", "disk", "image"}
         changed = tool.manifest()
         assert changed["root_hash"] != json.loads(tool.run("show", built, "--json"))["manifest"]["root_hash"]
         assert "srv/www/index.html" in tool.run("diff", built, str(tool.spec), status=1)
-    finally:
-        page.write_text(before)
     assert tool.build() == built
+
+
+def test_the_same_lock_gives_the_same_bits_in_a_fresh_place(tool: Tool, built: str) -> None:
+    assert tool.run("build", str(tool.spec), "--reproduce").split()[-1] == built
+
+
+def test_the_tools_of_the_ecosystem_read_disk_and_kernel_image(tool: Tool, built: str) -> None:
+    (ukify,) = (tool.home / "store/steps").glob("*/output/tree/usr/bin/ukify")
+    disk = tool.home / "disk"
+    disk.mkdir()
+    tool.run("export", built, "--output", str(disk / "disk.raw"))
+    room, binds = Room(ukify.parents[2]), [read_only(disk, "/disk"), read_only(tool.home / "store/images" / built, "/image")]
+    room.run(["systemd-dissect", "--validate", "/disk/disk.raw"], binds=binds)
+    inspected = room.run(["ukify", "inspect", "/image/uki.efi"], binds=binds).stdout
+    assert f"roothash={tool.manifest()['root_hash']}" in inspected
+    assert 'IMAGE_ID="web"' in inspected
+    shutil.rmtree(disk)
 
 
 @pytest.mark.parametrize("form", ["raw", "qcow2", "erofs"])
@@ -120,4 +184,10 @@ def test_a_script_that_reaches_for_the_network_fails_with_its_name(tool: Tool, b
     finally:
         file.write_text(before)
         script.unlink()
+    assert tool.build() == built
+
+
+def test_the_store_is_sound_and_gc_keeps_what_is_used(tool: Tool, built: str) -> None:
+    assert "sound" in tool.run("verify")
+    tool.run("gc")
     assert tool.build() == built

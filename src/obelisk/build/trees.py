@@ -14,6 +14,7 @@ from obelisk.build import debian, health, slots
 from obelisk.build.graph import Step
 from obelisk.build.packages import fetch, lay_out
 from obelisk.build.programs import CODE, GUEST, Overlay, run_program
+from obelisk.errors import InputError
 from obelisk.events import Sink, Task
 from obelisk.model.canonical import Json
 from obelisk.model.lock import Account, Lock, PackageSet
@@ -90,6 +91,7 @@ def base_step(
 def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
     """What the spec lays over the base, as an overlay's upper directory."""
     root_bytes = slots.root_bytes(spec)
+    inputs = specs.digest_inputs(spec)
     request: dict[str, Json] = {
         "name": spec.name,
         "version": spec.version,
@@ -143,11 +145,15 @@ def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
         layers = Overlay([Path("/base")], Path("/step/upper"), Path("/step/scratch"))
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         result = run_program(room, "configure", full, binds=binds, running=running, env=env, overlay=layers)
+        if specs.digest_inputs(spec) != inputs:
+            raise InputError(
+                f"{spec.directory}: a file of the spec changed while it was read", code="spec-moved", hint="build again when it is settled"
+            )
         (work / "result.json").write_text(json.dumps(result, sort_keys=True))
         # The kernel's own scratch directory belongs to root and has no mode bits: it goes the way it came.
         room.run(["rm", "-rf", "/step/scratch"], binds=[writable(work, "/step")])
 
-    options: Json = {"request": request, "inputs": specs.digest_inputs(spec), "epoch": lock.system.epoch, "code": digest_of_code()}
+    options: Json = {"request": request, "inputs": inputs, "epoch": lock.system.epoch, "code": digest_of_code()}
     return Step("configured", "Configured tree", options, (base, tools), produce, revision=CONFIGURED_REVISION)
 
 

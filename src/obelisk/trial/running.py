@@ -17,7 +17,7 @@ from obelisk import spec as specs
 from obelisk.build import keys, slots
 from obelisk.build.image import disk_of
 from obelisk.build.seal import assemble_disk
-from obelisk.errors import CommandError, TrustError
+from obelisk.errors import CommandError, StateError, TrustError
 from obelisk.events import Note, Sink, task
 from obelisk.machine import Machine, initrd_with, unpack_uki
 from obelisk.model.image import PartKind
@@ -40,7 +40,16 @@ def run(image: StoredImage, spec: Spec, store: Store, room: Room, artefacts: Pat
     """Try `image` and report; logs go to `artefacts`, a new directory.
 
     A scenario that fails is an outcome; an error is raised only where the trial itself could not be done.
+
+    Raises:
+        StateError: the image is not the one that `spec` describes now; build it first.
     """
+    if specs.digest_inputs(spec) != image.manifest.spec_sha256:
+        raise StateError(
+            f"{spec.file}: the spec has changed since {image.manifest.label} ({image.id[:12]}) was built",
+            code="spec-changed",
+            hint=f"run `obelisk build {spec.directory}` first, and test what comes of it",
+        )
     accel = qemu.acceleration()
     how = "hardware virtualisation" if accel == "kvm" else "software emulation (a boot takes a minute or so)"
     sink(Note(f"using {how}"))
