@@ -5,6 +5,7 @@ import re
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,7 @@ from obelisk.errors import CommandError, InputError
 from obelisk.system import qemu
 from obelisk.system.bubblewrap import Bind, Room
 
+_PRESS_AGAIN_S = 10
 _PANIC = re.compile(r"Kernel panic - not syncing|obelisk: STOPPED")
 
 
@@ -71,9 +73,17 @@ class Machine:
         return True
 
     def power_off(self, *, timeout_s: float) -> bool:
-        """Press the power button and wait; whether the machine went down by itself."""
-        qemu.command(self.settings.directory / "monitor", "system_powerdown")
-        return self.wait_until_off(timeout_s=timeout_s)
+        """Press the power button and wait; whether the machine went down by itself.
+
+        The button is pressed again now and then: before the guest has found it, nobody notices.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with suppress(CommandError):  # it may go down between the two looks at it
+                qemu.command(self.settings.directory / "monitor", "system_powerdown")
+            if self.wait_until_off(timeout_s=_PRESS_AGAIN_S):
+                return True
+        return self._process.poll() is not None
 
     def screenshot(self, target: Path) -> None:
         """Write the screen to a PNG file."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from obelisk.errors import InputError
+from obelisk.errors import CommandError, InputError
 from obelisk.system.bubblewrap import Bind, Room
 from obelisk.system.command import MINIMAL_ENVIRONMENT
 
@@ -106,8 +106,12 @@ def start(room: Room, settings: Settings, *, binds: Sequence[Bind], accel: str) 
 
 
 def command(socket: Path, name: str, **arguments: str) -> None:
-    """Send one command to a running machine's monitor."""
-    from qemu.qmp import QMPClient  # noqa: PLC0415 - slow to import
+    """Send one command to a running machine's monitor.
+
+    Raises:
+        CommandError: the machine refused it, or is no longer there.
+    """
+    from qemu.qmp import QMPClient, QMPError  # noqa: PLC0415 - slow to import
 
     async def send() -> None:
         client = QMPClient("obelisk")
@@ -117,7 +121,10 @@ def command(socket: Path, name: str, **arguments: str) -> None:
         finally:
             await client.disconnect()
 
-    asyncio.run(send())
+    try:
+        asyncio.run(send())
+    except (QMPError, OSError) as error:
+        raise CommandError(("qemu-monitor", name), 1, str(error), code="monitor-failed") from error
 
 
 def overlay(room: Room, base: Path, target: Path, size_bytes: int, *, binds: Sequence[Bind]) -> None:

@@ -46,6 +46,8 @@ ExecStart=/bin/bash /run/obelisk-trial/agent
 _PROLOGUE = """\
 exec 2>&1
 port=/dev/virtio-ports/obelisk.trial
+# A quick machine is up before udev has come to this device.
+until [ -e "$port" ]; do sleep 0.1; done
 say() { echo "$@" >"$port"; }
 try() { # NAME TIMEOUT COMMAND_IN_BASE64
     local began now status
