@@ -26,6 +26,7 @@ def main() -> None:
     identify(tree, request)
     add_accounts(tree / "etc", request)
     place_files(tree, request, owned)
+    keep_tmp_in_memory(tree / "usr")
     default = tree / "etc/systemd/system/default.target"
     default.unlink(missing_ok=True)
     default.symlink_to(f"/usr/lib/systemd/system/{request['default_target']}")
@@ -214,6 +215,16 @@ def package_files(tree: Path) -> dict[str, str]:
         for line in listing.read_text().splitlines():
             owned[f"/usr{line}" if line.startswith(("/bin/", "/sbin/", "/lib/", "/lib64/")) else line] = package
     return {path: package for path, package in owned.items() if not (tree / path.lstrip("/")).is_dir()}
+
+
+def keep_tmp_in_memory(usr: Path) -> None:
+    """The root cannot be written, so /tmp has to be a tmpfs; Debian 12 has the unit for it, as an example."""
+    unit = usr / "lib/systemd/system/tmp.mount"
+    if not unit.exists():
+        shutil.copyfile(usr / "share/systemd/tmp.mount", unit)
+        wanted = usr / "lib/systemd/system/local-fs.target.wants/tmp.mount"
+        wanted.parent.mkdir(exist_ok=True)
+        wanted.symlink_to("../tmp.mount")
 
 
 def settle_services(tree: Path, services: dict[str, list[str]]) -> None:
