@@ -34,7 +34,7 @@ set_up() (
         if holds "$1"; then return; fi
     fi
     : >"$setup_log"
-    install_programs
+    install_programs "$1"
     make_environment "$1"
     say "ready"
 )
@@ -48,6 +48,12 @@ install_programs() {
     need mmdebstrap mmdebstrap
     need mount mount
     need newuidmap uidmap
+    if [ "$1" = requirements-dev.txt ]; then
+        # For archives that tests make and sign.
+        need gpg gpg
+        need gpg-agent gpg-agent
+        need gpgconf gpgconf
+    fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
     find_python || packages="$packages python3 python3-venv"

@@ -1,7 +1,8 @@
 """What holds for every tier: nothing is skipped, nothing runs for ever, and a run that is told to stop still cleans up behind itself."""
 
 import signal
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -9,6 +10,7 @@ from typing import NoReturn
 import hypothesis
 import pytest
 from hypothesis.database import DirectoryBasedExampleDatabase
+from tool import Tool
 
 HERE = Path(__file__).parent
 TIMEOUT_S = {"lint": 300, "unit": 120, "system": 600, "vm": 1800}
@@ -17,6 +19,17 @@ TIMEOUT_S = {"lint": 300, "unit": 120, "system": 600, "vm": 1800}
 _EXAMPLES = DirectoryBasedExampleDatabase(HERE.parent / ".cache" / "hypothesis")
 hypothesis.settings.register_profile("obelisk", deadline=None, database=_EXAMPLES)
 hypothesis.settings.load_profile("obelisk")
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """examples/web, locked and built: the tools and the base that other builds start from. Work on a copy of it."""
+    home = tmp_path_factory.mktemp("workshop")
+    tool = Tool.with_example(home, "web")
+    tool.run("lock", str(tool.spec))
+    tool.build()
+    yield tool
+    subprocess.run(["rm", "-rf", home], check=True)
 
 
 def pytest_configure() -> None:

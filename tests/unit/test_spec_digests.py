@@ -10,6 +10,7 @@ from obelisk.errors import InputError
 from obelisk.spec import digest_inputs, load, request
 
 NEITHER = [
+    ('uri = "https://apt.example/debian"', 'uri = "https://apt.example/other"'),
     ('mirror = "http://mirror.example:8080/debian/"', 'mirror = "http://other.example/"'),
     ('snapshot = "file:/srv/archive"\n', ""),
     ('size_budget = "2G"', 'size_budget = "3G"'),
@@ -60,7 +61,6 @@ LOCK_TOO = [
     ('"nginx-light"', '"nginx"'),
     ("recommends = true", "recommends = false"),
     ('kernel = "linux-image-cloud-amd64"\n', ""),
-    ('uri = "https://apt.example/debian"', 'uri = "https://apt.example/other"'),
     ('suites = ["trixie-pgdg"]', 'suites = ["forky-pgdg"]'),
     ('components = ["main"]', 'components = ["main", "17"]'),
     ("[sources.flat]", "[sources.other]"),

@@ -1,66 +1,24 @@
 """The whole way of a person with a new machine: lock, build, prove, change, reproduce, export, look after the store."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tool import Tool
 
 from obelisk.system.bubblewrap import Room, read_only
 
 ROOT = Path(__file__).parents[2]
 
 
-class Tool:
-    """The tool as a person runs it, with a store, keys and a spec of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.spec = home / "web"
-        shutil.copytree(ROOT / "examples/web", self.spec)
-
-    def run(self, *words: str, status: int = 0) -> str:
-        """What the tool says on standard output; any other exit status is a failure that shows all it said."""
-        env = {**os.environ, "OBELISK_STORE": str(self.home / "store"), "OBELISK_KEYS": str(self.home / "keys")}
-        done = subprocess.run([ROOT / "obelisk", *words], env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == status, f"obelisk {' '.join(words)}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + (done.stderr if status else "")
-
-    def build(self) -> str:
-        """Build the spec; the image id."""
-        return self.run("build", str(self.spec)).split()[-1]
-
-    @contextmanager
-    def changed(self, file: str, old: str, new: str) -> Iterator[None]:
-        """The spec with a part of one file replaced, for as long as the block lasts."""
-        path = self.spec / file
-        before = path.read_text()
-        assert old in before
-        path.write_text(before.replace(old, new))
-        try:
-            yield
-        finally:
-            path.write_text(before)
-
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of the spec's last image."""
-        shown: dict[str, Any] = json.loads(self.run("show", str(self.spec), "--json"))
-        manifest: dict[str, Any] = shown["manifest"]
-        return manifest
-
-
 @pytest.fixture(scope="module")
-def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+def tool(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     home = tmp_path_factory.mktemp("image")
-    made = Tool(home)
-    made.run("lock", str(made.spec))
-    yield made
-    subprocess.run(["rm", "-rf", str(home)], check=True)
+    yield workshop.copied_to(home)
+    subprocess.run(["rm", "-rf", home], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +27,8 @@ def built(tool: Tool) -> str:
 
 
 def test_building_again_does_nothing_and_names_the_same_image(tool: Tool, built: str) -> None:
-    events = tool.run("build", str(tool.spec), "--json").splitlines()
-    finished = [json.loads(line) for line in events if line.startswith("{") and '"finished"' in line]
-    assert events[-1] == built
-    assert {event["task"] for event in finished if not event["cached"]} == {"image"}
+    assert tool.redone() == {"image"}
+    assert tool.build() == built
 
 
 def test_lock_names_no_host_and_every_package_with_its_digest(tool: Tool) -> None:
@@ -113,9 +69,9 @@ def test_image_passes_its_trial_and_gets_a_proof(tool: Tool, built: str) -> None
         "test page-is-sealed",
     }
     assert 'failures="0"' in (tool.home / "junit.xml").read_text()
-    (proof,) = (tool.home / "store/proofs").rglob("*.json")
+    (proof,) = (tool.store / "proofs").rglob("*.json")
     assert proof.parent.name == built
-    (console,) = (tool.home / "store/trials").glob("*/console-1.log")
+    (console,) = (tool.store / "trials").glob("*/console-1.log")
     assert "FAILED" not in console.read_text(errors="replace")
 
 
@@ -128,14 +84,12 @@ def test_an_image_that_does_not_do_its_job_fails_its_trial_and_gets_no_proof(too
     assert "FAIL  health page" in said
     assert "pass  health ssh" in said
     assert unhealthy != built
-    assert not (tool.home / "store/proofs" / unhealthy).exists()
+    assert not (tool.store / "proofs" / unhealthy).exists()
 
 
 def test_a_changed_file_makes_another_image_and_redoes_only_what_follows(tool: Tool, built: str) -> None:
     with tool.changed("tree/srv/www/index.html", "</h1>", "</h1><p>changed</p>"):
-        events = [json.loads(line) for line in tool.run("build", str(tool.spec), "--json").splitlines() if line.startswith("{")]
-        redone = {event["task"] for event in events if event["event"] == "finished" and not event["cached"]}
-        assert redone == {"configured", "root", "uki", "disk", "image"}
+        assert tool.redone() == {"configured", "root", "uki", "disk", "image"}
         changed = tool.manifest()
         assert changed["root_hash"] != json.loads(tool.run("show", built, "--json"))["manifest"]["root_hash"]
         assert "srv/www/index.html" in tool.run("diff", built, str(tool.spec), status=1)
@@ -147,11 +101,11 @@ def test_the_same_lock_gives_the_same_bits_in_a_fresh_place(tool: Tool, built: s
 
 
 def test_the_tools_of_the_ecosystem_read_disk_and_kernel_image(tool: Tool, built: str) -> None:
-    (ukify,) = (tool.home / "store/steps").glob("*/output/tree/usr/bin/ukify")
+    (ukify,) = (tool.store / "steps").glob("*/output/tree/usr/bin/ukify")
     disk = tool.home / "disk"
     disk.mkdir()
     tool.run("export", built, "--output", str(disk / "disk.raw"))
-    room, binds = Room(ukify.parents[2]), [read_only(disk, "/disk"), read_only(tool.home / "store/images" / built, "/image")]
+    room, binds = Room(ukify.parents[2]), [read_only(disk, "/disk"), read_only(tool.store / "images" / built, "/image")]
     room.run(["systemd-dissect", "--validate", "/disk/disk.raw"], binds=binds)
     inspected = room.run(["ukify", "inspect", "/image/uki.efi"], binds=binds).stdout
     assert f"roothash={tool.manifest()['root_hash']}" in inspected

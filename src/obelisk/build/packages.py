@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from obelisk.errors import InputError, TransportError, TrustError
+from obelisk.errors import InputError, TrustError
 from obelisk.events import Sink, task
 from obelisk.model.lock import Package, PackageSet
 from obelisk.store import Store
-from obelisk.system.apt import Archive, download
+from obelisk.system.apt import Archive, DownloadError, download
 from obelisk.system.dpkg import DebFile, write_index
 
 SnapshotOf = Callable[[str], str | None]
@@ -53,11 +53,11 @@ def _fetch_batch(
         base = bases.get(package.origin if by_origin else _archive(package), "")
         if base:
             wanted[package.sha256] = f"{base}/{package.path}"
-    failure: TransportError | None = None
+    failure: DownloadError | None = None
     if wanted:
         try:
             download({uri: scratch / sha256 for sha256, uri in wanted.items()})
-        except TransportError as error:
+        except DownloadError as error:
             failure = error
     lost = []
     for package in packages:
@@ -74,13 +74,9 @@ def _fetch_batch(
                 code="package-hash",
                 hint="try another mirror; if the archive really replaced the file, run `obelisk lock --update` and find out why",
             ) from error
-    if lost and failure is not None and not _vanished(failure):
+    if lost and failure is not None and not failure.vanished:
         raise failure
     return lost
-
-
-def _vanished(failure: TransportError) -> bool:
-    return any(word in failure.message for word in ("404", "File not found", "No such file"))
 
 
 def lay_out(packages: PackageSet, store: Store, directory: Path) -> None:

@@ -5,7 +5,7 @@ Both are the same from any directory and in any order of keys: they hold content
 - `digest_inputs` holds what can change a byte of the image, and what is permitted in it (`allow`), so that a narrower permission is never
   answered from a cache. Not in it: `mirror` and `snapshot` (where bytes come from), `tests` (run beside the image), `size_budget` (a
   limit on the result). `health` is in it: a machine judges itself by these checks.
-- `request` holds what decides which packages are chosen.
+- `request` holds what decides which packages are chosen; not the addresses of archives, so that a lock moves between mirrors.
 """
 
 import hashlib
@@ -68,9 +68,7 @@ def request(spec: Spec) -> str:
             "packages": sorted(spec.packages),
             "recommends": spec.recommends,
             "kernel": spec.boot.kernel,
-            "sources": {
-                source.name: [source.uri, sorted(source.suites), sorted(source.components), _sha256(source.key)] for source in spec.sources
-            },
+            "sources": {source.name: [sorted(source.suites), sorted(source.components), _sha256(source.key)] for source in spec.sources},
         }
     )
 

@@ -53,8 +53,9 @@ a root shell are refused: `root=`, `roothash=`, `init=`, `rdinit=`, `initrd=`, `
 `systemd.volatile=`, `systemd.debug_shell`, `rd.break`, `single` and their relatives.
 
 **What makes a new lock, and what a new image.** `distribution`, `role`, `packages`, `recommends`, `boot.kernel` and `sources` ask for a
-new lock. Every other key makes a new image, except `mirror`, `snapshot`, `tests` and `size_budget`, which change no byte of it. The
-order of keys and of lists, apart from `scripts` and `boot.cmdline`, changes nothing.
+new lock. Every other key makes a new image, except `mirror`, `snapshot`, the `uri` of a source, `tests` and `size_budget`, which change no
+byte of it: a lock and an image move between mirrors. The order of keys and of lists, apart from `scripts` and `boot.cmdline`, changes
+nothing.
 
 ## Errors
 

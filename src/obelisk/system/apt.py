@@ -121,11 +121,24 @@ class Resolver:
         return run(["apt-cache", "pkgnames"], env=self._env).stdout.split()
 
 
+class DownloadError(TransportError):
+    """Some files could not be had; `reasons` has an address and apt's reason for each."""
+
+    def __init__(self, reasons: tuple[str, ...]) -> None:
+        super().__init__("download failed:\n" + "\n".join(reasons), code="download-failed", hint="check the network and try again")
+        self.reasons = reasons
+
+    @property
+    def vanished(self) -> bool:
+        """Whether every archive answered, and none has the file any more."""
+        return all(re.search(r"  404 |File not found|No such file", reason) for reason in self.reasons)
+
+
 def download(files: Mapping[str, Path], *, on_line: OnLine | None = None) -> None:
     """Download every address to its path, several at once, resuming nothing and checking nothing: the caller hashes.
 
     Raises:
-        TransportError: at least one could not be had; those that could are in place.
+        DownloadError: at least one could not be had; those that could are in place.
     """
     helper = "/usr/lib/apt/apt-helper"
     words: list[str] = []
@@ -135,15 +148,17 @@ def download(files: Mapping[str, Path], *, on_line: OnLine | None = None) -> Non
         directory = Path(scratch)
         configuration = directory / "apt.conf"
         (directory / "lists/partial").mkdir(parents=True)
+        (directory / "parts").mkdir()
         (directory / "status").touch()
         configuration.write_text(_configuration(directory, "amd64"))
         env = {**MINIMAL_ENVIRONMENT, **_network_environment(), "APT_CONFIG": str(configuration)}
         try:
             run([helper, "download-file", *words], env=env, on_line=on_line, timeout_s=7200)
         except CommandError as error:
-            raise TransportError(
-                f"download failed:\n{error.message}", code="download-failed", hint="check the network and try again"
-            ) from error
+            reasons = [
+                line.removeprefix("E: Failed to fetch ") for line in error.output.splitlines() if line.startswith("E: Failed to fetch")
+            ]
+            raise DownloadError(tuple(reasons) or (error.message,)) from error
     # For file: addresses apt leaves a link to the original, which is not ours to keep.
     for target in files.values():
         if target.is_symlink():
