@@ -39,7 +39,7 @@ class Tool:
 
     def copied_to(self, home: Path, prefix: Sequence[str] = ()) -> Self:
         """The same with a copy of store, keys and spec in the existing directory `home`."""
-        copy = "-al" if os.stat(self.home).st_dev == os.stat(home).st_dev and not prefix else "-a"
+        copy = "-al" if self.home.stat().st_dev == home.stat().st_dev and not prefix else "-a"
         for part in (self.store, self.home / "keys"):
             subprocess.run([*prefix, "cp", copy, part, home], check=True)
         # A spec is edited in place, which would show through a hard link.
@@ -72,7 +72,7 @@ class Tool:
 
     def events(self, *words: str) -> list[dict[str, Any]]:
         """The events of a command."""
-        return [json.loads(line) for line in self.run(*words, "--json").splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.run(*words, "--json").splitlines()]
 
     def redone(self) -> set[str]:
         """The steps that a build of the spec had to do."""

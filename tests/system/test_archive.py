@@ -147,7 +147,7 @@ def test_a_lock_holds_what_it_names_until_it_is_told_otherwise(archive: Archive,
             error = tool.refused("lock", str(tool.spec), status=2)
             assert "'greeeter' does not exist" in error["message"]
             assert "did you mean greeter" in error["message"]
-        (tool.spec / "key.asc").write_bytes(replaced_key(archive, tmp_path))
+        (tool.spec / "key.asc").write_bytes(foreign_key(tmp_path))
         error = tool.refused("lock", str(tool.spec), "--update", status=4)
         assert elsewhere in error["message"]
         assert "sign" in error["message"].lower()
@@ -160,7 +160,7 @@ def test_a_lock_holds_what_it_names_until_it_is_told_otherwise(archive: Archive,
     assert "sound" in tool.run("verify")
 
 
-def replaced_key(archive: Archive, tmp_path: Path) -> bytes:
+def foreign_key(tmp_path: Path) -> bytes:
     """The public key of somebody else."""
     other = Archive(tmp_path / "other")
     try:

@@ -86,6 +86,15 @@ def test_a_base_killed_at_work_and_a_lock_killed_at_work_leave_what_was(workshop
     assert_nothing_is_left(tool)
 
 
+def test_tools_killed_at_work_take_all_that_they_started_with_them(workshop: Tool, tmp_path: Path) -> None:
+    tool = tool_copy(workshop, tmp_path, "killed")
+    shutil.rmtree(tool.store / "steps")
+    (tool.store / "steps").mkdir(mode=0o700)
+    for seconds in (3, 8, 15):
+        assert kill_after(tool, seconds, "build", str(tool.spec))
+        assert_nothing_is_left(tool)
+
+
 def tool_copy(workshop: Tool, place: Path, name: str) -> Tool:
     """A copy of the workshop in a directory of its own."""
     (place / name).mkdir()
@@ -97,7 +106,7 @@ def test_two_builds_at_once_do_each_step_once_and_agree(tool: Tool) -> None:
         both = [tool.start("build", str(tool.spec), "--json") for _ in range(2)]
         said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert len({out.splitlines()[-1] for out, _ in said}) == 1
+    assert len({json.loads(out.splitlines()[-1])["id"] for out, _ in said}) == 1
     events = [json.loads(line) for out, _ in said for line in out.splitlines() if line.startswith("{")]
     alone = [e["task"] for e in events if e["event"] == "finished" and not e["cached"] and "another process" not in e["detail"]]
     assert sorted(task for task in alone if task != "image") == ["configured", "disk", "root", "uki"]
@@ -245,7 +254,7 @@ def test_what_must_not_become_an_image_is_refused_with_place_and_reason(
     assert len(new) == (1 if spoil.__name__ == "edit" and code == "size-budget" else 0)
 
 
-def test_a_store_that_may_not_be_written_is_named(tool: Tool, tmp_path: Path) -> None:
+def test_a_store_that_may_not_be_written_is_named(tool: Tool) -> None:
     target = Path("/proc/obelisk-store")
     error = json.loads(tool.run("build", str(tool.spec), "--json", "--store", str(target), status=5).splitlines()[-1])["error"]
     assert str(target) in error["message"]

@@ -11,7 +11,7 @@ from obelisk.build.keys import SigningKey, create, load
 from obelisk.build.lockfile import read_lock
 from obelisk.build.trees import tools_step
 from obelisk.cli.places import key_directory, open_store
-from obelisk.cli.terminal import reporting, size
+from obelisk.cli.terminal import answer, reporting, size
 from obelisk.errors import InputError
 from obelisk.events import Note, Sink
 from obelisk.model.lock import Lock
@@ -24,13 +24,16 @@ def new(arguments: Namespace) -> int:
     directory = Path(arguments.directory)
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"{directory} is not empty", code="new-exists", hint="name a directory that does not exist yet")
+    written: list[str] = []
     for name, (text, mode) in specs.template(directory.absolute().name, arguments.role).items():
         file = directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         file.chmod(mode)
-        print(f"wrote {file}")
-    print(f"next: edit {directory}/obelisk.toml, then `obelisk lock {directory}` and `obelisk build {directory}`")
+        written.append(str(file))
+    lines = [f"wrote {file}" for file in written]
+    lines.append(f"next: edit {directory}/obelisk.toml, then `obelisk lock {directory}` and `obelisk build {directory}`")
+    answer("\n".join(lines), json_wanted=arguments.json, written=list(written))
     return 0
 
 
@@ -40,11 +43,10 @@ def lock(arguments: Namespace) -> int:
     store = open_store(arguments)
     with reporting(json_wanted=arguments.json) as sink:
         found, changes = locking.lock(spec, store, sink, update=arguments.update)
-    if not arguments.json:
-        total = sum(package.size_bytes for package in found.system.packages)
-        for line in changes if len(changes) <= 40 or arguments.update is not None else changes[:0]:  # noqa: PLR2004 - a screenful
-            print(line)
-        print(f"{spec.lock_file}: {len(found.system.packages)} packages ({size(total)}), {len(changes)} changes")
+    total = size(sum(package.size_bytes for package in found.system.packages))
+    lines = list(changes) if len(changes) <= 40 or arguments.update is not None else []  # noqa: PLR2004 - a screenful
+    lines.append(f"{spec.lock_file}: {len(found.system.packages)} packages ({total}), {len(changes)} changes")
+    answer("\n".join(lines), json_wanted=arguments.json, lock=str(spec.lock_file), changes=list(changes))
     return 0
 
 
@@ -66,29 +68,33 @@ def build(arguments: Namespace) -> int:
             from obelisk.build.reproduce import reproduce
 
             differences = reproduce(spec, pinned, key, store, built, sink)
-    for line in differences:
-        print(f"differs: {line}", file=sys.stderr)
-    if arguments.reproduce and not differences and not arguments.json:
-        print("reproduced bit by bit", file=sys.stderr)
-    print(built.id)
+    if not arguments.json:
+        for line in differences:
+            print(f"differs: {line}", file=sys.stderr)
+        if arguments.reproduce and not differences:
+            print("reproduced bit by bit", file=sys.stderr)
+    compared = {"differences": list(differences)} if arguments.reproduce else {}
+    answer(built.id, json_wanted=arguments.json, id=built.id, label=built.manifest.label, **compared)
     return 3 if differences else 0
 
 
 def keys(arguments: Namespace) -> int:
     """Make the user's keys, or show what they are."""
     directory = key_directory()
+    lines: list[str] = []
     found = load(directory)
     if found is not None and found.test_key:
         retired = directory.with_name("test-keys")
         directory.rename(retired)
-        print(f"the test keys are now in {retired}")
+        lines.append(f"the test keys are now in {retired}")
         found = None
     if found is None:
         store = open_store(arguments)
         with reporting(json_wanted=arguments.json) as sink:
             found = create(directory, tools_room(None, store, sink))
-        print(f"made new keys in {directory}; keep PK.key and KEK.key offline, and a copy of everything somewhere safe")
-    print(f"{directory}: Secure Boot certificate {found.certificate_sha256}")
+        lines.append(f"made new keys in {directory}; keep PK.key and KEK.key offline, and a copy of everything somewhere safe")
+    lines.append(f"{directory}: Secure Boot certificate {found.certificate_sha256}")
+    answer("\n".join(lines), json_wanted=arguments.json, directory=str(directory), certificate=found.certificate_sha256)
     return 0
 
 

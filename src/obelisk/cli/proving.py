@@ -11,14 +11,14 @@ from obelisk.build.image import disk_of
 from obelisk.build.lockfile import read_lock
 from obelisk.cli.making import signing_key, tools_room
 from obelisk.cli.places import find_image, open_store
-from obelisk.cli.terminal import reporting
+from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.machine import initrd_with, unpack_uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Spec
 from obelisk.system import qemu
 from obelisk.system.bubblewrap import Bind, read_only, writable
-from obelisk.trial import as_json, as_junit, proof
+from obelisk.trial import as_json, as_junit, proof, to_json
 from obelisk.trial import run as run_trial
 
 _SHELL = """[Service]
@@ -60,23 +60,19 @@ def test(arguments: Namespace) -> int:
     for wanted, text in ((arguments.report, as_json(report)), (arguments.junit, as_junit(report))):
         if wanted:
             Path(wanted).write_text(text)
-    if arguments.json:
-        print(as_json(report), end="")
-    else:
-        for outcome in report.outcomes:
-            print(f"{'pass' if outcome.passed else 'FAIL'}  {outcome.name} ({outcome.duration_ms / 1000:.1f} s)")
-            if not outcome.passed:
-                print("      " + "\n      ".join(outcome.detail.splitlines()[-12:]))
-        for name in report.missing:
-            print(f"FAIL  {name} (not tried, because an earlier scenario failed)")
-        if report.boot:
-            print("where the boot's time went:\n  " + "\n  ".join(report.boot))
-    if not report.passed:
-        print(f"failed; console logs, journal and report are in {artefacts}", file=sys.stderr)
-        return 8
-    stored = store.add_proof(image.id, proof(report, key))
-    print(f"proof: {stored}", file=sys.stderr)
-    return 0
+    stored = store.add_proof(image.id, proof(report, key)) if report.passed else None
+    lines = []
+    for outcome in report.outcomes:
+        lines.append(f"{'pass' if outcome.passed else 'FAIL'}  {outcome.name} ({outcome.duration_ms / 1000:.1f} s)")
+        if not outcome.passed:
+            lines += [f"      {line}" for line in outcome.detail.splitlines()[-12:]]
+    lines += [f"FAIL  {name} (not tried, because an earlier scenario failed)" for name in report.missing]
+    if report.boot:
+        lines += ["where the boot's time went:", *(f"  {line}" for line in report.boot)]
+    lines.append(f"proof: {stored}" if stored else f"failed; console logs, journal and report are in {artefacts}")
+    paths = {"artefacts": str(artefacts), "proof": str(stored) if stored else None}
+    answer("\n".join(lines), json_wanted=arguments.json, report=to_json(report), **paths)
+    return 0 if report.passed else 8
 
 
 def run(arguments: Namespace) -> int:

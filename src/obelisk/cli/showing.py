@@ -1,7 +1,5 @@
 """Commands that show what is there, and that look after the store: images, show, diff, export, gc, verify."""
 
-import json
-import sys
 from argparse import Namespace
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,22 +9,23 @@ from obelisk.build.compare import compare
 from obelisk.build.export import export as write_export
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
-from obelisk.cli.terminal import reporting, size
+from obelisk.cli.terminal import answer, reporting, size
 
 
 def images(arguments: Namespace) -> int:
     """List the images, newest first."""
     store = open_store(arguments)
+    lines: list[str] = []
+    found = []
     for image in store.images():
         manifest = image.manifest
         total = sum(part.size_bytes for part in manifest.parts)
         proofs = len(store.proofs(image.id))
-        if arguments.json:
-            print(json.dumps({"id": image.id, "name": manifest.name, "version": manifest.version, "size": total, "proofs": proofs}))
-        else:
-            when = datetime.fromtimestamp(image.added, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
-            proven = f"{proofs} proof{'s' * (proofs != 1)}" if proofs else "unproven"
-            print(f"{image.id[:12]}  {manifest.label:<24} {manifest.distribution:<16} {size(total):>10}  {when}  {proven}")
+        found.append({"id": image.id, "name": manifest.name, "version": manifest.version, "size": total, "proofs": proofs})
+        when = datetime.fromtimestamp(image.added, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+        proven = f"{proofs} proof{'s' * (proofs != 1)}" if proofs else "unproven"
+        lines.append(f"{image.id[:12]}  {manifest.label:<24} {manifest.distribution:<16} {size(total):>10}  {when}  {proven}")
+    answer("\n".join(lines), json_wanted=arguments.json, images=found)
     return 0
 
 
@@ -35,9 +34,6 @@ def show(arguments: Namespace) -> int:
     store = open_store(arguments)
     image = find_image(store, arguments.image)
     manifest = image.manifest
-    if arguments.json:
-        print(json.dumps({"id": image.id, "directory": str(image.directory), "manifest": manifest.to_json()}))
-        return 0
     rows = {
         "id": image.id,
         "name": manifest.label,
@@ -52,10 +48,9 @@ def show(arguments: Namespace) -> int:
         "proofs": " ".join(str(path) for path in store.proofs(image.id)) or "none",
         "directory": str(image.directory),
     }
-    for name, value in rows.items():
-        print(f"{name:<16} {value}")
-    for part in manifest.parts:
-        print(f"  {part.kind.value:<16} {part.file:<22} {size(part.size_bytes):>10}  {part.sha256}")
+    lines = [f"{name:<16} {value}" for name, value in rows.items()]
+    lines += [f"  {part.kind.value:<16} {part.file:<22} {size(part.size_bytes):>10}  {part.sha256}" for part in manifest.parts]
+    answer("\n".join(lines), json_wanted=arguments.json, id=image.id, directory=str(image.directory), manifest=manifest.to_json())
     return 0
 
 
@@ -63,15 +58,10 @@ def diff(arguments: Namespace) -> int:
     """Tell two images apart; status 1 when they differ."""
     store = open_store(arguments)
     before, after = find_image(store, arguments.before), find_image(store, arguments.after)
-    with reporting(json_wanted=False) as sink:
+    with reporting(json_wanted=arguments.json) as sink:
         changes = compare(before, after, tools_room(None, store, sink))
-    if arguments.json:
-        print(json.dumps([asdict(change) for change in changes]))
-    else:
-        for change in changes:
-            print(f"{change.kind:<9} {change.name}: {change.before or '-'} -> {change.after or '-'}")
-        if not changes:
-            print("the images are the same")
+    lines = [f"{change.kind:<9} {change.name}: {change.before or '-'} -> {change.after or '-'}" for change in changes]
+    answer("\n".join(lines) or "the images are the same", json_wanted=arguments.json, changes=[asdict(change) for change in changes])
     return 1 if changes else 0
 
 
@@ -82,7 +72,7 @@ def export(arguments: Namespace) -> int:
     with reporting(json_wanted=arguments.json) as sink:
         room = tools_room(None, store, sink)
         write_export(image, store, room, arguments.format, Path(arguments.output).absolute(), sink)
-    print(arguments.output)
+    answer(arguments.output, json_wanted=arguments.json, output=arguments.output, format=arguments.format)
     return 0
 
 
@@ -92,11 +82,11 @@ def gc(arguments: Namespace) -> int:
     with reporting(json_wanted=arguments.json) as sink:
         found = store.collect(keep_days=arguments.keep_days, everything=arguments.all, dry_run=arguments.dry_run, sink=sink)
     verb = "would free" if arguments.dry_run else "freed"
-    for name in ("images", "proofs", "steps", "blobs", "damaged"):
-        freed = getattr(found, name)
-        if freed.count:
-            print(f"{verb} {size(freed.size_bytes)} of {freed.count} {name}")
-    print(f"{verb} {size(found.size_bytes)} in all")
+    categories = {name: getattr(found, name) for name in ("images", "proofs", "steps", "blobs", "damaged")}
+    lines = [f"{verb} {size(freed.size_bytes)} of {freed.count} {name}" for name, freed in categories.items() if freed.count]
+    lines.append(f"{verb} {size(found.size_bytes)} in all")
+    counts = {name: {"count": freed.count, "size": freed.size_bytes} for name, freed in categories.items()}
+    answer("\n".join(lines), json_wanted=arguments.json, size=found.size_bytes, dry_run=arguments.dry_run, **counts)
     return 0
 
 
@@ -105,10 +95,11 @@ def verify(arguments: Namespace) -> int:
     store = open_store(arguments)
     with reporting(json_wanted=arguments.json) as sink:
         damages = store.verify(repair=arguments.repair, sink=sink)
-    for damage in damages:
-        print(f"damaged: {damage.path} ({damage.belongs_to}): {damage.problem}", file=sys.stderr)
+    lines = [f"damaged: {damage.path} ({damage.belongs_to}): {damage.problem}" for damage in damages]
     if not damages:
-        print("the store is sound")
+        lines.append("the store is sound")
     elif arguments.repair:
-        print(f"moved {len(damages)} damaged items away; the next build makes them anew")
+        lines.append(f"moved {len(damages)} damaged items away; the next build makes them anew")
+    found = [{"path": str(d.path), "belongs_to": d.belongs_to, "problem": d.problem} for d in damages]
+    answer("\n".join(lines), json_wanted=arguments.json, damaged=found, repaired=bool(damages) and arguments.repair)
     return 3 if damages and not arguments.repair else 0

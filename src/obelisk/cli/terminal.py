@@ -1,4 +1,8 @@
-"""Sinks of the event stream: progress bars on a terminal, plain lines in a pipe or a log, JSON lines for programs."""
+"""What people and programs are told: progress bars on a terminal, plain lines in a pipe or a log, JSON lines for programs.
+
+With `--json`, standard output is nothing but JSON, an object a line: events as they happen, and last `{"event": "result", …}`. Errors are
+one object on standard error.
+"""
 
 import json
 import sys
@@ -20,6 +24,14 @@ def reporting(*, json_wanted: bool) -> Iterator[Sink]:
             yield sink
     else:
         yield _plain_lines()
+
+
+def answer(text: str = "", *, json_wanted: bool, **result: object) -> None:
+    """Print what came of a command: `text` for people, `result` for programs."""
+    if json_wanted:
+        print(json.dumps({"event": "result", **result}), flush=True)
+    elif text:
+        print(text)
 
 
 def _json_lines(event: Event) -> None:

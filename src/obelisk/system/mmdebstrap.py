@@ -59,7 +59,9 @@ class Bootstrap:
 
 def bootstrap_here(request: Bootstrap, *, on_line: OnLine | None = None) -> None:
     """Run this machine's own mmdebstrap: only the tools tree is made so."""
-    run([*as_root(), *request.argv()], env=request.environment(), on_line=on_line, timeout_s=3600, show="mmdebstrap")
+    # All this is for: what mmdebstrap starts dies with it, and it dies with us.
+    alone = ["bwrap", "--die-with-parent", "--cap-add", "ALL", "--unshare-pid", "--dev-bind", "/", "/", "--proc", "/proc", "--"]
+    run([*as_root(), *alone, *request.argv()], env=request.environment(), on_line=on_line, timeout_s=3600, show="mmdebstrap")
 
 
 def default_archive(suite: str) -> str:

@@ -34,7 +34,7 @@ def as_root() -> tuple[str, ...]:
                 code="no-subordinate-ids",
                 hint=f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
             )
-    return ("unshare", "--user", "--map-root-user", "--map-auto", "--mount", "--kill-child", "--")
+    return ("unshare", "--user", "--map-root-user", "--map-auto", "--mount", "--")
 
 
 def remove_tree(path: Path) -> None:
