@@ -94,6 +94,7 @@ def test_an_archive_that_does_not_answer_is_a_matter_of_trying_again(archive: Ar
 USER = "adduser --system --group --no-create-home --quiet"
 
 
+@pytest.mark.timeout(1200)  # it installs three bases
 def test_a_lock_holds_what_it_names_until_it_is_told_otherwise(archive: Archive, workshop: Tool, tmp_path: Path) -> None:
     tool = workshop.copied_to(tmp_path)
     file = tool.spec / "obelisk.toml"

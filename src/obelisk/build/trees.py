@@ -75,7 +75,7 @@ def base_step(
         request = Bootstrap(
             Path("/step/repository"), Path("/step/tree"), names, packages.epoch, spec.documentation, Path("/step/accounts.sh")
         )
-        room.run(request.argv(), binds=[writable(work, "/step")], env=request.environment(), on_line=running.output)
+        room.run(request.argv(), binds=[writable(work, "/step")], env=request.environment(), on_line=running.output, durable=False)
         result = run_program(
             room, "scrub", {"tree": "/step/tree", "epoch": packages.epoch}, binds=[writable(work, "/step")], running=running
         )

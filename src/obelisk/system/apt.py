@@ -204,7 +204,7 @@ APT::Sandbox::User "root";
 APT::Get::Assume-Yes "true";
 Acquire::Languages "none";
 Acquire::Retries "3";
-Acquire::Queue-Mode "access";
+
 Debug::NoLocking "true";
 """
     return own + "\n".join(_machine_network_settings()) + "\n"

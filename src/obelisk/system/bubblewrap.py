@@ -6,9 +6,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from obelisk.system import seccomp
 from obelisk.system.command import MINIMAL_ENVIRONMENT, Completed, OnLine, run
 from obelisk.system.namespace import as_root
 
@@ -75,20 +77,29 @@ class Room:
         timeout_s: float = 3600,
         on_line: OnLine | None = None,
         stdin: bytes = b"",
+        durable: bool = True,
     ) -> Completed:
-        """Run `command` in the room to its end.
+        """Run `command` in the room to its end. Unless it is to be `durable`, nothing in it waits for the disk.
 
         Raises:
             CommandError: it failed; the error names the command, not the wrapper.
         """
-        return run(
-            self.argv(command, binds=binds, network=network),
-            env={**MINIMAL_ENVIRONMENT, **(env or {})},
-            timeout_s=timeout_s,
-            on_line=on_line,
-            stdin=stdin,
-            show=str(command[0]),
-        )
+        words = self.argv(command, binds=binds, network=network)
+        with ExitStack() as stack:
+            inherited = []
+            if not durable:
+                inherited.append(stack.enter_context(seccomp.as_file(seccomp.without_synchronising())))
+                at = words.index("bwrap") + 1
+                words[at:at] = ["--seccomp", str(inherited[0])]
+            return run(
+                words,
+                env={**MINIMAL_ENVIRONMENT, **(env or {})},
+                timeout_s=timeout_s,
+                on_line=on_line,
+                stdin=stdin,
+                show=str(command[0]),
+                inherited=inherited,
+            )
 
 
 def jobs() -> int:

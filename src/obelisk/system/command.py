@@ -34,7 +34,7 @@ class Completed:
     output: str
 
 
-def run(
+def run(  # noqa: PLR0913 - keywords name each
     argv: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
@@ -42,10 +42,12 @@ def run(
     on_line: OnLine | None = None,
     stdin: bytes = b"",
     show: str = "",
+    inherited: Sequence[int] = (),
 ) -> Completed:
     """Run `argv` to its end and return what it said.
 
     `env` replaces the environment (default: `MINIMAL_ENVIRONMENT`). `show` is the name for errors, where `argv[0]` is only a wrapper.
+    `inherited` are open descriptors that the program gets under the same numbers.
 
     Raises:
         CommandError: the program failed or overran `timeout_s`; the message has the end of its output.
@@ -61,6 +63,7 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
+            pass_fds=inherited,
         )
     except FileNotFoundError as error:
         raise MissingFeatureError(

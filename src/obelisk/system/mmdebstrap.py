@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.errors import CommandError
+from obelisk.system import seccomp
 from obelisk.system.command import MINIMAL_ENVIRONMENT, OnLine, run
 from obelisk.system.namespace import as_root
 
@@ -60,8 +61,10 @@ class Bootstrap:
 def bootstrap_here(request: Bootstrap, *, on_line: OnLine | None = None) -> None:
     """Run this machine's own mmdebstrap: only the tools tree is made so."""
     # All this is for: what mmdebstrap starts dies with it, and it dies with us.
-    alone = ["bwrap", "--die-with-parent", "--cap-add", "ALL", "--unshare-pid", "--dev-bind", "/", "/", "--proc", "/proc", "--"]
-    run([*as_root(), *alone, *request.argv()], env=request.environment(), on_line=on_line, timeout_s=3600, show="mmdebstrap")
+    alone = ["--die-with-parent", "--cap-add", "ALL", "--unshare-pid", "--dev-bind", "/", "/", "--proc", "/proc", "--"]
+    with seccomp.as_file(seccomp.without_synchronising()) as quick:
+        words = [*as_root(), "bwrap", "--seccomp", str(quick), *alone, *request.argv()]
+        run(words, env=request.environment(), on_line=on_line, timeout_s=3600, show="mmdebstrap", inherited=[quick])
 
 
 def default_archive(suite: str) -> str:
