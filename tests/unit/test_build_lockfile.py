@@ -44,13 +44,64 @@ def test_a_package_takes_one_line_so_that_a_diff_reads_well(tmp_path: Path) -> N
     assert sum('name = "nginx"' in line and "sha256" in line for line in file.read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("cut", [10, 200, 500])
-def test_a_damaged_lock_is_named(tmp_path: Path, cut: int) -> None:
+def test_a_lock_that_ends_anywhere_before_its_end_is_damaged(tmp_path: Path) -> None:
     file = tmp_path / "obelisk.lock"
     write_lock(file, LOCK)
-    file.write_text(file.read_text()[:-cut])
-    with pytest.raises(InputError, match="the lock is damaged"):
+    whole = file.read_bytes().rstrip()
+    for end in range(len(whole)):
+        file.write_bytes(whole[:end])
+        with pytest.raises(InputError, match=r"obelisk\.lock: the lock is damaged: ") as caught:
+            read_lock(file)
+        assert "remove it and run `obelisk lock`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("format = 1", "format = true", "format is True"),
+        ('request = "0', 'request = "x', "request 'x0"),
+        ('pinned = ["sshd"]', "pinned = 3", "no list 'pinned'"),
+        ('pinned = ["sshd"]', "pinned = [3]", "account 3"),
+        ('"sshd" = "997:', '"sshd" = "', "user sshd"),
+        ('"sshd" = "997:', '"sshd" = "99999999999:', "user sshd"),
+        ("/run/sshd", r"/run\nroot::0", "user sshd"),
+        ('"sshd" =', '"x\' ; reboot" =', "reboot"),
+        ('"adm" = 4', '"adm" = -4', "the id of adm is -4"),
+        ('"adm" = 4', '"adm" = "4"', "the id of adm is '4'"),
+        ("[tools]", "[spools]", "no table 'tools'"),
+        ("epoch = 1700000000", 'epoch = "now"', "system: epoch is 'now'"),
+        ('name = "bash", ', "", "a package in system has no name"),
+        ('name = "bash"', 'name = "../bash"', "'../bash'"),
+        ('name = "bash"', 'name = "nginx"', "nginx is in system twice"),
+        ('version = "1:1.2+deb13u1"', 'version = "1 --yes"', "nginx: version '1 --yes'"),
+        ('architecture = "amd64"', 'architecture = ""', "bash: architecture ''"),
+        ("size = 10", "size = -10", "bash: size is -10"),
+        ("size = 10", 'size = "10"', "bash: size is '10'"),
+        ('sha256 = "', 'sha256 = "../', "bash: sha256 '../"),
+        ('origin = "debian/trixie"', 'origin = "trixie"', "bash: origin 'trixie'"),
+        ('path = "pool/bash', 'path = "../pool/bash', "bash: path '../pool"),
+        ('path = "pool/bash', 'path = "/pool/bash', "bash: path '/pool"),
+        ('path = "pool/bash', "path = \"' /etc/passwd", "bash: path"),
+    ],
+)
+def test_a_lock_that_somebody_edited_is_refused_by_what_is_wrong_with_it(tmp_path: Path, old: str, new: str, words: str) -> None:
+    file = tmp_path / "obelisk.lock"
+    write_lock(file, LOCK)
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=r"obelisk\.lock: the lock is damaged") as caught:
         read_lock(file)
+    assert words in caught.value.message
+    assert caught.value.code == "lock-damaged"
+
+
+def test_a_lock_of_another_format_is_named_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "obelisk.lock"
+    file.write_text("format = 2\n")
+    with pytest.raises(InputError, match="lock format 2 is not 1") as caught:
+        read_lock(file)
+    assert caught.value.code == "lock-format"
 
 
 def test_a_missing_lock_says_what_to_do(tmp_path: Path) -> None:

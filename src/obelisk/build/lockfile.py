@@ -1,5 +1,9 @@
-"""Reads and writes `obelisk.lock`: TOML with one package a line, so that a change of versions reads well in a diff."""
+"""Reads and writes `obelisk.lock`: TOML with one package a line, so that a change of versions reads well in a diff.
 
+What is read has the form that `obelisk lock` writes, whoever wrote it: its words become parts of addresses, paths and scripts.
+"""
+
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,20 @@ from obelisk.system.files import write_durably
 
 FORMAT = 1
 _HEADER = "# Every input of the image, pinned. Written by `obelisk lock`; commit it, do not edit it.\n"
+_REMEDY = (
+    "restore it from version control, or remove it and run `obelisk lock`, which takes the newest versions and may shift ids of accounts"
+)
+
+_DIGEST = "[0-9a-f]{64}"
+_ACCOUNT = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?"
+_LARGEST_ID = (1 << 32) - 2
+_PACKAGE = {
+    "version": "[0-9A-Za-z.+:~-]+",
+    "architecture": "[a-z0-9-]+",
+    "sha256": _DIGEST,
+    "origin": "[a-z0-9-]+/[A-Za-z0-9._/-]+",
+    "path": r"(?!/)(?!(.*/)?\.\.(/|$))[^\s\x00-\x1f\x7f'\"\\]+",
+}
 
 
 def read_lock(path: Path) -> Lock:
@@ -20,24 +38,20 @@ def read_lock(path: Path) -> Lock:
     """
     try:
         raw = tomllib.loads(path.read_text())
-        if raw["format"] != FORMAT:
-            raise InputError(
-                f"lock format {raw['format']} is not {FORMAT}", place=str(path), code="lock-format", hint="run `obelisk lock --update`"
-            )
+        if (form := _count(raw, "format", "the lock")) != FORMAT:
+            raise InputError(f"lock format {form} is not {FORMAT}", place=str(path), code="lock-format", hint=_REMEDY)
         return Lock(
-            request=raw["request"],
-            system=_package_set(raw["system"]),
-            tools=_package_set(raw["tools"]),
-            users=tuple(_user(name, text) for name, text in raw["users"].items()),
-            groups=tuple(Account(name, number) for name, number in raw["groups"].items()),
-            pinned=tuple(raw["pinned"]),
+            request=_text(raw, "request", _DIGEST, "the lock"),
+            system=_package_set(raw, "system"),
+            tools=_package_set(raw, "tools"),
+            users=tuple(_user(name, text) for name, text in _table(raw, "users").items()),
+            groups=tuple(_group(name, number) for name, number in _table(raw, "groups").items()),
+            pinned=tuple(_name(name, _ACCOUNT, "account") for name in _list(raw, "pinned", "the lock")),
         )
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", code="lock-missing", hint="run `obelisk lock` first") from error
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"the lock is damaged: {error}", place=str(path), code="lock-damaged", hint="restore it from version control, or lock again"
-        ) from error
+    except ValueError as error:
+        raise InputError(f"the lock is damaged: {error}", place=str(path), code="lock-damaged", hint=_REMEDY) from error
 
 
 def write_lock(path: Path, lock: Lock) -> None:
@@ -73,16 +87,70 @@ def difference(old: Lock | None, new: Lock) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _user(name: str, text: str) -> Account:
-    number, _, entry = text.partition(":")
-    return Account(name, int(number), entry)
+def _user(name: str, text: object) -> Account:
+    _name(name, _ACCOUNT, "user")
+    # uid, then the rest of a line of passwd(5): gid, comment, home, shell.
+    found = re.fullmatch(r"(\d{1,10}):(\d{1,10}:[^:\n\0]*:[^:\n\0]*:[^:\n\0]*)", text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f"user {name} is {text!r}, not uid:gid:comment:home:shell")
+    return Account(name, _id(int(found[1]), name), found[2])
 
 
-def _package_set(raw: dict[str, Any]) -> PackageSet:
-    packages = tuple(
-        Package(p["name"], p["version"], p["architecture"], p["sha256"], p["size"], p["origin"], p["path"]) for p in raw["packages"]
-    )
-    return PackageSet(raw["suite"], raw["epoch"], packages)
+def _group(name: str, number: object) -> Account:
+    return Account(_name(name, _ACCOUNT, "group"), _id(number, name))
+
+
+def _id(number: object, name: str) -> int:
+    if type(number) is not int or not 0 <= number <= _LARGEST_ID:
+        raise ValueError(f"the id of {name} is {number!r}")
+    return number
+
+
+def _package_set(raw: dict[str, Any], title: str) -> PackageSet:
+    table = _table(raw, title)
+    found: dict[str, Package] = {}
+    for each in _list(table, "packages", title):
+        if not isinstance(each, dict):
+            raise ValueError(f"{each!r} in {title} is not a package")  # noqa: TRY004 - wrong content of a file, not a wrong call
+        name = _text(each, "name", "[a-z0-9][a-z0-9+.-]+", f"a package in {title}")
+        if name in found:
+            raise ValueError(f"{name} is in {title} twice")
+        version, architecture, sha256, origin, path = (_text(each, key, form, name) for key, form in _PACKAGE.items())
+        found[name] = Package(name, version, architecture, sha256, _count(each, "size", name), origin, path)
+    return PackageSet(_text(table, "suite", "[a-z0-9-]+", title), _count(table, "epoch", title), tuple(found.values()))
+
+
+def _table(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    found = raw.get(key)
+    if not isinstance(found, dict):
+        raise ValueError(f"it has no table {key!r}")  # noqa: TRY004 - likewise
+    return found
+
+
+def _list(table: dict[str, Any], key: str, where: str) -> list[Any]:
+    found = table.get(key)
+    if not isinstance(found, list):
+        raise ValueError(f"{where} has no list {key!r}")  # noqa: TRY004 - likewise
+    return found
+
+
+def _text(table: dict[str, Any], key: str, form: str, where: str) -> str:
+    if key not in table:
+        raise ValueError(f"{where} has no {key}")
+    return _name(table[key], form, f"{where}: {key}")
+
+
+def _name(text: object, form: str, what: str) -> str:
+    if not isinstance(text, str) or re.fullmatch(form, text) is None:
+        raise ValueError(f"{what} {text!r} has not the form that a lock has")
+    return text
+
+
+def _count(table: dict[str, Any], key: str, where: str) -> int:
+    found = table.get(key)
+    if type(found) is not int or found < 0:
+        raise ValueError(f"{where}: {key} is {found!r}, not a number")
+    return found
 
 
 def _package_line(package: Package) -> str:

@@ -5,6 +5,7 @@ Layout of the outputs: tools/tree, base/tree + base/result.json, configured/uppe
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -212,8 +213,9 @@ def _files(spec: Spec) -> tuple[list[Json], list[Bind]]:
 def _account_hook(users: Sequence[Account], groups: Sequence[Account]) -> str:
     """A script that gives accounts their ids before the packages' own scripts ask for them."""
     lines = ["#!/bin/sh", "set -eu"]
-    lines += [f'grep -q "^{group.name}:" "$1/etc/group" || echo "{group.name}:x:{group.id}:" >>"$1/etc/group"' for group in groups]
-    for user in users:
-        entry = f"{user.name}:x:{user.id}:{user.entry}"
-        lines.append(f'grep -q "^{user.name}:" "$1/etc/passwd" || echo "{entry}" >>"$1/etc/passwd"')
+    entries = [("group", group.name, f"{group.name}:x:{group.id}:") for group in groups]
+    entries += [("passwd", user.name, f"{user.name}:x:{user.id}:{user.entry}") for user in users]
+    for table, name, entry in entries:
+        # A comment in passwd(5) may hold anything that a shell would take for its own.
+        lines.append(f"grep -q '^{name}:' \"$1/etc/{table}\" || printf '%s\\n' {shlex.quote(entry)} >>\"$1/etc/{table}\"")
     return "\n".join(lines) + "\n"
