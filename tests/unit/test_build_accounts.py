@@ -3,8 +3,14 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from obelisk.build import locking
 from obelisk.build.trees import _account_hook
-from obelisk.model.lock import Account
+from obelisk.events import silent
+from obelisk.model.lock import Account, Lock, PackageSet
+from obelisk.model.spec import Spec
+from obelisk.store import Store
 
 
 def test_pinned_accounts_are_added_as_they_are_recorded_and_once(tmp_path: Path) -> None:
@@ -28,3 +34,34 @@ def test_pinned_accounts_are_added_as_they_are_recorded_and_once(tmp_path: Path)
         "d:x:102:102::/:/",
     ]
     assert (etc / "group").read_text() == "root:x:0:\nadm:x:4:\n_d:x:103:\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "installed", "after", "pinned"),
+    [
+        ({}, "ab", {"a": 100, "b": 101}, ""),
+        ({"a": 100}, "ab", {"a": 100, "b": 101}, ""),
+        ({"b": 100}, "ab", {"a": 101, "b": 100}, "b"),
+        ({"b": 100, "c": 101}, "abc", {"a": 102, "b": 100, "c": 101}, "bc"),
+        # The package that made c is gone; files of c may lie in somebody's state, and must not become those of a.
+        ({"c": 100}, "a", {"a": 101, "c": 100}, "c"),
+        ({"b": 100, "c": 101}, "ab", {"a": 102, "b": 100, "c": 101}, "bc"),
+    ],
+)
+def test_an_id_stays_with_its_account_whoever_comes_and_goes(
+    monkeypatch: pytest.MonkeyPatch, before: dict[str, int], installed: str, after: dict[str, int], pinned: str
+) -> None:
+    def install(_spec: Spec, lock: Lock, _store: Store, _sink: object) -> tuple[tuple[Account, ...], tuple[Account, ...]]:
+        """What packages do that ask for the first free id from 100, one after the other."""
+        ids = {account.name: account.id for account in lock.pinned_users}
+        for name in installed:
+            ids.setdefault(name, next(number for number in range(100, 200) if number not in ids.values()))
+        return tuple(Account(name, number) for name, number in ids.items()), ()
+
+    monkeypatch.setattr(locking, "_accounts", install)
+    nothing = PackageSet("trixie", 0, ())
+    known = Lock("0" * 64, nothing, nothing, users=tuple(Account(name, number) for name, number in before.items()))
+    # The spec and the store are for `install` alone.
+    settled = locking._settle_accounts(object.__new__(Spec), known, object.__new__(Store), silent)
+    assert {user.name: user.id for user in settled.users} == after
+    assert settled.pinned == tuple(pinned)

@@ -31,6 +31,7 @@ def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None =
 
     Raises:
         InputError: a package does not exist, cannot be installed with the others, or is named for update without being locked.
+        TrustError: an archive is not signed by its key.
         TransportError: an archive cannot be reached.
     """
     old = read_lock(spec.lock_file) if spec.lock_file.exists() else None
@@ -135,11 +136,13 @@ def _held_archive(held: Sequence[Package], store: Store, directory: Path) -> tup
 
 def _settle_accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> Lock:
     """Install the packages, and pin the accounts whose ids would otherwise differ from what `fresh` remembers."""
-    users, groups = _accounts(spec, fresh, store, sink)
-    shifted = _shifted(fresh.users, users) | _shifted(fresh.groups, groups)
-    if shifted:
-        fresh = replace(fresh, pinned=tuple(sorted({*fresh.pinned, *shifted})))
+    while True:
         users, groups = _accounts(spec, fresh, store, sink)
+        # Who is pinned leaves another id to whoever had taken it, which may again be somebody's.
+        shifted = (_shifted(fresh.users, users) | _shifted(fresh.groups, groups)) - {*fresh.pinned}
+        if not shifted:
+            break
+        fresh = replace(fresh, pinned=tuple(sorted({*fresh.pinned, *shifted})))
     # Accounts of packages that are gone stay recorded: their files may still lie in somebody's state.
     return replace(fresh, users=_merged(fresh.users, users), groups=_merged(fresh.groups, groups))
 
