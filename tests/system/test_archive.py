@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -91,6 +91,75 @@ def test_an_archive_that_does_not_answer_is_a_matter_of_trying_again(archive: Ar
     assert "try again" in caught.value.hint
 
 
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    """An archive in which some packages want what others do not."""
+    made = Archive(tmp_path_factory.mktemp("choice"))
+    made.add("left", "1", depends="base-of")
+    made.add("right", "1", depends="base-of (= 1)")
+    made.add("base-of", "1")
+    made.add("base-of", "2")
+    made.add("broken", "1", depends="nowhere")
+    made.publish()
+    yield made
+    made.close()
+
+
+def resolve(directory: Path, uri: str, *names: str, key: Path, pinned: Mapping[str, str] | None = None) -> tuple[Package, ...]:
+    resolver = apt.Resolver(directory, [apt.Archive("own", uri, ("stable",), ("main",), (key,))])
+    resolver.update()
+    resolver.pin(pinned or {})
+    return resolver.resolve(names, recommends=False)
+
+
+def test_packages_come_with_what_they_need_by_name_version_digest_and_place(choice: Archive, tmp_path: Path) -> None:
+    with choice.served() as uri:
+        newest = resolve(tmp_path, uri, "left", key=choice.key)
+        pinned = resolve(tmp_path, uri, "left", "right", key=choice.key, pinned={"base-of": "1"})
+    pool = choice.directory / "pool"
+    assert newest == tuple(package_of(pool / f"{name}_amd64.deb") for name in ("base-of_2", "left_1"))
+    assert pinned == tuple(package_of(pool / f"{name}_amd64.deb") for name in ("base-of_1", "left_1", "right_1"))
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "words"),
+    [
+        (["left", "rigth"], "package-unknown", "package 'rigth' does not exist in this distribution; did you mean right?"),
+        (["xyzzy", "plugh"], "package-unknown", "package 'plugh' does not exist in this distribution\npackage 'xyzzy' does not exist"),
+        (["left", "right"], "packages-unsolvable", "right : Depends: base-of (= 1) but 2 is to be installed"),
+        (["broken"], "packages-unsolvable", "broken : Depends: nowhere but it is not installable"),
+    ],
+)
+def test_what_cannot_be_installed_is_named_with_the_reason(
+    choice: Archive, tmp_path: Path, names: list[str], code: str, words: str
+) -> None:
+    with choice.served() as uri, pytest.raises(InputError) as caught:
+        resolve(tmp_path, uri, *names, key=choice.key)
+    assert words in caught.value.message
+    assert caught.value.code == code
+    assert caught.value.hint
+
+
+def test_an_archive_of_another_key_is_a_matter_of_trust_and_no_answer_one_of_trying_again(choice: Archive, tmp_path: Path) -> None:
+    key = tmp_path / "key.asc"
+    key.write_bytes(foreign_key(tmp_path))
+    with choice.served() as uri:
+        with pytest.raises(TrustError, match=uri) as refused:
+            resolve(tmp_path / "refused", uri, "left", key=key)
+        assert "`key` of the source" in refused.value.hint
+        signed = choice.directory / "dists/stable/InRelease"
+        genuine = signed.read_text()
+        try:
+            signed.write_text(genuine.replace("Codename: stable", "Codename: forged"))
+            with pytest.raises(TrustError, match=uri):
+                resolve(tmp_path / "forged", uri, "left", key=choice.key)
+        finally:
+            signed.write_text(genuine)
+    with pytest.raises(TransportError, match=uri) as caught:
+        resolve(tmp_path / "gone", uri, "left", key=choice.key)
+    assert "`mirror` and `[sources]`" in caught.value.hint
+
+
 USER = "adduser --system --group --no-create-home --quiet"
 
 
@@ -149,7 +218,7 @@ def test_a_lock_holds_what_it_names_until_it_is_told_otherwise(archive: Archive,
             assert "'greeeter' does not exist" in error["message"]
             assert "did you mean greeter" in error["message"]
         (tool.spec / "key.asc").write_bytes(foreign_key(tmp_path))
-        error = tool.refused("lock", str(tool.spec), "--update", status=4)
+        error = tool.refused("lock", str(tool.spec), "--update", status=3)
         assert elsewhere in error["message"]
         assert "sign" in error["message"].lower()
         (tool.spec / "key.asc").write_bytes(archive.key.read_bytes())

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from obelisk.errors import CommandError, InputError, TransportError
+from obelisk.errors import CommandError, InputError, TransportError, TrustError
 from obelisk.model.lock import Package
 from obelisk.system.command import MINIMAL_ENVIRONMENT, OnLine, find_program, run
 
 _URI = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)")
-_FAILURES = ("Failed to fetch", "Could not resolve", "Could not connect", "Connection failed", "Unable to connect", "is not available")
+# apt says the first of an archive without a valid signature, the others why.
+_UNSIGNED = re.compile(r"is not signed|GPG error|OpenPGP signature verification failed|invalid signature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,19 @@ class Resolver:
         """Fetch the archives' indexes; returns the newest release date among them in seconds since 1970.
 
         Raises:
-            TransportError: an archive cannot be reached, or its signature does not hold.
+            TrustError: an archive is not signed by its key.
+            TransportError: an archive cannot be reached.
         """
         try:
             run(["apt-get", "update", "--error-on=any"], env=self._env, on_line=on_line, timeout_s=600)
         except CommandError as error:
             reason = "\n".join(line for line in error.output.splitlines() if line.startswith(("E:", "W:", "Err:")))
+            if _UNSIGNED.search(error.output):
+                raise TrustError(
+                    f"the signature of a package archive does not hold:\n{reason}",
+                    code="archive-signature",
+                    hint="check `key` of the source in the spec: if the archive has a new key, get it from a place that you trust",
+                ) from error
             raise TransportError(
                 f"the package archives cannot be read:\n{reason or error.message}",
                 code="archive-unreachable",
