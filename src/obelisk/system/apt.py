@@ -212,7 +212,6 @@ APT::Sandbox::User "root";
 APT::Get::Assume-Yes "true";
 Acquire::Languages "none";
 Acquire::Retries "3";
-
 Debug::NoLocking "true";
 """
     return own + "\n".join(_machine_network_settings()) + "\n"
