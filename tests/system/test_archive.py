@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,35 @@ def test_an_archive_that_does_not_answer_is_a_matter_of_trying_again(archive: Ar
     with pytest.raises(TransportError, match="refused") as caught:
         fetch([package], [at(uri)], store, silent)
     assert "try again" in caught.value.hint
+
+
+class _Breaking(BaseHTTPRequestHandler):
+    """Sends the beginning of a file, and hangs up."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"!<arch>\n")
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_download_that_breaks_off_is_a_matter_of_trying_again(archive: Archive, store: Store) -> None:
+    package = package_of(archive.add("broken-off", "1"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Breaking) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            with pytest.raises(TransportError, match="broken-off"):
+                fetch([package], [at(f"http://127.0.0.1:{server.server_port}")], store, silent)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert store.find_blob(package.sha256) is None
+    with archive.served() as uri:
+        fetch([package], [at(uri)], store, silent)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,20 +140,48 @@ def test_a_disk_that_is_full_in_any_step_is_named_and_nothing_is_lost(tool: Tool
         small = tool.copied_to(tmp_path / "disk", words)
         for free_mib in (0, 1, 30, 260, 330, 420):
             resize(words, tmp_path / "disk", free_mib)
-            process = small.start("build", str(small.spec), "--json")
-            out, err = process.communicate()
-            if process.returncode == 0:
-                break
-            error = json.loads(err.splitlines()[-1])["error"]
-            assert (process.returncode, error["code"]) == (5, "disk-full"), err
-            assert f"{tmp_path}/disk" in error["message"]
-            assert "obelisk gc" in error["hint"]
-            failed |= {json.loads(line)["task"] for line in out.splitlines() if '"failed"' in line}
+            failed |= starved(small)
         resize(words, tmp_path / "disk", 2048)
         image = small.build()
         assert "sound" in small.run("verify")
         assert image == tool.build()
     assert {"root", "disk"} <= failed
+
+
+def test_a_disk_that_is_full_before_there_is_a_base_is_named_and_nothing_is_lost(workshop: Tool, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk) as words:
+        small = workshop.copied_to(disk, words)
+        (tools,) = (path for path in (workshop.store / "steps").iterdir() if (path / "output/tree/usr/bin/mmdebstrap").exists())
+        (kernel,) = re.findall(r'name = "linux-image-6[^}]*sha256 = "(..)(\w+)"', (workshop.spec / "obelisk.lock").read_text())
+        lost = [*("images", "refs", "steps"), f"blobs/{kernel[0]}/{''.join(kernel)}"]
+        subprocess.run([*words, "rm", "-rf", *(small.store / name for name in lost)], check=True)
+        subprocess.run([*words, "mkdir", small.store / "images", small.store / "refs"], check=True)
+        subprocess.run([*words, "mkdir", "--mode=700", small.store / "steps"], check=True)
+        resize(words, disk, 20)
+        assert "tools" in starved(small)
+        resize(words, disk, 2048)
+        subprocess.run([*words, "cp", "-a", tools, small.store / "steps"], check=True)
+        for free_mib, step in ((4, "fetch"), (100, "base")):
+            resize(words, disk, free_mib)
+            assert step in starved(small)
+        resize(words, disk, 2048)
+        assert small.build() == workshop.build()
+        assert "sound" in small.run("verify")
+        assert not subprocess.run([*words, "ls", small.store / "work"], check=True, capture_output=True).stdout
+
+
+def starved(tool: Tool) -> set[str]:
+    """Build without enough room; the steps that failed, after a look at what was said."""
+    process = tool.start("build", str(tool.spec), "--json")
+    out, err = process.communicate()
+    if process.returncode == 0:
+        return set()
+    error = json.loads(err.splitlines()[-1])["error"]
+    assert (process.returncode, error["code"]) == (5, "disk-full"), err
+    assert f"the store {tool.store} is on the file system {tool.home}" in error["message"]
+    assert "obelisk gc" in error["hint"]
+    return {json.loads(line)["task"] for line in out.splitlines() if '"failed"' in line}
 
 
 def resize(words: tuple[str, ...], disk: Path, free_mib: int) -> None:

@@ -11,7 +11,7 @@ from store_samples import DAY_S, key, make_old, names_below, write
 
 from obelisk.errors import CommandError, StateError
 from obelisk.events import silent
-from obelisk.store import Store, steps
+from obelisk.store import Store, session, steps
 from obelisk.system import filesystem
 
 
@@ -55,6 +55,28 @@ def test_a_failing_step_leaves_nothing_and_can_be_tried_again(store: Store, erro
     assert not names_below(store.root / "locks")
     assert not list(store.root.glob("work/*/*"))
     assert store.build_step(key("base"), produce)[1] is False
+
+
+def test_what_resists_its_removal_does_not_hide_the_error_and_goes_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resist(path: Path) -> None:
+        raise CommandError(("rm",), 1, f"{path}: Read-only file system")
+
+    def fail(place: Path) -> None:
+        write(place / "file", b"content")
+        message = "wrong"
+        raise ValueError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "remove_tree", resist)
+        with pytest.raises(ValueError, match="wrong"):
+            store.build_step(key("base"), fail)
+        with pytest.raises(ValueError, match="wrong"), store.workspace() as scratch:
+            fail(scratch)
+    assert not names_below(store.root / "steps")
+    assert len(list(store.root.glob("work/*/*"))) == 2
+    store.close()
+    Store.open(store.root)
+    assert not names_below(store.root / "work")
 
 
 def test_steps_may_be_built_within_steps(store: Store) -> None:

@@ -62,6 +62,8 @@ def _fetch_batch(
     lost = []
     for package in packages:
         file = scratch / package.sha256
+        if failure is not None and file.exists() and file.stat().st_size < package.size_bytes:
+            file.unlink()  # the beginning of what did not arrive
         if not file.exists():
             lost.append(package)
             continue

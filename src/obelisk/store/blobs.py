@@ -14,7 +14,7 @@ from pathlib import Path
 
 from obelisk.errors import StateError, TrustError
 from obelisk.store.faults import storage_faults
-from obelisk.store.session import Session, discard
+from obelisk.store.session import Session, abandon
 from obelisk.system.files import CHUNK_BYTES, hash_file, sync_file
 
 USE_RECORDED_EVERY_S = 3600
@@ -100,7 +100,7 @@ class Blobs:
             sync_file(draft)
             self._publish(draft, found)
         except BaseException:
-            discard(draft)
+            abandon(draft)
             raise
         return found
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from obelisk.errors import CommandError, ObeliskError, StateError
+from obelisk.system.command import NO_SPACE
 from obelisk.system.filesystem import space
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
+_FULL_TEXTS = (NO_SPACE, "Disk quota exceeded")
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _MIB = 1 << 20
 

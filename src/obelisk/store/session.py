@@ -11,7 +11,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from obelisk.errors import MissingFeatureError, ObeliskError, StateError
@@ -103,7 +103,7 @@ class Session:
                 os.fsync(out.fileno())
             draft.rename(target)
         except BaseException:
-            discard(draft)
+            abandon(draft)
             raise
         sync_directory(target.parent)
 
@@ -141,6 +141,12 @@ def discard(path: Path) -> None:
             path.unlink()
     except FileNotFoundError:
         pass
+
+
+def abandon(path: Path) -> None:
+    """Remove what an error left half done, so that the error is what is told: what resists is left to the next sweep."""
+    with suppress(OSError, ObeliskError):
+        discard(path)
 
 
 def _remove_full(path: Path) -> None:

@@ -28,7 +28,7 @@ from obelisk.errors import StateError
 from obelisk.store.blobs import record_use
 from obelisk.store.faults import full_disk, storage_faults
 from obelisk.store.layout import checked_digest
-from obelisk.store.session import Session, discard
+from obelisk.store.session import Session, abandon, discard
 from obelisk.system.filesystem import boot_id, sync_filesystem
 
 # Result files below this are read at each use; a larger one is only measured.
@@ -128,7 +128,7 @@ class Steps:
                 self._finish(draft)
                 draft.rename(target)
         except BaseException:
-            discard(draft)
+            abandon(draft)
             raise
         self._session.used_steps.add(key)
         return target / "output"

@@ -37,7 +37,7 @@ from obelisk.store.faults import full_disk, storage_faults
 from obelisk.store.images import Images, StoredImage
 from obelisk.store.layout import FORMAT, Layout
 from obelisk.store.refs import Ref, Refs
-from obelisk.store.session import Session, discard, sweep
+from obelisk.store.session import Session, abandon, sweep
 from obelisk.store.steps import Steps
 from obelisk.store.verify import Damage, Verifier
 
@@ -173,7 +173,7 @@ class Store:
             with full_disk(self.root):
                 yield path
         finally:
-            discard(path)
+            abandon(path)
 
     # Images, proofs, refs
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from obelisk.errors import CommandError, InputError, TransportError, TrustError
 from obelisk.model.lock import Package
-from obelisk.system.command import MINIMAL_ENVIRONMENT, OnLine, find_program, run
+from obelisk.system.command import MINIMAL_ENVIRONMENT, NO_SPACE, OnLine, find_program, run
 
 _URI = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)")
 # apt says the first of an archive without a valid signature, the others why.
@@ -58,10 +58,13 @@ class Resolver:
         Raises:
             TrustError: an archive is not signed by its key.
             TransportError: an archive cannot be reached.
+            CommandError: there is no room for them.
         """
         try:
             run(["apt-get", "update", "--error-on=any"], env=self._env, on_line=on_line, timeout_s=600)
         except CommandError as error:
+            if NO_SPACE in error.output:
+                raise
             reason = "\n".join(line for line in error.output.splitlines() if line.startswith(("E:", "W:", "Err:")))
             if _UNSIGNED.search(error.output):
                 raise TrustError(
@@ -146,7 +149,8 @@ def download(files: Mapping[str, Path], *, on_line: OnLine | None = None) -> Non
     """Download every address to its path, several at once, resuming nothing and checking nothing: the caller hashes.
 
     Raises:
-        DownloadError: at least one could not be had; those that could are in place.
+        DownloadError: at least one could not be had; those that could are in place, and of others perhaps the beginning.
+        CommandError: there is no room for them.
     """
     helper = "/usr/lib/apt/apt-helper"
     words: list[str] = []
@@ -163,6 +167,8 @@ def download(files: Mapping[str, Path], *, on_line: OnLine | None = None) -> Non
         try:
             run([helper, "download-file", *words], env=env, on_line=on_line, timeout_s=7200)
         except CommandError as error:
+            if NO_SPACE in error.output:
+                raise  # no fault of an archive; who owns the place explains it
             reasons = [
                 line.removeprefix("E: Failed to fetch ") for line in error.output.splitlines() if line.startswith("E: Failed to fetch")
             ]

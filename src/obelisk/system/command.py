@@ -18,6 +18,8 @@ from obelisk.errors import CommandError, MissingFeatureError
 
 OnLine = Callable[[str], None]
 
+NO_SPACE = "No space left on device"  # what programs say in MINIMAL_ENVIRONMENT's language
+
 MINIMAL_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
