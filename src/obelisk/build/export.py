@@ -9,7 +9,7 @@ from obelisk.events import Sink, task
 from obelisk.model.image import PartKind
 from obelisk.store import Store, StoredImage
 from obelisk.system.bubblewrap import Room, read_only, writable
-from obelisk.system.files import clone_or_copy, move
+from obelisk.system.files import clone_or_copy, move, written_by_name
 
 _OCI = """
 import hashlib, json, os, subprocess, sys
@@ -46,6 +46,7 @@ def export(image: StoredImage, store: Store, room: Room, form: str, target: Path
 
     Raises:
         InputError: `target` exists, or its directory does not.
+        StateError: it cannot be written.
     """
     if target.exists():
         raise InputError(f"{target} exists already", code="export-exists", hint="remove it or name another file")
@@ -69,4 +70,5 @@ def export(image: StoredImage, store: Store, room: Room, form: str, target: Path
                     words = ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "/out/disk.raw", "/out/disk.qcow2"]
                     room.run(words, binds=[writable(work, "/out")])
                     made = work / "disk.qcow2"
-        move(made, target)
+        with written_by_name(target):
+            move(made, target)

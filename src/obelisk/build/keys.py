@@ -11,6 +11,7 @@ from pathlib import Path
 
 from obelisk.errors import StateError, TrustError
 from obelisk.system.bubblewrap import Room, writable
+from obelisk.system.files import written_by_name
 from obelisk.system.namespace import remove_tree
 
 _MARK = "TEST-KEY"
@@ -65,15 +66,16 @@ def create(directory: Path, room: Room, *, name: str = "Obelisk", test_key: bool
     """Make new keys in `directory`, which must not exist.
 
     Raises:
-        StateError: there are keys already.
+        StateError: there are keys already, or they cannot be written.
     """
     if directory.exists():
         raise StateError(
             f"{directory} exists already", code="keys-exist", hint="move it away if you really want new keys; hosts trust the old ones"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
-    fresh.mkdir(mode=0o700)
+    with written_by_name(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir(mode=0o700)
     try:
         label = f"{name} TEST" if test_key else name
         room.run(["sh", "-c", _MAKE, "keys", label], binds=[writable(fresh, "/out")])

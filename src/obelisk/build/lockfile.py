@@ -10,7 +10,7 @@ from typing import Any
 
 from obelisk.errors import InputError
 from obelisk.model.lock import Account, Lock, Package, PackageSet
-from obelisk.system.files import write_durably
+from obelisk.system.files import write_durably, written_by_name
 
 FORMAT = 1
 _HEADER = "# Every input of the image, pinned. Written by `obelisk lock`; commit it, do not edit it.\n"
@@ -55,7 +55,11 @@ def read_lock(path: Path) -> Lock:
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """Replace the lock in `path` atomically."""
+    """Replace the lock in `path` atomically.
+
+    Raises:
+        StateError: it cannot be written.
+    """
     text = [_HEADER, f"format = {FORMAT}\n", f'request = "{lock.request}"\n']
     text.append(f"pinned = [{', '.join(map(_quoted, lock.pinned))}]\n\n[users]\n")
     text += [f"{_quoted(user.name)} = {_quoted(f'{user.id}:{user.entry}')}\n" for user in sorted(lock.users, key=lambda a: (a.id, a.name))]
@@ -65,7 +69,8 @@ def write_lock(path: Path, lock: Lock) -> None:
         text.append(f"\n[{title}]\nsuite = {_quoted(packages.suite)}\nepoch = {packages.epoch}\npackages = [\n")
         text += [f"  {_package_line(package)},\n" for package in packages.packages]
         text.append("]\n")
-    write_durably(path, "".join(text).encode())
+    with written_by_name(path):
+        write_durably(path, "".join(text).encode())
 
 
 def difference(old: Lock | None, new: Lock) -> tuple[str, ...]:

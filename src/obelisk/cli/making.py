@@ -17,6 +17,7 @@ from obelisk.events import Note, Sink
 from obelisk.model.lock import Lock
 from obelisk.store import Store
 from obelisk.system.bubblewrap import Room
+from obelisk.system.files import written_by_name
 
 
 def new(arguments: Namespace) -> int:
@@ -27,9 +28,10 @@ def new(arguments: Namespace) -> int:
     written: list[str] = []
     for name, (text, mode) in specs.template(directory.absolute().name, arguments.role).items():
         file = directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        file.chmod(mode)
+        with written_by_name(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(mode)
         written.append(str(file))
     lines = [f"wrote {file}" for file in written]
     lines.append(f"next: edit {directory}/obelisk.toml, then `obelisk lock {directory}` and `obelisk build {directory}`")

@@ -18,6 +18,7 @@ from obelisk.model.image import PartKind
 from obelisk.model.spec import Spec
 from obelisk.system import qemu
 from obelisk.system.bubblewrap import Bind, read_only, writable
+from obelisk.system.files import written_by_name
 from obelisk.trial import as_json, as_junit, proof, to_json
 from obelisk.trial import run as run_trial
 
@@ -57,10 +58,11 @@ def test(arguments: Namespace) -> int:
         key = signing_key(pinned, store, sink)
     (artefacts / "report.json").write_text(as_json(report))
     (artefacts / "report.xml").write_text(as_junit(report))
+    stored = store.add_proof(image.id, proof(report, key)) if report.passed else None
     for wanted, text in ((arguments.report, as_json(report)), (arguments.junit, as_junit(report))):
         if wanted:
-            Path(wanted).write_text(text)
-    stored = store.add_proof(image.id, proof(report, key)) if report.passed else None
+            with written_by_name(Path(wanted)):
+                Path(wanted).write_text(text)
     lines = []
     for outcome in report.outcomes:
         lines.append(f"{'pass' if outcome.passed else 'FAIL'}  {outcome.name} ({outcome.duration_ms / 1000:.1f} s)")

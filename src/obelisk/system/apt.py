@@ -50,7 +50,7 @@ class Resolver:
         (directory / "sources.sources").write_text("\n".join(archive.stanza() for archive in archives))
         (directory / "preferences").write_text("")
         (directory / "apt.conf").write_text(_configuration(directory, architecture))
-        self._env = {**MINIMAL_ENVIRONMENT, **_network_environment(), "APT_CONFIG": str(directory / "apt.conf")}
+        self._env = {**MINIMAL_ENVIRONMENT, **_network_environment(), "APT_CONFIG": str(directory / "apt.conf"), "TMPDIR": str(directory)}
 
     def update(self, *, on_line: OnLine | None = None) -> int:
         """Fetch the archives' indexes; returns the newest release date among them in seconds since 1970.
@@ -156,14 +156,17 @@ def download(files: Mapping[str, Path], *, on_line: OnLine | None = None) -> Non
     words: list[str] = []
     for uri, target in files.items():
         words += [uri, str(target), ""]
-    with tempfile.TemporaryDirectory(prefix="obelisk-apt-") as scratch:
+    if not files:
+        return
+    # Beside the files: the one place that has to have room.
+    with tempfile.TemporaryDirectory(prefix="apt-", dir=next(iter(files.values())).parent) as scratch:
         directory = Path(scratch)
         configuration = directory / "apt.conf"
         (directory / "lists/partial").mkdir(parents=True)
         (directory / "parts").mkdir()
         (directory / "status").touch()
         configuration.write_text(_configuration(directory, "amd64"))
-        env = {**MINIMAL_ENVIRONMENT, **_network_environment(), "APT_CONFIG": str(configuration)}
+        env = {**MINIMAL_ENVIRONMENT, **_network_environment(), "APT_CONFIG": str(configuration), "TMPDIR": scratch}
         try:
             run([helper, "download-file", *words], env=env, on_line=on_line, timeout_s=7200)
         except CommandError as error:

@@ -36,6 +36,24 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+@contextmanager
+def written_by_name(path: Path) -> Iterator[None]:
+    """Explain why `path`, which the user has named and the enclosed block writes, cannot be written.
+
+    Raises:
+        StateError: the operating system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise StateError(
+            f"{path} cannot be written: {error.strerror or error}",
+            code="unwritable",
+            hint="make room there, or name another place" if full else f"see who may write to {path.parent}, or name another place",
+        ) from error
+
+
 def sync_file(path: Path) -> None:
     """Make the content of a file durable."""
     _fsync(path, os.O_RDONLY)
@@ -78,8 +96,24 @@ def clone_or_copy(source: Path, target: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file or directory, to another file system if need be."""
-    shutil.move(source, target)
+    """Move a file or directory, to another file system if need be: complete or not at all. `target` must not exist."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        shutil.move(source, draft)
+        draft.rename(target)
+    except BaseException:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def copy_data(reader: int, writer: int, size: int, *, offset: int = 0) -> None:
