@@ -68,19 +68,26 @@ class Archive:
     @contextmanager
     def served(self) -> Iterator[str]:
         """Serve it at the address that this gives."""
-        handler = partial(_Quiet, directory=str(self.directory))
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            thread = threading.Thread(target=server.serve_forever, daemon=True)
-            thread.start()
-            try:
-                yield f"http://127.0.0.1:{server.server_port}"
-            finally:
-                server.shutdown()
-                thread.join()
+        with serving(self.directory) as uri:
+            yield uri
 
     def _gpg(self, *words: str) -> bytes:
         argv = ["gpg", "--homedir", str(self._gnupg), "--batch", "--quiet", "--pinentry-mode", "loopback", *words]
         return subprocess.run(argv, check=True, capture_output=True).stdout
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[str]:
+    """Serve the files of a directory at the address that this gives."""
+    handler = partial(_Quiet, directory=str(directory))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class _Quiet(SimpleHTTPRequestHandler):

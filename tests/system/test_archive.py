@@ -2,19 +2,21 @@
 
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from archive import Archive
+from archive import Archive, serving
 from tool import Tool
 
-from obelisk.build.packages import fetch
+from obelisk.build import locking
+from obelisk.build.packages import fetch, nowhere
 from obelisk.errors import InputError, TransportError, TrustError
 from obelisk.events import silent
-from obelisk.model.lock import Package
+from obelisk.model.lock import Package, PackageSet
 from obelisk.store import Store
 from obelisk.system import apt
 
@@ -77,9 +79,7 @@ def test_a_vanished_package_comes_from_the_snapshot_archive(archive: Archive, st
     package = package_of(archive.add("old", "1"))
     (tmp_path / "past/pool").mkdir(parents=True)
     (archive.directory / package.path).rename(tmp_path / "past" / package.path)
-    past = object.__new__(Archive)
-    past.directory = tmp_path / "past"
-    with archive.served() as uri, past.served() as old:
+    with archive.served() as uri, serving(tmp_path / "past") as old:
         fetch([package], [at(uri)], store, silent, snapshot=lambda origin: old if origin == "own" else None)
     assert store.find_blob(package.sha256) is not None
 
@@ -191,6 +191,60 @@ def test_an_archive_of_another_key_is_a_matter_of_trust_and_no_answer_one_of_try
     assert "`mirror` and `[sources]`" in caught.value.hint
 
 
+def test_what_is_locked_stays_until_it_is_named_and_what_is_new_joins_it(store: Store, tmp_path: Path) -> None:
+    moving = Archive(tmp_path / "moving")
+    try:
+        for name in ("greeter", "bystander"):
+            moving.add(name, "1")
+        moving.publish()
+        with moving.served() as uri:
+            old = _resolve_in(store, moving, uri, ["greeter", "bystander"])
+            assert old.packages == tuple(package_of(moving.directory / f"pool/{name}_1_amd64.deb") for name in ("bystander", "greeter"))
+            fetch(old.packages, [at(uri)], store, silent)
+            # The archive moves on, and drops what is locked.
+            for name in ("greeter", "bystander"):
+                (moving.directory / f"pool/{name}_1_amd64.deb").rename(tmp_path / f"{name}_1_amd64.deb")
+                moving.add(name, "2")
+            moving.add("newcomer", "1")
+            moving.publish()
+
+            def versions(*more: str, update: list[str] | None, into: Store = store) -> dict[str, str]:
+                found = _resolve_in(into, moving, uri, ["greeter", "bystander", *more], old=old, update=update)
+                return {package.name: package.version for package in found.packages}
+
+            assert versions(update=None) == {"greeter": "1", "bystander": "1"}
+            assert versions("newcomer", update=None) == {"greeter": "1", "bystander": "1", "newcomer": "1"}
+            assert versions(update=["greeter"]) == {"greeter": "2", "bystander": "1"}
+            assert versions(update=[]) == {"greeter": "2", "bystander": "2"}
+
+            elsewhere = Store.open(tmp_path / "elsewhere")
+            with pytest.raises(InputError, match=r"no longer has bystander 1$") as caught:
+                versions("newcomer", update=["greeter"], into=elsewhere)
+            assert "obelisk lock --update bystander" in caught.value.hint
+            assert versions(update=["greeter", "bystander"], into=elsewhere) == {"greeter": "2", "bystander": "2"}
+    finally:
+        moving.close()
+
+
+def _resolve_in(
+    store: Store, archive: Archive, uri: str, names: list[str], *, old: PackageSet | None = None, update: list[str] | None = None
+) -> PackageSet:
+    signed = apt.Archive("own", uri, ("stable",), ("main",), (archive.key,))
+    return locking._resolve(
+        "resolve",
+        "Resolving",
+        names,
+        [signed],
+        suite="stable",
+        old=old,
+        update=update,
+        recommends=False,
+        store=store,
+        sink=silent,
+        snapshot=nowhere,
+    )
+
+
 USER = "adduser --system --group --no-create-home --quiet"
 
 
@@ -259,6 +313,38 @@ def test_a_lock_holds_what_it_names_until_it_is_told_otherwise(archive: Archive,
     assert "mirror" in error["hint"]
     assert lock_file.read_text() == second
     assert "sound" in tool.run("verify")
+    assert_a_lost_package_is_never_replaced(tool, archive, uri, newer, tmp_path)
+
+
+def assert_a_lost_package_is_never_replaced(tool: Tool, archive: Archive, address: str, image: str, tmp_path: Path) -> None:
+    """Where the store has neither the package nor what was made from it: other bytes, none, and those of a snapshot archive."""
+    package = package_of(archive.directory / "pool/greeter_2_amd64.deb")
+    lose(tool, package)
+    file = archive.directory / package.path
+    genuine = file.read_bytes()
+    past = tmp_path / "past/own/pool"
+    past.mkdir(parents=True)
+    (past / file.name).write_bytes(genuine)
+    with archive.served() as uri, tool.changed("obelisk.toml", address, uri):
+        file.write_bytes(genuine[:-1] + b"x")
+        error = tool.refused("build", str(tool.spec), status=3)
+        assert "greeter 2: the archive serves other bytes than the lock names (own/stable/pool/greeter_2_amd64.deb)" in error["message"]
+        file.unlink()
+        error = tool.refused("build", str(tool.spec), status=2)
+        assert "no longer has greeter 2" in error["message"]
+        assert "lock --update greeter" in error["hint"]
+        assert "sound" in tool.run("verify")
+        with serving(tmp_path / "past") as old, tool.changed("obelisk.toml", "", f'snapshot = "{old}/{{origin}}"\n'):
+            assert tool.build() == image
+    assert "sound" in tool.run("verify")
+
+
+def lose(tool: Tool, package: Package) -> None:
+    """Take a package out of the store, and all base trees with it."""
+    (tool.store / "blobs" / package.sha256[:2] / package.sha256).unlink()
+    for step in (tool.store / "steps").iterdir():
+        if (step / "output/tree/usr/lib/modules").is_dir():
+            shutil.rmtree(step)
 
 
 def foreign_key(tmp_path: Path) -> bytes:

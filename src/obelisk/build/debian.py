@@ -131,7 +131,10 @@ def image_archives(spec: Spec, *, keyring: Path = KEYRING) -> tuple[Archive, ...
 
 
 def snapshot_uri(spec: Spec, origin: str) -> str | None:
-    """Where packages of `origin` are still found when the archive has dropped them."""
+    """Where packages of `origin`, one of Debian's archives or an added one, are still found when that has dropped them.
+
+    `{origin}` in the spec's `snapshot` stands for the archive's name; without it, the address serves `debian` alone.
+    """
     if spec.snapshot is None or ("{origin}" not in spec.snapshot and origin != "debian"):
         return None
     return spec.snapshot.replace("{origin}", origin).rstrip("/")

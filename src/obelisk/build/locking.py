@@ -7,13 +7,14 @@ users and groups their scripts create. Where new packages would shift the ids th
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from obelisk import spec as specs
 from obelisk.build import debian
 from obelisk.build.graph import execute
 from obelisk.build.lockfile import difference, read_lock, write_lock
-from obelisk.build.packages import lay_out
+from obelisk.build.packages import SnapshotOf, fetch, lay_out
 from obelisk.build.trees import base_step, tools_step
 from obelisk.errors import InputError
 from obelisk.events import Sink, task
@@ -30,7 +31,8 @@ def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None =
     names take the newest of these alone, and of what they then need.
 
     Raises:
-        InputError: a package does not exist, cannot be installed with the others, or is named for update without being locked.
+        InputError: a package does not exist, cannot be installed with the others, is named for update without being locked, or is
+            to stay and nowhere to be had.
         TrustError: an archive is not signed by its key.
         TransportError: an archive cannot be reached.
     """
@@ -42,19 +44,8 @@ def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None =
                 raise InputError(
                     f"{name} is not in the lock", place=str(spec.lock_file), code="update-unknown", hint="see `obelisk lock` for names"
                 )
-    tools = _resolve_tools(old, store, sink, update=update)
-    system = _resolve(
-        "resolve",
-        f"Resolving packages of {spec.distribution}",
-        debian.image_packages(spec),
-        debian.image_archives(spec),
-        suite=spec.distribution.suite,
-        old=old.system if old else None,
-        update=update,
-        recommends=spec.recommends,
-        store=store,
-        sink=sink,
-    )
+    tools = _resolve_tools(spec, old, store, sink, update=update)
+    system = _resolve_system(spec, old, store, sink, update=update)
     fresh = Lock(specs.request(spec), system, tools, pinned=old.pinned if old else ())
     if old is not None:
         fresh = replace(fresh, users=old.users, groups=old.groups)
@@ -81,9 +72,28 @@ def require_lock(spec: Spec) -> Lock:
     return found
 
 
-def _resolve_tools(old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None) -> PackageSet:
+def _resolve_system(spec: Spec, old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None) -> PackageSet:
+    wanted = debian.image_packages(spec)
+    if old is not None and update is None and old.request == specs.request(spec) and _holds(old.system, wanted):
+        return old.system
+    return _resolve(
+        "resolve",
+        f"Resolving packages of {spec.distribution}",
+        wanted,
+        debian.image_archives(spec),
+        suite=spec.distribution.suite,
+        old=old.system if old else None,
+        update=update,
+        recommends=spec.recommends,
+        store=store,
+        sink=sink,
+        snapshot=partial(debian.snapshot_uri, spec),
+    )
+
+
+def _resolve_tools(spec: Spec, old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None) -> PackageSet:
     wanted = debian.TOOLS_PACKAGES
-    if old is not None and update is None and {*wanted} <= {package.name for package in old.tools.packages}:
+    if old is not None and update is None and _holds(old.tools, wanted):
         return old.tools
     return _resolve(
         "resolve-tools",
@@ -96,7 +106,12 @@ def _resolve_tools(old: Lock | None, store: Store, sink: Sink, *, update: Sequen
         recommends=False,
         store=store,
         sink=sink,
+        snapshot=partial(debian.snapshot_uri, spec),
     )
+
+
+def _holds(packages: PackageSet, wanted: Sequence[str]) -> bool:
+    return {*wanted} <= {package.name for package in packages.packages}
 
 
 def _resolve(  # noqa: PLR0913 - one call describes one resolution
@@ -111,11 +126,13 @@ def _resolve(  # noqa: PLR0913 - one call describes one resolution
     recommends: bool,
     store: Store,
     sink: Sink,
+    snapshot: SnapshotOf,
 ) -> PackageSet:
+    kept = () if old is None or (update is not None and not update) else tuple(p for p in old.packages if p.name not in (update or ()))
+    # apt takes no notice of a pin on a version that is nowhere: all that is to stay must be here, whatever the archives have now.
+    fetch(kept, archives, store, sink, snapshot=snapshot)
     with task(sink, name, title) as running, store.workspace() as scratch:
-        kept = () if old is None or (update is not None and not update) else tuple(p for p in old.packages if p.name not in (update or ()))
-        held = [package for package in kept if store.find_blob(package.sha256) is not None]
-        local = _held_archive(held, store, scratch / "held") if held else ()
+        local = _held_archive(kept, store, scratch / "held") if kept else ()
         resolver = Resolver(scratch / "apt", (*archives, *local))
         epoch = resolver.update(on_line=running.output)
         resolver.pin({package.name: package.version for package in kept})
@@ -129,7 +146,7 @@ def _resolve(  # noqa: PLR0913 - one call describes one resolution
 
 
 def _held_archive(held: Sequence[Package], store: Store, directory: Path) -> tuple[Archive, ...]:
-    """An archive of what is locked and in the store, so that it can be kept although the real one has moved on."""
+    """An archive of what is locked, so that it can be kept although the real one has moved on."""
     lay_out(PackageSet("", 0, tuple(held)), store, directory)
     return (Archive("held", f"file:{directory}", ("./",), (), ()),)
 
@@ -148,7 +165,7 @@ def _settle_accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> Lock:
 
 
 def _accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> tuple[tuple[Account, ...], tuple[Account, ...]]:
-    tools = tools_step(fresh.tools, store, sink)
+    tools = tools_step(fresh.tools, store, sink, snapshot=partial(debian.snapshot_uri, spec))
     base = base_step(spec, fresh.system, (fresh.pinned_users, fresh.pinned_groups), tools, store, sink)
     output = execute((tools, base), store, sink)["base"]
     result = json.loads((output / "result.json").read_text())

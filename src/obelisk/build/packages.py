@@ -13,9 +13,12 @@ from obelisk.system.dpkg import DebFile, write_index
 SnapshotOf = Callable[[str], str | None]
 
 
-def fetch(
-    packages: Sequence[Package], archives: Sequence[Archive], store: Store, sink: Sink, *, snapshot: SnapshotOf = lambda _: None
-) -> None:
+def nowhere(_origin: str) -> str | None:
+    """No archive keeps old packages."""
+    return None
+
+
+def fetch(packages: Sequence[Package], archives: Sequence[Archive], store: Store, sink: Sink, *, snapshot: SnapshotOf = nowhere) -> None:
     """Have every package in the store, checked against its SHA-256: from the store itself, the archive, or a snapshot archive.
 
     Raises:

@@ -8,12 +8,13 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from obelisk import spec as specs
 from obelisk.build import debian, health, slots
 from obelisk.build.graph import Step
-from obelisk.build.packages import fetch, lay_out
+from obelisk.build.packages import SnapshotOf, fetch, lay_out, nowhere
 from obelisk.build.programs import CODE, GUEST, Overlay, run_program
 from obelisk.errors import InputError
 from obelisk.events import Sink, Task
@@ -28,11 +29,11 @@ BASE_REVISION = 1
 CONFIGURED_REVISION = 1
 
 
-def tools_step(packages: PackageSet, store: Store, sink: Sink) -> Step:
+def tools_step(packages: PackageSet, store: Store, sink: Sink, *, snapshot: SnapshotOf = nowhere) -> Step:
     """The tools tree: everything that later steps run, so that they do the same on every machine."""
 
     def produce(work: Path, _needs: Mapping[str, Path], running: Task) -> None:
-        fetch(packages.packages, debian.archives(packages.suite), store, sink)
+        fetch(packages.packages, debian.archives(packages.suite), store, sink, snapshot=snapshot)
         repository = work / "repository"
         lay_out(packages, store, repository)
         names = tuple(package.name for package in packages.packages)
@@ -65,7 +66,7 @@ def base_step(
     }
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
-        fetch(packages.packages, debian.image_archives(spec), store, sink, snapshot=lambda origin: debian.snapshot_uri(spec, origin))
+        fetch(packages.packages, debian.image_archives(spec), store, sink, snapshot=partial(debian.snapshot_uri, spec))
         room = Room(needs["tools"] / "tree")
         repository = work / "repository"
         lay_out(packages, store, repository)
