@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,10 +54,19 @@ class Tool:
             argv, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
+    def finish(self, process: subprocess.Popen[str]) -> tuple[str, str]:
+        """What a command says on both streams; one that the test does not live to see the end of ends with it."""
+        try:
+            return process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+
     def run(self, *words: str, status: int = 0) -> str:
         """What the tool says on standard output; any other exit status is a failure that shows all it said."""
         process = self.start(*words)
-        stdout, stderr = process.communicate()
+        stdout, stderr = self.finish(process)
         assert process.returncode == status, f"obelisk {' '.join(words)}: status {process.returncode}\n{stdout}\n{stderr}"
         return stdout + (stderr if status else "")
 

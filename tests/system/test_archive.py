@@ -191,6 +191,16 @@ def test_an_archive_of_another_key_is_a_matter_of_trust_and_no_answer_one_of_try
     assert "`mirror` and `[sources]`" in caught.value.hint
 
 
+@pytest.mark.timeout(60)
+def test_one_archive_that_does_not_answer_is_named_beside_one_that_does(choice: Archive, tmp_path: Path) -> None:
+    with choice.served() as gone:
+        pass
+    with choice.served() as uri:
+        there, dead = (apt.Archive(name, at, ("stable",), ("main",), (choice.key,)) for name, at in (("own", uri), ("gone", gone)))
+        with pytest.raises(TransportError, match=f"Failed to fetch {gone}/"):
+            apt.Resolver(tmp_path, [there, dead]).update()
+
+
 def test_what_is_locked_stays_until_it_is_named_and_what_is_new_joins_it(store: Store, tmp_path: Path) -> None:
     moving = Archive(tmp_path / "moving")
     try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tool import Tool
+from tool import ROOT, Tool
 
 MIB = 1 << 20
 PAGE = "tree/srv/www/index.html"
@@ -105,7 +105,7 @@ def tool_copy(workshop: Tool, place: Path, name: str) -> Tool:
 def test_two_builds_at_once_do_each_step_once_and_agree(tool: Tool) -> None:
     with tool.changed(PAGE, "Hello from an image", "Hello from an image, twice"):
         both = [tool.start("build", str(tool.spec), "--json") for _ in range(2)]
-        said = [process.communicate() for process in both]
+        said = [tool.finish(process) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert len({json.loads(out.splitlines()[-1])["id"] for out, _ in said}) == 1
     events = [json.loads(line) for out, _ in said for line in out.splitlines() if line.startswith("{")]
@@ -174,7 +174,7 @@ def test_a_disk_that_is_full_before_there_is_a_base_is_named_and_nothing_is_lost
 def starved(tool: Tool) -> set[str]:
     """Build without enough room; the steps that failed, after a look at what was said."""
     process = tool.start("build", str(tool.spec), "--json")
-    out, err = process.communicate()
+    out, err = tool.finish(process)
     if process.returncode == 0:
         return set()
     error = json.loads(err.splitlines()[-1])["error"]
@@ -281,6 +281,39 @@ def test_what_must_not_become_an_image_is_refused_with_place_and_reason(
     new = {step for step in (tool.store / "steps").iterdir() if step not in steps}
     # What was right on the way stays (a tree that is too large was a good tree); what was wrong does not.
     assert len(new) == (1 if spoil.__name__ == "edit" and code == "size-budget" else 0)
+
+
+def test_a_digest_that_somebody_edited_in_the_lock_is_no_package_of_the_archive(tool: Tool, tmp_path: Path) -> None:
+    spec = tmp_path / "web"
+    subprocess.run(["cp", "-a", tool.spec, spec], check=True)
+    lock = spec / "obelisk.lock"
+    text, count = re.subn(r'(name = "netbase".* sha256 = ")\w{8}', r"\g<1>00000000", lock.read_text())
+    assert count == 1
+    lock.write_text(text)
+    error = tool.refused("build", str(spec), status=3)
+    assert error["message"].startswith("netbase ")
+    assert "other bytes than the lock names" in error["message"]
+    assert "sound" in tool.run("verify")
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (["new", "/proc/no/shop"], {}),
+        (["export", "SPEC", "--format", "erofs", "--output", "/proc/root.erofs"], {}),
+        (["build", "SPEC"], {"OBELISK_KEYS": "/proc/no/keys"}),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_a_place_that_may_not_be_written_is_named(tool: Tool, words: list[str], environment: dict[str, str]) -> None:
+    named = next(word for word in (*environment.values(), words[-1], words[1]) if word.startswith("/proc"))
+    tool.build()
+    argv = [str(ROOT / "obelisk"), *(str(tool.spec) if word == "SPEC" else word for word in words), "--json"]
+    done = subprocess.run(argv, env=tool.environment | environment, capture_output=True, text=True, check=False)
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert (done.returncode, error["code"]) == (5, "unwritable")
+    assert error["message"].startswith(named)
+    assert "who may write to /proc" in error["hint"]
 
 
 def test_a_store_that_may_not_be_written_is_named(tool: Tool) -> None:

@@ -198,6 +198,7 @@ def machine_archives() -> dict[str, str]:
     return found
 
 
+# apt 2.6 can wait for ever when a file is to be tried again after a delay while others from the same place wait: no delay.
 def _configuration(directory: Path, architecture: str) -> str:
     own = f"""
 Dir "{directory}";
@@ -221,6 +222,7 @@ APT::Sandbox::User "root";
 APT::Get::Assume-Yes "true";
 Acquire::Languages "none";
 Acquire::Retries "3";
+Acquire::Retries::Delay "false";
 Debug::NoLocking "true";
 """
     return own + "\n".join(_machine_network_settings()) + "\n"

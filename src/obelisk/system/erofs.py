@@ -8,6 +8,17 @@ from uuid import UUID
 from obelisk.system.bubblewrap import Room, read_only, writable
 from obelisk.system.namespace import remove_tree
 
+# Once a write has failed, mkfs.erofs 1.8 waits for ever for its own writer, which has ended.
+_UNTIL_THE_FIRST_ERROR = """
+mkfifo /tmp/said
+"$0" "$@" 2>/tmp/said &
+while read -r line || [ -n "$line" ]; do
+    printf '%s\\n' "$line" >&2
+    case $line in *'<E>'*) kill -KILL $! ;; esac
+done </tmp/said
+wait $!
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Make:
@@ -24,7 +35,7 @@ class Make:
         words = ["mkfs.erofs", "--quiet", f"-T{self.epoch}", f"-U{self.uuid}", "-Enoinline_data"]
         if self.compression:
             words = [*words[:-1], f"-z{self.compression}"]
-        return [*words, str(self.out), str(self.tree)]
+        return ["sh", "-uc", _UNTIL_THE_FIRST_ERROR, *words, str(self.out), str(self.tree)]
 
     def environment(self) -> dict[str, str]:
         """With this set, times are clamped to the epoch and not replaced by it."""
