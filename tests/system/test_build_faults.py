@@ -258,11 +258,11 @@ def appended(text: str) -> Callable[[Path], None]:
         (failing_script, "script-failed", "fail.sh failed with status 7"),
         (damaged_lock, "lock-damaged", "obelisk.lock"),
         (put_first('size_budget = "64M"'), "size-budget", "budget is 64 MiB"),
-        (put_first('timezone = "Europe/Atlantis"'), "timezone-unknown", "Europe/Atlantis"),
+        (put_first('timezone = "Europe/Atlantis"'), "spec-value", "Europe/Atlantis"),
         (put_first('packages = ["nginx-light"]'), "lock-stale", "asks for other packages"),
         (put_first('distribution = "debian:sid"'), "spec-value", "distribution"),
         (put_first('tree = "nowhere"'), "spec-file", "nowhere"),
-        (put_first('pakages = ["x"]'), "spec-key", "packages"),
+        (put_first('pakages = ["x"]'), "spec-key", "obelisk.toml:1:pakages: there is no such key"),
         (appended('[services]\nenable = ["nosuch.service"]'), "service", "nosuch.service"),
         (appended('[files."/etc/x"]\ncontent = "x"\nowner = "nobodyknows"'), "owner-unknown", "nobodyknows"),
         (appended("[users.me]\nuid = 33"), "", "33"),
@@ -287,7 +287,7 @@ def test_a_digest_that_somebody_edited_in_the_lock_is_no_package_of_the_archive(
     spec = tmp_path / "web"
     subprocess.run(["cp", "-a", tool.spec, spec], check=True)
     lock = spec / "obelisk.lock"
-    text, count = re.subn(r'(name = "netbase".* sha256 = ")\w{8}', r"\g<1>00000000", lock.read_text())
+    text, count = re.subn(r'(name = "netbase".* sha256 = ")\w{8}', r"\g<1>00000000", lock.read_text(), count=1)
     assert count == 1
     lock.write_text(text)
     error = tool.refused("build", str(spec), status=3)
@@ -317,6 +317,6 @@ def test_a_place_that_may_not_be_written_is_named(tool: Tool, words: list[str], 
 
 
 def test_a_store_that_may_not_be_written_is_named(tool: Tool) -> None:
-    target = Path("/proc/obelisk-store")
+    target = Path("/sys/obelisk-store")
     error = json.loads(tool.run("build", str(tool.spec), "--json", "--store", str(target), status=5).splitlines()[-1])["error"]
     assert str(target) in error["message"]
