@@ -78,6 +78,14 @@ def test_independent_steps_run_side_by_side(tmp_path: Path) -> None:
     execute((step("a", meet=meet), step("b", meet=meet)), MemoryStore(tmp_path), silent, jobs=2)
 
 
+def test_what_follows_a_finished_step_does_not_wait_for_a_running_one(tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path)
+    done = step("done")
+    execute((done,), store, silent)
+    meet = threading.Barrier(2)
+    execute((done, step("other", meet=meet), step("after", done, meet=meet)), store, silent, jobs=2)
+
+
 def test_a_failure_is_raised_and_what_follows_it_never_starts(tmp_path: Path) -> None:
     store = MemoryStore(tmp_path)
     bad = step("bad", fail=True)

@@ -62,7 +62,9 @@ def execute(steps: Sequence[Step], store: StepStore, sink: Sink, *, jobs: int = 
     running: dict[Future[tuple[str, Path]], str] = {}
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         while waiting or running:
-            for step in [s for s in waiting if all(need.name in outputs for need in s.needs)]:
+            for step in tuple(waiting):  # in order, so what is found done here frees what follows it in the same pass
+                if any(need.name not in outputs for need in step.needs):
+                    continue
                 waiting.remove(step)
                 found = store.find_step(step.key)
                 if found is not None:
