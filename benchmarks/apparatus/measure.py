@@ -1,5 +1,6 @@
 """Measures commands of ours, and writes down what was measured: a table for people, JSON for programs."""
 
+import fcntl
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obelisk.errors import CommandError, InputError
+from obelisk.errors import CommandError, InputError, StateError
 from obelisk.system.namespace import remove_tree
 
 ROOT = Path(__file__).parents[2]
@@ -73,15 +74,24 @@ def obelisk(*words: str, log: Path) -> Measured:
 
 @contextmanager
 def workplace(name: str) -> Iterator[Path]:
-    """An empty directory for one benchmark, removed at its end; what a killed one left is removed first."""
+    """An empty directory for one benchmark, removed at its end; what a killed one left is removed first.
+
+    Raises:
+        StateError: another benchmark runs, which would disturb this one.
+    """
     place = CACHE / f"{name}.work"
     CACHE.mkdir(parents=True, exist_ok=True)
-    remove_tree(place)
-    place.mkdir()
-    try:
-        yield place
-    finally:
+    with (CACHE / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError("another benchmark is running", code="bench-busy", hint="wait for its end") from error
         remove_tree(place)
+        place.mkdir()
+        try:
+            yield place
+        finally:
+            remove_tree(place)
 
 
 def median(values: Sequence[float]) -> float:

@@ -88,7 +88,7 @@ def prepare(work: Path, sink: Sink) -> Scene:
     _lay_out_mirror(PackageSet(SUITE, epoch, _distinct((*image.packages, *more, *initrd))), store, work / "mirror")
     tree = execute((tools_step(tools, store, sink),), store, sink)["tools"] / "tree"
     # A lock keeps the tools that it finds where they hold all that is wanted: so both sides build with the same programs.
-    write_lock(spec.lock_file, Lock("", image, tools))
+    write_lock(spec.lock_file, Lock(specs.request(spec), image, tools))
     with task(sink, "lock", "Locking the spec"):
         obelisk("lock", str(directory), log=work / "lock.log")
     store.close()
