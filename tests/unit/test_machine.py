@@ -1,13 +1,15 @@
 """Machines: how QEMU is started, how UKIs are read, how initrds grow."""
 
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from obelisk.errors import InputError
-from obelisk.machine import initrd_with, unpack_uki
+from obelisk.errors import CommandError, InputError
+from obelisk.machine import LATE_TIMER, Machine, initrd_with, unpack_uki
 from obelisk.system import qemu
+from obelisk.system.bubblewrap import Room
 
 SETTINGS = qemu.Settings(Path("/d/disk.qcow2"), Path("/d"), console=Path("/d/console"))
 
@@ -65,3 +67,26 @@ def test_a_second_archive_starts_at_a_multiple_of_four_and_is_whole() -> None:
     assert b"usr/a\0" in second
     assert b"TRAILER!!!\0" in second
     assert len(grown) % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug", LATE_TIMER),
+        ("Kernel panic - not syncing: VFS: Unable to mount root fs", "machine-failed"),
+        ("obelisk: STOPPED: the disk has no room", "machine-failed"),
+    ],
+)
+def test_a_machine_that_panics_is_not_waited_for_any_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: str) -> None:
+    settings = qemu.Settings(tmp_path / "disk", tmp_path, console=tmp_path / "console")
+
+    def start(*_: object, **__: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sh", "-c", 'printf "%s\\n" "$1" >"$2"; exec sleep 60', "sh", said, tmp_path / "console"])
+
+    monkeypatch.setattr(qemu, "start", start)
+    with Machine(Room(tmp_path), settings, binds=(), accel="tcg") as machine:
+        with pytest.raises(CommandError, match="the machine said") as waiting:
+            machine.wait_until_off(timeout_s=30)
+        with pytest.raises(CommandError) as asking:
+            machine.wait_for("healthy", timeout_s=30)
+    assert waiting.value.code == asking.value.code == code
