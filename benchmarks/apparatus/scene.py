@@ -84,11 +84,11 @@ def prepare(work: Path, sink: Sink) -> Scene:
         more = resolver.resolve((*wanted, *PEER_IMAGE_PACKAGES, ADDED), recommends=False)
         initrd = resolver.resolve(_INITRD_PACKAGES, recommends=False)
     everything = _distinct((*tools.packages, *image.packages, *more, *initrd))
-    fetch(everything, archives, store, sink)
+    fetch(everything, lambda: archives, store, sink)
     _lay_out_mirror(PackageSet(SUITE, epoch, _distinct((*image.packages, *more, *initrd))), store, work / "mirror")
     tree = execute((tools_step(tools, store, sink),), store, sink)["tools"] / "tree"
-    # A lock keeps the tools that it finds where they hold all that is wanted: so both sides build with the same programs.
-    write_lock(spec.lock_file, Lock(specs.request(spec), image, tools))
+    # A lock keeps what it finds: so both sides install the same packages, and build with the same programs.
+    write_lock(spec.lock_file, Lock("0" * 64, PackageSet(SUITE, epoch, ()), image, tools))
     with task(sink, "lock", "Locking the spec"):
         obelisk("lock", str(directory), log=work / "lock.log")
     store.close()

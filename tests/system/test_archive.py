@@ -46,13 +46,13 @@ def at(uri: str) -> apt.Archive:
 def test_a_package_that_is_served_is_fetched_once_and_from_any_address(archive: Archive, store: Store) -> None:
     package = package_of(archive.add("plain", "1"))
     with archive.served() as uri:
-        fetch([package], [at(uri)], store, silent)
+        fetch([package], lambda: [at(uri)], store, silent)
     assert store.find_blob(package.sha256) is not None
-    fetch([package], [at(uri)], store, silent)  # nobody serves it any more, and nobody need
+    fetch([package], lambda: [at(uri)], store, silent)  # nobody serves it any more, and nobody need
     other = Store.open(store.root.with_name("other"))
     with archive.served() as elsewhere:
         assert elsewhere != uri
-        fetch([package], [at(elsewhere)], other, silent)
+        fetch([package], lambda: [at(elsewhere)], other, silent)
 
 
 def test_other_bytes_under_a_locked_name_stop_the_build_and_never_reach_the_store(archive: Archive, store: Store) -> None:
@@ -60,7 +60,7 @@ def test_other_bytes_under_a_locked_name_stop_the_build_and_never_reach_the_stor
     file = archive.directory / package.path
     file.write_bytes(file.read_bytes() + b"more")
     with archive.served() as uri, pytest.raises(TrustError, match=r"forged 1: .*other bytes.*own/stable/pool/forged_1_amd64.deb"):
-        fetch([package], [at(uri)], store, silent)
+        fetch([package], lambda: [at(uri)], store, silent)
     assert store.find_blob(package.sha256) is None
     assert store.verify(sink=silent) == ()
 
@@ -69,7 +69,7 @@ def test_a_vanished_package_is_named_with_the_ways_to_go_on(archive: Archive, st
     kept, gone = package_of(archive.add("kept", "1")), package_of(archive.add("gone", "1.5"))
     (archive.directory / gone.path).unlink()
     with archive.served() as uri, pytest.raises(InputError, match=r"no longer has gone 1.5") as caught:
-        fetch([kept, gone], [at(uri)], store, silent)
+        fetch([kept, gone], lambda: [at(uri)], store, silent)
     assert "obelisk lock --update gone" in caught.value.hint
     assert "snapshot" in caught.value.hint
     assert store.find_blob(kept.sha256) is not None  # what has arrived stays
@@ -80,7 +80,7 @@ def test_a_vanished_package_comes_from_the_snapshot_archive(archive: Archive, st
     (tmp_path / "past/pool").mkdir(parents=True)
     (archive.directory / package.path).rename(tmp_path / "past" / package.path)
     with archive.served() as uri, serving(tmp_path / "past") as old:
-        fetch([package], [at(uri)], store, silent, snapshot=lambda origin: old if origin == "own" else None)
+        fetch([package], lambda: [at(uri)], store, silent, snapshot=lambda origin: old if origin == "own" else None)
     assert store.find_blob(package.sha256) is not None
 
 
@@ -89,7 +89,7 @@ def test_an_archive_that_does_not_answer_is_a_matter_of_trying_again(archive: Ar
     with archive.served() as uri:
         pass
     with pytest.raises(TransportError, match="refused") as caught:
-        fetch([package], [at(uri)], store, silent)
+        fetch([package], lambda: [at(uri)], store, silent)
     assert "try again" in caught.value.hint
 
 
@@ -113,13 +113,13 @@ def test_a_download_that_breaks_off_is_a_matter_of_trying_again(archive: Archive
         thread.start()
         try:
             with pytest.raises(TransportError, match="broken-off"):
-                fetch([package], [at(f"http://127.0.0.1:{server.server_port}")], store, silent)
+                fetch([package], lambda: [at(f"http://127.0.0.1:{server.server_port}")], store, silent)
         finally:
             server.shutdown()
             thread.join()
     assert store.find_blob(package.sha256) is None
     with archive.served() as uri:
-        fetch([package], [at(uri)], store, silent)
+        fetch([package], lambda: [at(uri)], store, silent)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,9 @@ def choice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     made.add("base-of", "1")
     made.add("base-of", "2")
     made.add("broken", "1", depends="nowhere")
+    made.add("drink", "1", depends="coffee | tea")
+    made.add("coffee", "1")
+    made.add("tea", "1")
     made.publish()
     yield made
     made.close()
@@ -150,6 +153,17 @@ def test_packages_come_with_what_they_need_by_name_version_digest_and_place(choi
     pool = choice.directory / "pool"
     assert newest == tuple(package_of(pool / f"{name}_amd64.deb") for name in ("base-of_2", "left_1"))
     assert pinned == tuple(package_of(pool / f"{name}_amd64.deb") for name in ("base-of_1", "left_1", "right_1"))
+
+
+def test_what_some_packages_need_of_a_set_is_settled_within_the_set(choice: Archive, tmp_path: Path) -> None:
+    with choice.served() as uri:
+        resolver = apt.Resolver(tmp_path, [apt.Archive("own", uri, ("stable",), ("main",), (choice.key,))])
+        resolver.update()
+        found = resolver.resolve(["drink", "tea", "coffee-", "left", "base-of=1"], recommends=False)
+        assert [package.name for package in found] == ["base-of", "drink", "left", "tea"]
+        # Alone, it would take the coffee.
+        assert [package.name for package in resolver.closure(["drink"], found)] == ["drink", "tea"]
+        assert [(p.name, p.version) for p in resolver.closure(["left"], found)] == [("base-of", "1"), ("left", "1")]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +224,7 @@ def test_what_is_locked_stays_until_it_is_named_and_what_is_new_joins_it(store: 
         with moving.served() as uri:
             old = _resolve_in(store, moving, uri, ["greeter", "bystander"])
             assert old.packages == tuple(package_of(moving.directory / f"pool/{name}_1_amd64.deb") for name in ("bystander", "greeter"))
-            fetch(old.packages, [at(uri)], store, silent)
+            fetch(old.packages, lambda: [at(uri)], store, silent)
             # The archive moves on, and drops what is locked.
             for name in ("greeter", "bystander"):
                 (moving.directory / f"pool/{name}_1_amd64.deb").rename(tmp_path / f"{name}_1_amd64.deb")
@@ -240,19 +254,20 @@ def _resolve_in(
     store: Store, archive: Archive, uri: str, names: list[str], *, old: PackageSet | None = None, update: list[str] | None = None
 ) -> PackageSet:
     signed = apt.Archive("own", uri, ("stable",), ("main",), (archive.key,))
-    return locking._resolve(
+    (found,) = locking._resolve(
         "resolve",
         "Resolving",
-        names,
+        (names,),
         [signed],
         suite="stable",
-        old=old,
+        old=None if old is None else (old,),
         update=update,
         recommends=False,
         store=store,
         sink=silent,
         snapshot=nowhere,
     )
+    return found
 
 
 USER = "adduser --system --group --no-create-home --quiet"
@@ -285,6 +300,8 @@ def test_a_lock_holds_what_it_names_until_it_is_told_otherwise(archive: Archive,
         assert "127.0.0.1" not in first
         assert 'origin = "own/stable", path = "pool/greeter_1_amd64.deb"' in first
         assert {line for line in before.splitlines() if "sha256" in line} < set(first.splitlines())
+        # What is added comes on top of what every image has, and nothing below it is made again.
+        assert first.split("[foundation]")[1].split("[base]")[0] == before.split("[foundation]")[1].split("[base]")[0]
 
         # The archive moves on, and drops what is locked: the store has it.
         (archive.directory / "pool/greeter_1_amd64.deb").unlink()

@@ -211,6 +211,11 @@ def device(spec: Path) -> None:
     os.mknod(spec / "tree/srv/null", 0o020666, os.makedev(1, 3))
 
 
+def hardware(spec: Path) -> None:
+    (spec / "tree/etc/udev/hwdb.d").mkdir(parents=True)
+    (spec / "tree/etc/udev/hwdb.d/99-x.hwdb").write_text(" X=1\n")
+
+
 def failing_script(spec: Path) -> None:
     (spec / "fail.sh").write_text("#!/bin/sh\necho about to fail\nexit 7\n")
     (spec / "fail.sh").chmod(0o755)
@@ -255,6 +260,7 @@ def appended(text: str) -> Callable[[Path], None]:
         (setuid, "", "become"),
         (device, "", "/srv/null"),
         (setuid_by_script, "setuid", "/usr/bin/become"),
+        (hardware, "hwdb", "/etc/udev/hwdb.d/99-x.hwdb:1: Match expected"),
         (failing_script, "script-failed", "fail.sh failed with status 7"),
         (damaged_lock, "lock-damaged", "obelisk.lock"),
         (put_first('size_budget = "64M"'), "size-budget", "budget is 64 MiB"),

@@ -8,7 +8,7 @@ import pytest
 from obelisk.build import locking
 from obelisk.build.trees import _account_hook
 from obelisk.events import silent
-from obelisk.model.lock import Account, Lock, PackageSet
+from obelisk.model.lock import Account, Accounts, Lock, PackageSet
 from obelisk.model.spec import Spec
 from obelisk.store import Store
 
@@ -36,6 +36,7 @@ def test_pinned_accounts_are_added_as_they_are_recorded_and_once(tmp_path: Path)
     assert (etc / "group").read_text() == "root:x:0:\nadm:x:4:\n_d:x:103:\n"
 
 
+@pytest.mark.parametrize("split", [0, 1])
 @pytest.mark.parametrize(
     ("before", "installed", "after", "pinned"),
     [
@@ -49,19 +50,25 @@ def test_pinned_accounts_are_added_as_they_are_recorded_and_once(tmp_path: Path)
     ],
 )
 def test_an_id_stays_with_its_account_whoever_comes_and_goes(
-    monkeypatch: pytest.MonkeyPatch, before: dict[str, int], installed: str, after: dict[str, int], pinned: str
+    monkeypatch: pytest.MonkeyPatch, before: dict[str, int], installed: str, after: dict[str, int], pinned: str, split: int
 ) -> None:
-    def install(_spec: Spec, lock: Lock, _store: Store, _sink: object) -> tuple[tuple[Account, ...], tuple[Account, ...]]:
+    def install(_spec: Spec, lock: Lock, _store: Store, _sink: object) -> dict[str, Accounts]:
         """What packages do that ask for the first free id from 100, one after the other."""
-        ids = {account.name: account.id for account in lock.pinned_users}
-        for name in installed:
-            ids.setdefault(name, next(number for number in range(100, 200) if number not in ids.values()))
-        return tuple(Account(name, number) for name, number in ids.items()), ()
+        ids: dict[str, int] = {}
+        found: dict[str, Accounts] = {}
+        for layer, names in (("foundation", installed[:split]), ("base", installed[split:])):
+            pinned, _ = lock.accounts(getattr(lock.pinned, layer))
+            for account in pinned:
+                ids.setdefault(account.name, account.id)
+            for name in names:
+                ids.setdefault(name, next(number for number in range(100, 200) if number not in ids.values()))
+            found[layer] = tuple(Account(name, number) for name, number in ids.items()), ()
+        return found
 
     monkeypatch.setattr(locking, "_accounts", install)
     nothing = PackageSet("trixie", 0, ())
-    known = Lock("0" * 64, nothing, nothing, users=tuple(Account(name, number) for name, number in before.items()))
+    known = Lock("0" * 64, nothing, nothing, nothing, users=tuple(Account(name, number) for name, number in before.items()))
     # The spec and the store are for `install` alone.
     settled = locking._settle_accounts(object.__new__(Spec), known, object.__new__(Store), silent)
     assert {user.name: user.id for user in settled.users} == after
-    assert settled.pinned == tuple(pinned)
+    assert {*settled.pinned.foundation, *settled.pinned.base} == {*pinned}

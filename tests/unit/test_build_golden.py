@@ -52,9 +52,10 @@ def package(name: str) -> Package:
 def test_the_plan_of_a_build(tmp_path: Path) -> None:
     (tmp_path / "obelisk.toml").write_text(SPEC)
     spec = specs.load(tmp_path)
-    system = PackageSet("trixie", 1_700_000_000, (package("nginx-light"),))
+    base = PackageSet("trixie", 1_700_000_000, (package("nginx-light"),))
     tools = PackageSet("trixie", 1_700_000_000, (package("systemd"),))
-    lock = Lock(specs.request(spec), system, tools, users=(Account("root", 0, "0:root:/root:/bin/bash"),))
+    foundation = PackageSet("trixie", 1_600_000_000, (package("systemd"),))
+    lock = Lock(specs.request(spec), foundation, base, tools, users=(Account("root", 0, "0:root:/root:/bin/bash"),))
     key = SigningKey(tmp_path, certificate_sha256="c" * 64, test_key=True)
     steps = plan(spec, lock, key, Store.open(tmp_path / "store"), silent)
     written: Json = {
@@ -62,9 +63,10 @@ def test_the_plan_of_a_build(tmp_path: Path) -> None:
         for step in steps.values()
     }
     text = json.dumps(written).replace(digest_of_code(), "CODE")
-    base = json.loads(text)
-    base["base"]["options"]["code"] = "CODE"
-    same("plan.json", base)
+    found = json.loads(text)
+    for name in ("foundation", "base"):
+        found[name]["options"]["code"] = "CODE"
+    same("plan.json", found)
 
 
 def test_a_manifest_and_its_id() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from obelisk.build.inside import state
+from obelisk.build.inside import scrub, state
 
 RULES = "usr/lib/tmpfiles.d/obelisk-var.conf"
 OWNER = f"{os.getuid()} {os.getgid()}"
@@ -17,6 +17,15 @@ def put(root: Path, name: str, content: str = "", *, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     path.chmod(mode)
+
+
+def test_what_dpkg_was_told_to_leave_out_is_documentation_and_licences_are_not(tmp_path: Path) -> None:
+    share = ("man/man1/ls.1.gz", "info/x", "locale/de/x.mo", "doc/x/README", "lintian/x", "locale/locale.alias", "doc/x/copyright", "x/man")
+    for name in share:
+        put(tmp_path, name)
+    for path in scrub.documentation(tmp_path):
+        scrub.remove(path)
+    assert {name for name in share if (tmp_path / name).exists()} == {"locale/locale.alias", "doc/x/copyright", "x/man"}
 
 
 def directory(root: Path, name: str, mode: int) -> None:
@@ -85,8 +94,14 @@ def test_parents_come_before_what_is_in_them(tree: Path) -> None:
 def test_the_package_database_goes_with_the_image_and_state_has_a_link_to_it(tree: Path) -> None:
     put(tree, "var/lib/dpkg/status", "Package: x\n")
     put(tree, "var/lib/dpkg/info/x.list", "/x\n")
-    lines = rules(tree)
+    put(tree, "var/cache/debconf/config.dat")
+    put(tree, "var/log/apt/history.log")
+    scrub.close(tree / "var", tree / "usr/lib/sysimage/dpkg")
     assert (tree / "usr/lib/sysimage/dpkg/status").read_text() == "Package: x\n"
+    assert (tree / "var/lib/dpkg/info/x.list").read_text() == "/x\n"  # where build scripts look for it
+    assert not any(path.is_file() for place in ("var/cache", "var/log") for path in (tree / place).rglob("*"))
+    lines = rules(tree)
+    assert not (tree / "var/lib/dpkg").is_symlink()
     assert (tree / "usr/lib/sysimage/dpkg/info/x.list").read_text() == "/x\n"
     assert line_for(lines, "/var/lib/dpkg") == "L+ /var/lib/dpkg - - - - /usr/lib/sysimage/dpkg"
     assert not [line for line in lines if "/var/lib/dpkg/" in line]

@@ -67,7 +67,7 @@ def test_a_move_that_finds_no_room_leaves_nothing_half_done(apart: tuple[Path, P
 def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     nothing = PackageSet("trixie", 0, ())
     with pytest.raises(StateError, match=r"nowhere/obelisk\.lock cannot be written: No such file") as caught:
-        write_lock(tmp_path / "nowhere/obelisk.lock", Lock("0" * 64, nothing, nothing))
+        write_lock(tmp_path / "nowhere/obelisk.lock", Lock("0" * 64, nothing, nothing, nothing))
     assert f"who may write to {tmp_path}/nowhere" in caught.value.hint
 
 

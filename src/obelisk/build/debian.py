@@ -84,10 +84,14 @@ _NETWORK_PACKAGES = frozenset({"network-manager", "ifupdown", "ifupdown2", "conn
 DEFAULT_KERNEL = "linux-image-amd64"
 
 
+def foundation_packages(spec: Spec) -> tuple[str, ...]:
+    """The packages that every image of the spec's distribution, role and kernel has."""
+    return tuple(sorted({*_EVERY_IMAGE, *_BY_SUITE[spec.distribution.suite], *_BY_ROLE[spec.role], spec.boot.kernel or DEFAULT_KERNEL}))
+
+
 def image_packages(spec: Spec) -> tuple[str, ...]:
-    """The packages that the spec asks for, with those that its role and distribution bring along."""
-    suite = spec.distribution.suite
-    return tuple(sorted({*_EVERY_IMAGE, *_BY_SUITE[suite], *_BY_ROLE[spec.role], spec.boot.kernel or DEFAULT_KERNEL, *spec.packages}))
+    """The packages that the spec asks for, with those that its foundation brings along."""
+    return tuple(sorted({*foundation_packages(spec), *spec.packages}))
 
 
 def enabled_units(spec: Spec) -> tuple[str, ...]:

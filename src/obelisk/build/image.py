@@ -11,8 +11,8 @@ from obelisk.build.graph import Step, execute
 from obelisk.build.keys import SigningKey
 from obelisk.build.provenance import provenance
 from obelisk.build.sbom import sbom_step
-from obelisk.build.seal import assemble_disk, command_line, disk_step, initrd_step, root_step, uki_step
-from obelisk.build.trees import base_step, configured_step, tools_step
+from obelisk.build.seal import assemble_disk, command_line, disk_step, initrd_step, loader_step, root_step, uki_step
+from obelisk.build.trees import base_step, configured_step, foundation_step, tools_step
 from obelisk.events import Sink, task
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind
 from obelisk.model.lock import Lock
@@ -27,10 +27,10 @@ _PARTS = (
     (PartKind.ROOT, "root", "root.erofs"),
     (PartKind.VERITY, "root", "root.verity"),
     (PartKind.UKI, "uki", "uki.efi"),
-    (PartKind.LOADER, "uki", "systemd-bootx64.efi"),
-    (PartKind.ENROL_PK, "uki", "PK.auth"),
-    (PartKind.ENROL_KEK, "uki", "KEK.auth"),
-    (PartKind.ENROL_DB, "uki", "db.auth"),
+    (PartKind.LOADER, "loader", "systemd-bootx64.efi"),
+    (PartKind.ENROL_PK, "loader", "PK.auth"),
+    (PartKind.ENROL_KEK, "loader", "KEK.auth"),
+    (PartKind.ENROL_DB, "loader", "db.auth"),
     (PartKind.SBOM_SPDX, "sbom", "sbom.spdx.json"),
     (PartKind.SBOM_CYCLONEDX, "sbom", "sbom.cdx.json"),
 )
@@ -39,10 +39,12 @@ _PARTS = (
 def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> dict[str, Step]:
     """The steps that make the image of `spec`, by name, in an order in which each follows what it needs. Nothing runs yet."""
     tools = tools_step(lock.tools, store, sink, snapshot=partial(debian.snapshot_uri, spec))
-    base = base_step(spec, lock.system, (lock.pinned_users, lock.pinned_groups), tools, store, sink)
-    configured = configured_step(spec, lock, base, tools)
-    steps = {step.name: step for step in (tools, base, initrd_step(base, tools), sbom_step(spec, lock), configured)}
-    steps["root"] = root_step(spec, lock, base, configured, tools)
+    foundation = foundation_step(spec, lock, tools, store, sink)
+    base = base_step(spec, lock, foundation, tools, store, sink)
+    configured = configured_step(spec, lock, foundation, base, tools)
+    beside = (initrd_step(foundation, tools), loader_step(lock, key, tools), sbom_step(spec, lock))
+    steps = {step.name: step for step in (tools, foundation, base, *beside, configured)}
+    steps["root"] = root_step(spec, lock, steps)
     steps["uki"] = uki_step(spec, lock, key, steps)
     steps["disk"] = disk_step(spec, lock, key, steps)
     return steps

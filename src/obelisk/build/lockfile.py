@@ -5,14 +5,16 @@ What is read has the form that `obelisk lock` writes, whoever wrote it: its word
 
 import re
 import tomllib
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from obelisk.errors import InputError
-from obelisk.model.lock import Account, Lock, Package, PackageSet
+from obelisk.model.lock import Account, Lock, Package, PackageSet, Pinned
 from obelisk.system.files import write_durably, written_by_name
 
-FORMAT = 1
+FORMAT = 2
 _HEADER = "# Every input of the image, pinned. Written by `obelisk lock`; commit it, do not edit it.\n"
 _REMEDY = (
     "restore it from version control, or remove it and run `obelisk lock`, which takes the newest versions and may shift ids of accounts"
@@ -40,13 +42,15 @@ def read_lock(path: Path) -> Lock:
         raw = tomllib.loads(path.read_text())
         if (form := _count(raw, "format", "the lock")) != FORMAT:
             raise InputError(f"lock format {form} is not {FORMAT}", place=str(path), code="lock-format", hint=_REMEDY)
+        foundation = _package_set(raw, "foundation")
         return Lock(
             request=_text(raw, "request", _DIGEST, "the lock"),
-            system=_package_set(raw, "system"),
+            foundation=foundation,
+            base=_package_set(raw, "base", without=foundation),
             tools=_package_set(raw, "tools"),
             users=tuple(_user(name, text) for name, text in _table(raw, "users").items()),
             groups=tuple(_group(name, number) for name, number in _table(raw, "groups").items()),
-            pinned=tuple(_name(name, _ACCOUNT, "account") for name in _list(raw, "pinned", "the lock")),
+            pinned=Pinned(*(tuple(_names(_table(raw, "pinned"), each.name)) for each in fields(Pinned))),
         )
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", code="lock-missing", hint="run `obelisk lock` first") from error
@@ -61,11 +65,12 @@ def write_lock(path: Path, lock: Lock) -> None:
         StateError: it cannot be written.
     """
     text = [_HEADER, f"format = {FORMAT}\n", f'request = "{lock.request}"\n']
-    text.append(f"pinned = [{', '.join(map(_quoted, lock.pinned))}]\n\n[users]\n")
+    pinned = [f"{each.name} = [{', '.join(map(_quoted, getattr(lock.pinned, each.name)))}]\n" for each in fields(Pinned)]
+    text += ["\n[pinned]\n", *pinned, "\n[users]\n"]
     text += [f"{_quoted(user.name)} = {_quoted(f'{user.id}:{user.entry}')}\n" for user in sorted(lock.users, key=lambda a: (a.id, a.name))]
     text.append("\n[groups]\n")
     text += [f"{_quoted(group.name)} = {group.id}\n" for group in sorted(lock.groups, key=lambda a: (a.id, a.name))]
-    for title, packages in (("system", lock.system), ("tools", lock.tools)):
+    for title, packages in (("foundation", lock.foundation), ("base", lock.base), ("tools", lock.tools)):
         text.append(f"\n[{title}]\nsuite = {_quoted(packages.suite)}\nepoch = {packages.epoch}\npackages = [\n")
         text += [f"  {_package_line(package)},\n" for package in packages.packages]
         text.append("]\n")
@@ -111,15 +116,16 @@ def _id(number: object, name: str) -> int:
     return number
 
 
-def _package_set(raw: dict[str, Any], title: str) -> PackageSet:
+def _package_set(raw: dict[str, Any], title: str, *, without: PackageSet | None = None) -> PackageSet:
+    elsewhere = {package.name for package in without.packages} if without else set()
     table = _table(raw, title)
     found: dict[str, Package] = {}
     for each in _list(table, "packages", title):
         if not isinstance(each, dict):
             raise ValueError(f"{each!r} in {title} is not a package")  # noqa: TRY004 - wrong content of a file, not a wrong call
         name = _text(each, "name", "[a-z0-9][a-z0-9+.-]+", f"a package in {title}")
-        if name in found:
-            raise ValueError(f"{name} is in {title} twice")
+        if name in found or name in elsewhere:
+            raise ValueError(f"{name} is there twice, the second time in {title}")
         version, architecture, sha256, origin, path = (_text(each, key, form, name) for key, form in _PACKAGE.items())
         found[name] = Package(name, version, architecture, sha256, _count(each, "size", name), origin, path)
     return PackageSet(_text(table, "suite", "[a-z0-9-]+", title), _count(table, "epoch", title), tuple(found.values()))
@@ -149,6 +155,10 @@ def _name(text: object, form: str, what: str) -> str:
     if not isinstance(text, str) or re.fullmatch(form, text) is None:
         raise ValueError(f"{what} {text!r} has not the form that a lock has")
     return text
+
+
+def _names(table: dict[str, Any], key: str) -> Iterator[str]:
+    return (_name(name, _ACCOUNT, "account") for name in _list(table, key, "pinned"))
 
 
 def _count(table: dict[str, Any], key: str, where: str) -> int:

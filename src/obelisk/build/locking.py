@@ -15,10 +15,10 @@ from obelisk.build import debian
 from obelisk.build.graph import execute
 from obelisk.build.lockfile import difference, read_lock, write_lock
 from obelisk.build.packages import SnapshotOf, fetch, lay_out
-from obelisk.build.trees import base_step, tools_step
+from obelisk.build.trees import base_step, foundation_step, tools_step
 from obelisk.errors import InputError
 from obelisk.events import Sink, task
-from obelisk.model.lock import Account, Lock, Package, PackageSet
+from obelisk.model.lock import Account, Accounts, Lock, Package, PackageSet
 from obelisk.model.spec import Spec
 from obelisk.store import Store
 from obelisk.system.apt import Archive, Resolver
@@ -45,10 +45,10 @@ def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None =
                     f"{name} is not in the lock", place=str(spec.lock_file), code="update-unknown", hint="see `obelisk lock` for names"
                 )
     tools = _resolve_tools(spec, old, store, sink, update=update)
-    system = _resolve_system(spec, old, store, sink, update=update)
-    fresh = Lock(specs.request(spec), system, tools, pinned=old.pinned if old else ())
+    foundation, base = _resolve_system(spec, old, store, sink, update=update)
+    fresh = Lock(specs.request(spec), foundation, base, tools)
     if old is not None:
-        fresh = replace(fresh, users=old.users, groups=old.groups)
+        fresh = replace(fresh, users=old.users, groups=old.groups, pinned=old.pinned)
     fresh = _settle_accounts(spec, fresh, store, sink)
     if fresh != old:
         write_lock(spec.lock_file, fresh)
@@ -72,42 +72,47 @@ def require_lock(spec: Spec) -> Lock:
     return found
 
 
-def _resolve_system(spec: Spec, old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None) -> PackageSet:
+def _resolve_system(
+    spec: Spec, old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None
+) -> tuple[PackageSet, PackageSet]:
+    """The foundation, and what the spec adds."""
     wanted = debian.image_packages(spec)
     if old is not None and update is None and old.request == specs.request(spec) and _holds(old.system, wanted):
-        return old.system
-    return _resolve(
+        return old.foundation, old.base
+    foundation, base = _resolve(
         "resolve",
         f"Resolving packages of {spec.distribution}",
-        wanted,
+        (debian.foundation_packages(spec), wanted),
         debian.image_archives(spec),
         suite=spec.distribution.suite,
-        old=old.system if old else None,
+        old=(old.foundation, old.base) if old else None,
         update=update,
         recommends=spec.recommends,
         store=store,
         sink=sink,
         snapshot=partial(debian.snapshot_uri, spec),
     )
+    return foundation, base
 
 
 def _resolve_tools(spec: Spec, old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None) -> PackageSet:
     wanted = debian.TOOLS_PACKAGES
     if old is not None and update is None and _holds(old.tools, wanted):
         return old.tools
-    return _resolve(
+    (tools,) = _resolve(
         "resolve-tools",
         "Resolving the tools tree",
-        wanted,
+        (wanted,),
         debian.archives(debian.TOOLS_SUITE),
         suite=debian.TOOLS_SUITE,
-        old=old.tools if old else None,
+        old=(old.tools,) if old else None,
         update=update,
         recommends=False,
         store=store,
         sink=sink,
         snapshot=partial(debian.snapshot_uri, spec),
     )
+    return tools
 
 
 def _holds(packages: PackageSet, wanted: Sequence[str]) -> bool:
@@ -117,32 +122,42 @@ def _holds(packages: PackageSet, wanted: Sequence[str]) -> bool:
 def _resolve(  # noqa: PLR0913 - one call describes one resolution
     name: str,
     title: str,
-    wanted: Sequence[str],
+    layers: Sequence[Sequence[str]],
     archives: Sequence[Archive],
     *,
     suite: str,
-    old: PackageSet | None,
+    old: Sequence[PackageSet] | None,
     update: Sequence[str] | None,
     recommends: bool,
     store: Store,
     sink: Sink,
     snapshot: SnapshotOf,
-) -> PackageSet:
-    kept = () if old is None or (update is not None and not update) else tuple(p for p in old.packages if p.name not in (update or ()))
+) -> tuple[PackageSet, ...]:
+    """What the last of `layers` needs, as one set a layer: what an earlier one needs is in that alone."""
+    before = () if old is None or (update is not None and not update) else tuple(p for each in old for p in each.packages)
+    kept = tuple(package for package in before if package.name not in (update or ()))
     # apt takes no notice of a pin on a version that is nowhere: all that is to stay must be here, whatever the archives have now.
-    fetch(kept, archives, store, sink, snapshot=snapshot)
+    fetch(kept, lambda: archives, store, sink, snapshot=snapshot)
     with task(sink, name, title) as running, store.workspace() as scratch:
         local = _held_archive(kept, store, scratch / "held") if kept else ()
         resolver = Resolver(scratch / "apt", (*archives, *local))
         epoch = resolver.update(on_line=running.output)
         resolver.pin({package.name: package.version for package in kept})
-        found = resolver.resolve(wanted, recommends=recommends)
+        found = resolver.resolve(layers[-1], recommends=recommends)
         known = {(package.name, package.version): package for package in kept}
-        packages = tuple(known.get((package.name, package.version), package) for package in found)
-        running.detail = f"{len(packages)} packages"
-    if old is not None and packages == old.packages:
-        return old
-    return PackageSet(suite, epoch, packages)
+        rest = tuple(known.get((package.name, package.version), package) for package in found)
+        running.detail = f"{len(rest)} packages"
+        sets = []
+        for wanted in layers[:-1]:
+            layer = resolver.closure(wanted, rest)
+            rest = tuple(package for package in rest if package not in layer)
+            sets.append(layer)
+    former = old or (None,) * len(layers)
+    # Packages that stay keep their date: nothing is made again because an archive has another one.
+    return tuple(
+        was if was is not None and was.packages == packages else PackageSet(suite, epoch, packages)
+        for was, packages in zip(former, (*sets, rest), strict=True)
+    )
 
 
 def _held_archive(held: Sequence[Package], store: Store, directory: Path) -> tuple[Archive, ...]:
@@ -154,23 +169,36 @@ def _held_archive(held: Sequence[Package], store: Store, directory: Path) -> tup
 def _settle_accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> Lock:
     """Install the packages, and pin the accounts whose ids would otherwise differ from what `fresh` remembers."""
     while True:
-        users, groups = _accounts(spec, fresh, store, sink)
-        # Who is pinned leaves another id to whoever had taken it, which may again be somebody's.
-        shifted = (_shifted(fresh.users, users) | _shifted(fresh.groups, groups)) - {*fresh.pinned}
+        accounts = _accounts(spec, fresh, store, sink)
+        layer, shifted = next(
+            ((layer, names) for layer, found in accounts.items() if (names := _unsettled(fresh, layer, found))), ("", set())
+        )
         if not shifted:
             break
-        fresh = replace(fresh, pinned=tuple(sorted({*fresh.pinned, *shifted})))
+        # Who is pinned leaves another id to whoever had taken it, which may again be somebody's.
+        pinned = tuple(sorted(shifted.union(getattr(fresh.pinned, layer))))
+        fresh = replace(fresh, pinned=replace(fresh.pinned, **{layer: pinned}))
+    users, groups = accounts["base"]
     # Accounts of packages that are gone stay recorded: their files may still lie in somebody's state.
     return replace(fresh, users=_merged(fresh.users, users), groups=_merged(fresh.groups, groups))
 
 
-def _accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> tuple[tuple[Account, ...], tuple[Account, ...]]:
+def _unsettled(fresh: Lock, layer: str, found: Accounts) -> set[str]:
+    users, groups = found
+    return (_shifted(fresh.users, users) | _shifted(fresh.groups, groups)).difference(getattr(fresh.pinned, layer))
+
+
+def _accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> dict[str, Accounts]:
+    """Who is there when the foundation is installed, and who when the base is."""
     tools = tools_step(fresh.tools, store, sink, snapshot=partial(debian.snapshot_uri, spec))
-    base = base_step(spec, fresh.system, (fresh.pinned_users, fresh.pinned_groups), tools, store, sink)
-    output = execute((tools, base), store, sink)["base"]
-    result = json.loads((output / "result.json").read_text())
-    users = tuple(_account(name, text) for name, text in result["users"].items())
-    return users, tuple(Account(name, number) for name, number in result["groups"].items())
+    foundation = foundation_step(spec, fresh, tools, store, sink)
+    outputs = execute((tools, foundation, base_step(spec, fresh, foundation, tools, store, sink)), store, sink)
+    found: dict[str, Accounts] = {}
+    for layer in ("foundation", "base"):
+        result = json.loads((outputs[layer] / "result.json").read_text())
+        users = tuple(_account(name, text) for name, text in result["users"].items())
+        found[layer] = users, tuple(Account(name, number) for name, number in result["groups"].items())
+    return found
 
 
 def _account(name: str, text: str) -> Account:

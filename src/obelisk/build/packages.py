@@ -18,8 +18,12 @@ def nowhere(_origin: str) -> str | None:
     return None
 
 
-def fetch(packages: Sequence[Package], archives: Sequence[Archive], store: Store, sink: Sink, *, snapshot: SnapshotOf = nowhere) -> None:
+def fetch(
+    packages: Sequence[Package], archives: Callable[[], Sequence[Archive]], store: Store, sink: Sink, *, snapshot: SnapshotOf = nowhere
+) -> None:
     """Have every package in the store, checked against its SHA-256: from the store itself, the archive, or a snapshot archive.
+
+    Which `archives` there are is asked only when something is missing: to find out can take a second.
 
     Raises:
         TrustError: an archive serves other bytes under the name of a locked package.
@@ -30,7 +34,7 @@ def fetch(packages: Sequence[Package], archives: Sequence[Archive], store: Store
     if not missing:
         return
     total = sum(package.size_bytes for package in missing)
-    bases = {archive.origin: archive.uri for archive in archives}
+    bases = {archive.origin: archive.uri for archive in archives()}
     with task(sink, "fetch", f"Fetching {len(missing)} packages", total=total, unit="bytes") as running, store.workspace() as scratch:
         done = 0
         # In parts, so that progress is seen and what has arrived survives an interruption.

@@ -1,12 +1,13 @@
 """From configured tree to the parts of an image: EROFS root, its hash tree, initrd, Unified Kernel Image, and the disk.
 
 Layout of the outputs: root/root.erofs, root/root.verity, root/result.json {"root_hash", "erofs_bytes"}; initrd/initrd.zst; uki/uki.efi,
-uki/cmdline; loader/systemd-bootx64.efi; disk/disk.raw.
+uki/cmdline; loader/systemd-bootx64.efi, loader/*.auth; disk/disk.raw.
 """
 
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -14,7 +15,7 @@ from obelisk.build import slots
 from obelisk.build.graph import Step
 from obelisk.build.keys import SigningKey
 from obelisk.build.programs import Overlay, overlay_command, run_program
-from obelisk.build.trees import digest_of_code
+from obelisk.build.trees import LAYERS, digest_of_code, layer_binds
 from obelisk.errors import InputError
 from obelisk.events import Task
 from obelisk.model.canonical import Json, digest
@@ -29,15 +30,15 @@ _NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000001")
 _COMPRESSION = {Compression.NONE: "", Compression.LZ4: "lz4hc,12", Compression.ZSTD: "zstd,level=12"}
 
 
-def root_step(spec: Spec, lock: Lock, base: Step, configured: Step, tools: Step) -> Step:
+def root_step(spec: Spec, lock: Lock, steps: Mapping[str, Step]) -> Step:
     """The root file system and its hash tree. The salt belongs to the product, so that equal blocks hash equally in all its versions."""
     salt = digest(["verity salt", spec.name])
     budget = slots.root_bytes(spec)
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
-        binds = [read_only(needs["base"] / "tree", "/base"), read_only(needs["configured"], "/configured"), writable(work, "/step")]
-        layers = Overlay([Path("/configured/upper"), Path("/base")], None, None)
+        binds = [*layer_binds(needs), writable(work, "/step")]
+        layers = Overlay(LAYERS, None, None)
         request = erofs.Make(
             Path("/tree"), Path("/step/root.erofs"), lock.system.epoch, uuid5(_NAMESPACE, lock.sha256), _COMPRESSION[spec.compression]
         )
@@ -54,34 +55,31 @@ def root_step(spec: Spec, lock: Lock, base: Step, configured: Step, tools: Step)
                 code="size-budget",
                 hint="raise `size_budget` in the spec (it sizes the slots of new hosts), or leave packages out",
             )
-        root_hash = verity.seal(
-            room,
-            Path("/step/root.erofs"),
-            Path("/step/root.verity"),
-            salt=salt,
-            uuid=uuid5(_NAMESPACE, salt),
-            binds=[writable(work, "/step")],
-        )
-        for name in ("root.erofs", "root.verity"):
+        tree = Path("/step/root.erofs"), Path("/step/root.verity")
+        with ThreadPoolExecutor() as pool:
             # Half a gigabyte is hashed once, here, and not at each build that finds it finished.
-            (work / f"{name}.sha256").write_text(hash_file(work / name))
+            sha256 = pool.submit(hash_file, work / "root.erofs")
+            root_hash = verity.seal(room, *tree, salt=salt, uuid=uuid5(_NAMESPACE, salt), binds=[writable(work, "/step")])
+            (work / "root.erofs.sha256").write_text(sha256.result())
+        (work / "root.verity.sha256").write_text(hash_file(work / "root.verity"))
         (work / "result.json").write_text(json.dumps({"root_hash": root_hash, "erofs_bytes": size}))
 
     options: Json = {"compression": spec.compression.value, "salt": salt, "lock": lock.sha256, "budget": budget}
-    return Step("root", "Root file system", options, (base, configured, tools), produce)
+    needs = tuple(steps[name] for name in ("foundation", "base", "configured", "tools"))
+    return Step("root", "Root file system", options, needs, produce)
 
 
-def initrd_step(base: Step, tools: Step) -> Step:
-    """The initrd: a function of the packages alone, so a change of configuration leaves it as it is."""
+def initrd_step(foundation: Step, tools: Step) -> Step:
+    """The initrd: a function of the foundation alone, so no other package and no change of configuration makes another."""
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
-        kernel = json.loads((needs["base"] / "result.json").read_text())["kernel"]
-        request = {"tree": "/base", "kernel": kernel, "guest": "/obelisk/guest/initrd", "out": "/step/initrd.zst"}
-        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/step")]
+        kernel = json.loads((needs["foundation"] / "result.json").read_text())["kernel"]
+        request = {"tree": "/foundation", "kernel": kernel, "guest": "/obelisk/guest/initrd", "out": "/step/initrd.zst"}
+        binds = [read_only(needs["foundation"] / "tree", "/foundation"), writable(work, "/step")]
         run_program(room, "initrd", request, binds=binds, running=running)
 
-    return Step("initrd", "Initrd", {"code": digest_of_code()}, (base, tools), produce)
+    return Step("initrd", "Initrd", {"code": digest_of_code()}, (foundation, tools), produce)
 
 
 def command_line(spec: Spec, root_hash: str) -> str:
@@ -91,19 +89,32 @@ def command_line(spec: Spec, root_hash: str) -> str:
     return " ".join((*words, "systemd.show_status=auto", "systemd.firstboot=off", *spec.boot.cmdline))
 
 
+def loader_step(lock: Lock, key: SigningKey, tools: Step) -> Step:
+    """The boot loader, signed for Secure Boot, and the files by which it enrols the keys."""
+
+    def produce(work: Path, needs: Mapping[str, Path], _running: Task) -> None:
+        loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
+        for name in ("PK", "KEK", "db"):
+            shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
+        binds = [read_only(key.directory, "/key"), writable(work, "/step")]
+        sbsign.sign(Room(needs["tools"] / "tree"), loader, Path("/step/systemd-bootx64.efi"), epoch=lock.system.epoch, binds=binds)
+
+    return Step("loader", "Boot loader", {"certificate": key.certificate_sha256, "epoch": lock.system.epoch}, (tools,), produce)
+
+
 def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]) -> Step:
-    """The Unified Kernel Image and the boot loader, signed for Secure Boot."""
+    """The Unified Kernel Image, signed for Secure Boot."""
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
-        kernel = json.loads((needs["base"] / "result.json").read_text())["kernel"]
+        kernel = json.loads((needs["foundation"] / "result.json").read_text())["kernel"]
         root_hash = json.loads((needs["root"] / "result.json").read_text())["root_hash"]
         release = json.loads((needs["configured"] / "result.json").read_text())["os_release"]
         cmdline = command_line(spec, root_hash)
         (work / "cmdline").write_text(cmdline)
         (work / "os-release").write_text(release)
         request = ukify.Build(
-            kernel=Path(f"/base/usr/lib/modules/{kernel}/vmlinuz"),
+            kernel=Path("/foundation/vmlinuz"),
             initrds=(Path("/initrd/initrd.zst"),),
             cmdline=Path("/step/cmdline"),
             os_release=Path("/step/os-release"),
@@ -114,19 +125,15 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
             epoch=lock.system.epoch,
         )
         binds = [
-            read_only(needs["base"] / "tree", "/base"),
+            read_only(needs["foundation"], "/foundation"),
             read_only(needs["initrd"], "/initrd"),
             read_only(key.directory, "/key"),
             writable(work, "/step"),
         ]
         room.run(request.argv(), binds=binds, on_line=running.output)
-        loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
-        for name in ("PK", "KEK", "db"):
-            shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
-        sbsign.sign(room, loader, Path("/step/systemd-bootx64.efi"), epoch=lock.system.epoch, binds=binds)
 
     options: Json = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
-    needs = tuple(steps[name] for name in ("base", "configured", "root", "initrd", "tools"))
+    needs = tuple(steps[name] for name in ("foundation", "configured", "root", "initrd", "tools"))
     return Step("uki", "Unified kernel image", options, needs, produce)
 
 
@@ -137,11 +144,11 @@ def disk_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]
         root_hash = json.loads((needs["root"] / "result.json").read_text())["root_hash"]
         layout = slots.Layout(f"{spec.name}_{spec.version}", root_hash, slots.root_bytes(spec), lock.system.epoch)
         files = {PartKind.ROOT: needs["root"] / "root.erofs", PartKind.VERITY: needs["root"] / "root.verity"}
-        files |= {kind: needs["uki"] / name for kind, name in _ESP_PARTS.items()}
+        files |= {kind: needs["uki" if kind is PartKind.UKI else "loader"] / name for kind, name in _ESP_PARTS.items()}
         assemble_disk(Room(needs["tools"] / "tree"), work, files, layout)
 
     options: Json = {"name": spec.name, "version": spec.version, "budget": slots.root_bytes(spec), "keys": key.certificate_sha256}
-    return Step("disk", "Disk", options, (steps["root"], steps["uki"], steps["tools"]), produce)
+    return Step("disk", "Disk", options, tuple(steps[name] for name in ("root", "uki", "loader", "tools")), produce)
 
 
 _ESP_PARTS = {

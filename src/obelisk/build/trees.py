@@ -1,13 +1,14 @@
-"""The root trees of a build: tools, base, and the base configured by the spec.
+"""The root trees of a build: tools; and the image's own in three layers, which are foundation, base and what the spec configures.
 
-Layout of the outputs: tools/tree, base/tree + base/result.json, configured/upper + configured/result.json (an overlay on the base).
+Layout of the outputs: tools/tree; foundation/tree, foundation/vmlinuz, foundation/result.json; base/upper, base/result.json, an overlay on
+the foundation; configured/upper, configured/result.json, an overlay on both.
 """
 
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,29 +16,30 @@ from obelisk import spec as specs
 from obelisk.build import debian, health, slots
 from obelisk.build.graph import Step
 from obelisk.build.packages import SnapshotOf, fetch, lay_out, nowhere
-from obelisk.build.programs import CODE, GUEST, Overlay, run_program
+from obelisk.build.programs import CODE, GUEST, Overlay, overlay_command, run_program
 from obelisk.errors import InputError
 from obelisk.events import Sink, Task
 from obelisk.model.canonical import Json
-from obelisk.model.lock import Account, Lock, PackageSet
+from obelisk.model.lock import Account, Accounts, Lock, PackageSet
 from obelisk.model.spec import Spec
 from obelisk.store import Store
 from obelisk.system.bubblewrap import Bind, Room, read_only, writable
 from obelisk.system.mmdebstrap import Bootstrap, bootstrap_here
+from obelisk.system.namespace import is_root
 
-BASE_REVISION = 1
-CONFIGURED_REVISION = 1
+BASE_REVISION = 2
+CONFIGURED_REVISION = 2
 
 
 def tools_step(packages: PackageSet, store: Store, sink: Sink, *, snapshot: SnapshotOf = nowhere) -> Step:
     """The tools tree: everything that later steps run, so that they do the same on every machine."""
 
     def produce(work: Path, _needs: Mapping[str, Path], running: Task) -> None:
-        fetch(packages.packages, debian.archives(packages.suite), store, sink, snapshot=snapshot)
+        fetch(packages.packages, partial(debian.archives, packages.suite), store, sink, snapshot=snapshot)
         repository = work / "repository"
         lay_out(packages, store, repository)
         names = tuple(package.name for package in packages.packages)
-        request = Bootstrap(repository, work / "tree", names, packages.epoch, documentation=False)
+        request = Bootstrap(repository, names, None, work / "tree", packages.epoch, documentation=False)
         bootstrap_here(request, on_line=running.output)
         # The place where the packages were seen while they were installed stays behind as empty directories.
         seen = work / "tree" / repository.relative_to("/")
@@ -52,12 +54,52 @@ def tools_step(packages: PackageSet, store: Store, sink: Sink, *, snapshot: Snap
     return Step("tools", "Tools tree", {"packages": packages.sha256}, (), produce)
 
 
-def base_step(
-    spec: Spec, packages: PackageSet, accounts: tuple[Sequence[Account], Sequence[Account]], tools: Step, store: Store, sink: Sink
-) -> Step:
-    """The packages installed, and nothing of where or when that happened; `accounts` are users and groups with settled ids."""
-    users, groups = accounts
-    options: Json = {
+def foundation_step(spec: Spec, lock: Lock, tools: Step, store: Store, sink: Sink) -> Step:
+    """What every image of the distribution and role has: made once for all specs and all changes that leave these packages as they are."""
+    users, groups = lock.accounts(lock.pinned.foundation)
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        _fetch_all(spec, lock, store, sink)
+        room = Room(needs["tools"] / "tree")
+        with _prepared(work, lock.foundation, (users, groups), store) as seen:
+            request = Bootstrap(*seen, Path("/step/tree"), lock.foundation.epoch, spec.documentation)
+            room.run(request.argv(), binds=[writable(work, "/step")], env=request.environment(), on_line=running.output, durable=False)
+        scrub: Json = {"tree": "/step/tree", "kernel": "/step/vmlinuz", "documentation": spec.documentation}
+        _keep(work, run_program(room, "scrub", scrub, binds=[writable(work, "/step")], running=running))
+
+    options = _installed(spec, lock.foundation, users, groups)
+    return Step("foundation", "Foundation", options, (tools,), produce)
+
+
+def base_step(spec: Spec, lock: Lock, foundation: Step, tools: Step, store: Store, sink: Sink) -> Step:
+    """The spec's own packages, as an overlay's upper directory on the foundation; and nothing of where or when that happened."""
+    users, groups = lock.accounts(lock.pinned.base)
+
+    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
+        _fetch_all(spec, lock, store, sink)
+        room = Room(needs["tools"] / "tree")
+        below = read_only(needs["foundation"] / "tree", "/foundation")
+        with _upper(room, work, [Path("/foundation")]) as layers:
+            if lock.base.packages:
+                with _prepared(work, lock.base, (users, groups), store) as seen:
+                    request = Bootstrap(*seen, Path(layers.inside), lock.system.epoch, spec.documentation, extended=True)
+                    room.run(
+                        overlay_command(layers, request.argv(), user_namespace=not is_root()),
+                        binds=[below, writable(work, "/step")],
+                        env=request.environment(),
+                        on_line=running.output,
+                        durable=False,
+                    )
+            scrub: Json = {"tree": layers.inside, "kernel": None, "documentation": spec.documentation}
+            _keep(work, run_program(room, "scrub", scrub, binds=[below, writable(work, "/step")], running=running, overlay=layers))
+
+    options = _installed(spec, lock.base, users, groups) | {"epoch": lock.system.epoch}
+    return Step("base", "Base tree", options, (foundation, tools), produce, revision=BASE_REVISION)
+
+
+def _installed(spec: Spec, packages: PackageSet, users: Sequence[Account], groups: Sequence[Account]) -> dict[str, Json]:
+    """What decides the outcome of an installation."""
+    return {
         "packages": packages.sha256,
         "documentation": spec.documentation,
         "code": hashlib.sha256((CODE / "scrub.py").read_bytes()).hexdigest(),
@@ -65,32 +107,51 @@ def base_step(
         "groups": {account.name: account.id for account in groups},
     }
 
-    def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
-        fetch(packages.packages, debian.image_archives(spec), store, sink, snapshot=partial(debian.snapshot_uri, spec))
-        room = Room(needs["tools"] / "tree")
-        repository = work / "repository"
-        lay_out(packages, store, repository)
-        hook = work / "accounts.sh"
-        hook.write_text(_account_hook(users, groups))
-        hook.chmod(0o755)
-        names = tuple(package.name for package in packages.packages)
-        request = Bootstrap(
-            Path("/step/repository"), Path("/step/tree"), names, packages.epoch, spec.documentation, Path("/step/accounts.sh")
-        )
-        room.run(request.argv(), binds=[writable(work, "/step")], env=request.environment(), on_line=running.output, durable=False)
-        result = run_program(
-            room, "scrub", {"tree": "/step/tree", "epoch": packages.epoch}, binds=[writable(work, "/step")], running=running
-        )
-        (work / "result.json").write_text(json.dumps(result, sort_keys=True))
-        hook.unlink()
-        for file in repository.iterdir():
-            file.unlink()
-        repository.rmdir()
 
-    return Step("base", "Base tree", options, (tools,), produce, revision=BASE_REVISION)
+def _fetch_all(spec: Spec, lock: Lock, store: Store, sink: Sink) -> None:
+    fetch(lock.system.packages, partial(debian.image_archives, spec), store, sink, snapshot=partial(debian.snapshot_uri, spec))
 
 
-def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
+@contextmanager
+def _prepared(work: Path, packages: PackageSet, accounts: Accounts, store: Store) -> Iterator[tuple[Path, tuple[str, ...], Path]]:
+    """Where a room sees the repository, the names of its packages, and the script that makes the accounts, while all that is there."""
+    repository = work / "repository"
+    lay_out(packages, store, repository)
+    hook = work / "accounts.sh"
+    hook.write_text(_account_hook(*accounts))
+    hook.chmod(0o755)
+    yield Path("/step/repository"), tuple(package.name for package in packages.packages), Path("/step/accounts.sh")
+    hook.unlink()
+    for file in repository.iterdir():
+        file.unlink()
+    repository.rmdir()
+
+
+@contextmanager
+def _upper(room: Room, work: Path, lower: Sequence[Path]) -> Iterator[Overlay]:
+    """A writable layer in `work`/upper, on what the room sees at `lower`."""
+    (work / "upper").mkdir()
+    (work / "upper").chmod(0o755)
+    (work / "scratch").mkdir()
+    yield Overlay(lower, Path("/step/upper"), Path("/step/scratch"))
+    # The kernel's own scratch directory belongs to root and has no mode bits: it goes the way it came.
+    room.run(["rm", "-rf", "/step/scratch"], binds=[writable(work, "/step")])
+
+
+def _keep(work: Path, result: Mapping[str, Json]) -> None:
+    (work / "result.json").write_text(json.dumps(result, sort_keys=True))
+
+
+LAYERS = (Path("/configured/upper"), Path("/base/upper"), Path("/foundation/tree"))
+"""The layers of a finished root, the uppermost first, as a room sees them with `layer_binds`."""
+
+
+def layer_binds(needs: Mapping[str, Path]) -> list[Bind]:
+    """Shows a room the steps that `LAYERS` speaks of."""
+    return [read_only(needs[name], f"/{name}") for name in ("foundation", "base", "configured") if name in needs]
+
+
+def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools: Step) -> Step:
     """What the spec lays over the base, as an overlay's upper directory."""
     root_bytes = slots.root_bytes(spec)
     inputs = specs.digest_inputs(spec)
@@ -133,30 +194,24 @@ def configured_step(spec: Spec, lock: Lock, base: Step, tools: Step) -> Step:
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
-        upper, scratch = work / "upper", work / "scratch"
-        upper.mkdir()
-        upper.chmod(0o755)
-        scratch.mkdir()
         files, sources = _files(spec)
-        binds = [read_only(needs["base"] / "tree", "/base"), writable(work, "/step"), *sources]
+        binds = [*layer_binds(needs), writable(work, "/step"), *sources]
         scripts: list[Json] = []
         for index, script in enumerate(spec.scripts):
             binds.append(read_only(script.source, f"/scripts/{index}"))
             scripts.append({"name": script.name, "source": f"/scripts/{index}"})
         full = {**request, "tree": "/tree", "guest": "/obelisk/guest/root", "code": "/obelisk/inside", "files": files, "scripts": scripts}
-        layers = Overlay([Path("/base")], Path("/step/upper"), Path("/step/scratch"))
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
-        result = run_program(room, "configure", full, binds=binds, running=running, env=env, overlay=layers)
+        with _upper(room, work, LAYERS[1:]) as layers:
+            result = run_program(room, "configure", full, binds=binds, running=running, env=env, overlay=layers)
         if specs.digest_inputs(spec) != inputs:
             raise InputError(
                 f"{spec.directory}: a file of the spec changed while it was read", code="spec-moved", hint="build again when it is settled"
             )
-        (work / "result.json").write_text(json.dumps(result, sort_keys=True))
-        # The kernel's own scratch directory belongs to root and has no mode bits: it goes the way it came.
-        room.run(["rm", "-rf", "/step/scratch"], binds=[writable(work, "/step")])
+        _keep(work, result)
 
     options: Json = {"request": request, "inputs": inputs, "epoch": lock.system.epoch, "code": digest_of_code()}
-    return Step("configured", "Configured tree", options, (base, tools), produce, revision=CONFIGURED_REVISION)
+    return Step("configured", "Configured tree", options, (foundation, base, tools), produce, revision=CONFIGURED_REVISION)
 
 
 def digest_of_code() -> str:

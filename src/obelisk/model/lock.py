@@ -4,7 +4,8 @@ A lock holds no host: packages are named by the archive (`origin`) and the path 
 from any mirror.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from obelisk.model.canonical import Json, digest
 
@@ -43,6 +44,18 @@ class Account:
     entry: str = ""
 
 
+Accounts = tuple[tuple[Account, ...], tuple[Account, ...]]
+"""Users, and groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Names of accounts that are made before any package of the set asks for them."""
+
+    foundation: tuple[str, ...] = ()
+    base: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class PackageSet:
     """The packages of one tree. `epoch` (seconds since 1970) is the newest of the archives' release dates."""
@@ -68,33 +81,37 @@ class Lock:
     """The inputs of one image: its own packages, the tools that build it, and the ids of accounts that packages create.
 
     `request` is the digest of the part of the spec that the lock answers; a spec whose request differs wants a new lock.
-    Package scripts hand out ids in the order of installation, so the same packages give the same ids; `pinned` names the accounts to
-    which a later change of packages would have given others, and which are therefore made first.
+    An image's packages are in two sets: the `foundation`, which every image of the distribution and role has, with all that it depends
+    on, and which is installed first; and the `base`, which is what the spec adds to it. Package scripts hand out ids in the order of
+    installation, so the same packages give the same ids; `pinned` names, by set, the accounts to which a later change of packages would
+    have given others, and which are therefore made first.
     """
 
     request: str
-    system: PackageSet
+    foundation: PackageSet
+    base: PackageSet
     tools: PackageSet
     users: tuple[Account, ...] = ()
     groups: tuple[Account, ...] = ()
-    pinned: tuple[str, ...] = ()
+    pinned: Pinned = field(default_factory=Pinned)
 
     @property
-    def pinned_users(self) -> tuple[Account, ...]:
-        """The users that are made before any package asks for them."""
-        return tuple(account for account in self.users if account.name in self.pinned)
+    def system(self) -> PackageSet:
+        """All packages of the image, by name; the epoch is that of the later resolution."""
+        packages = sorted((*self.foundation.packages, *self.base.packages), key=lambda package: package.name)
+        return PackageSet(self.base.suite, max(self.foundation.epoch, self.base.epoch), tuple(packages))
 
-    @property
-    def pinned_groups(self) -> tuple[Account, ...]:
-        """The groups that are made before any package asks for them."""
-        return tuple(account for account in self.groups if account.name in self.pinned)
+    def accounts(self, names: Collection[str]) -> Accounts:
+        """Users and groups of these names, with the ids that are recorded."""
+        return tuple(a for a in self.users if a.name in names), tuple(a for a in self.groups if a.name in names)
 
     @property
     def sha256(self) -> str:
         """Digest of everything in the lock that decides the bytes of an image."""
         return digest(
             {
-                "system": self.system.sha256,
+                "foundation": self.foundation.sha256,
+                "base": self.base.sha256,
                 "tools": self.tools.sha256,
                 "users": {account.name: account.id for account in self.users},
                 "groups": {account.name: account.id for account in self.groups},

@@ -79,10 +79,12 @@ class Resolver:
             ) from error
         return max((_release_date(file) for file in (self.directory / "lists").glob("*Release")), default=0)
 
-    def pin(self, versions: Mapping[str, str]) -> None:
-        """Hold packages at exactly these versions (name -> version) in later calls."""
-        text = "\n".join(f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n" for name, version in versions.items())
-        (self.directory / "preferences").write_text(text)
+    def pin(self, versions: Mapping[str, str], *, alone: bool = False) -> None:
+        """Hold packages at exactly these versions (name -> version) in later calls; `alone`, there are no others."""
+        pins = [f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n" for name, version in versions.items()]
+        if alone:
+            pins.append("Package: *\nPin: release *\nPin-Priority: -1\n")
+        (self.directory / "preferences").write_text("\n".join(pins))
 
     def resolve(self, packages: Sequence[str], *, recommends: bool) -> tuple[Package, ...]:
         """The complete set of packages that installs `packages` and everything essential, sorted by name.
@@ -90,14 +92,23 @@ class Resolver:
         Raises:
             InputError: a package does not exist, or the set has no solution.
         """
+        return tuple(sorted(self._describe(self._install(packages, recommends=recommends)), key=lambda package: package.name))
+
+    def closure(self, packages: Sequence[str], among: Sequence[Package]) -> tuple[Package, ...]:
+        """Those of `among`, a resolved set, without which `packages` and everything essential cannot be installed."""
+        self.pin({package.name: package.version for package in among}, alone=True)
+        names = {file.split("_", 1)[0] for _, file in self._install(packages, recommends=False)}
+        return tuple(package for package in among if package.name in names)
+
+    def _install(self, packages: Sequence[str], *, recommends: bool) -> list[tuple[str, str]]:
+        """Address and file name of each package that an installation takes."""
         option = "true" if recommends else "false"
         install = ["apt-get", "install", "--yes", "--print-uris", "-o", f"APT::Install-Recommends={option}", "?essential", *packages]
         try:
             answer = run(install, env=self._env, timeout_s=300).stdout
         except CommandError as error:
             raise _unresolved(error, packages, self._names) from error
-        wanted = [(match["uri"], match["file"]) for match in map(_URI.match, answer.splitlines()) if match]
-        return tuple(sorted(self._describe(wanted), key=lambda package: package.name))
+        return [(match["uri"], match["file"]) for match in map(_URI.match, answer.splitlines()) if match]
 
     def _describe(self, wanted: Sequence[tuple[str, str]]) -> Iterable[Package]:
         versions = [tuple(file.removesuffix(".deb").rsplit("_", 2)) for _, file in wanted]

@@ -13,17 +13,19 @@ from obelisk.system.namespace import as_root
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """One tree to make: from the packages in `repository` (a directory with .deb files and their `Packages` index) into `tree`.
+    """Packages to install: from `repository` (a directory with .deb files and their `Packages` index) into `tree`.
 
-    Paths are as the program sees them. `essential_hook` is a script that runs between the essential and the other packages.
+    Paths are as the program sees them. The tree is new, unless it is `extended`: then it has the essential packages already. `hook` is
+    a script that runs when the essential packages are there, and the others not yet.
     """
 
     repository: Path
-    tree: Path
     packages: tuple[str, ...]
+    hook: Path | None
+    tree: Path
     epoch: int
     documentation: bool
-    essential_hook: Path | None = None
+    extended: bool = False
 
     def argv(self) -> list[str]:
         """The argument list; mode root, so the caller gives it root rights, real or namespaced."""
@@ -31,7 +33,7 @@ class Bootstrap:
             "mmdebstrap",
             "--mode=root",
             "--format=directory",
-            "--variant=essential",
+            f"--variant={'custom' if self.extended else 'essential'}",
             f"--include={','.join(self.packages)}",
             '--aptopt=APT::Install-Recommends "false"',
             "--aptopt=APT::Get::Allow-Downgrades true",
@@ -41,10 +43,12 @@ class Bootstrap:
             "--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount",
         ]
         if not self.documentation:
-            words += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "info", "locale", "gtk-doc", "lintian")]
-            words += ["--dpkgopt=path-include=/usr/share/doc/*/copyright", "--dpkgopt=path-include=/usr/share/locale/locale.alias"]
-        if self.essential_hook is not None:
-            words.append(f"--essential-hook={self.essential_hook}")
+            # Written with a space, which dpkg reads as well: at "path-exclude=" mmdebstrap would take its slow filter for the essential
+            # packages' first unpacking. What that leaves behind is removed with the other traces of the installation.
+            words += [f"--dpkgopt=path-exclude /usr/share/{name}/*" for name in ("man", "doc", "info", "locale", "gtk-doc", "lintian")]
+            words += ["--dpkgopt=path-include /usr/share/doc/*/copyright", "--dpkgopt=path-include /usr/share/locale/locale.alias"]
+        if self.hook is not None:
+            words.append(f"--{'extract' if self.extended else 'essential'}-hook={self.hook}")
         return [*words, "", str(self.tree), f"deb [trusted=yes] file://{self.repository} ./"]
 
     def environment(self) -> dict[str, str]:

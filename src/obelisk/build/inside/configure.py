@@ -34,7 +34,7 @@ def main() -> None:
     for script in request["scripts"]:
         run_script(tree, script)
     seed_state(tree, request)
-    refresh(tree)
+    refresh(tree, request)
     setuid, devices = special_files(tree)
     inspect(tree, request, {*setuid} - {*before[0]}, {*devices} - {*before[1]})
     json.dump({"setuid": setuid, "os_release": (tree / "usr/lib/os-release").read_text()}, sys.stdout, sort_keys=True)
@@ -207,14 +207,13 @@ def settle(tree: Path, path: str) -> str:
 
 
 def package_files(tree: Path) -> dict[str, str]:
-    """Which package owns each path, under its canonical name."""
+    """Which package owns each path, under its canonical name; of a directory, one of the packages that have it."""
     owned: dict[str, str] = {}
-    info = next(d for d in (tree / "var/lib/dpkg/info", tree / "usr/lib/sysimage/dpkg/info") if d.is_dir())
-    for listing in info.glob("*.list"):
+    for listing in (tree / "usr/lib/sysimage/dpkg/info").glob("*.list"):
         package = listing.name.removesuffix(".list").split(":")[0]
         for line in listing.read_text().splitlines():
             owned[f"/usr{line}" if line.startswith(("/bin/", "/sbin/", "/lib/", "/lib64/")) else line] = package
-    return {path: package for path, package in owned.items() if not (tree / path.lstrip("/")).is_dir()}
+    return owned
 
 
 def keep_tmp_in_memory(usr: Path) -> None:
@@ -244,13 +243,19 @@ def settle_services(tree: Path, services: dict[str, list[str]]) -> None:
 
 def run_script(tree: Path, script: dict[str, str]) -> None:
     """Run one build script inside the tree: as its root, without network, without sight of anything else."""
-    words = ["bwrap", "--die-with-parent", "--cap-add", "ALL", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--bind", str(tree), "/"]
-    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--ro-bind", script["source"], "/run/script"]  # noqa: S108
-    for name, value in {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}.items():
-        words += ["--setenv", name, value]
-    finished = subprocess.run([*words, "/run/script"], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+    words = in_tree(tree, "/run/script", script=script["source"])
+    finished = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
     if finished.returncode != 0:
         refuse("script-failed", f"the build script {script['name']} failed with status {finished.returncode}; scripts have no network")
+
+
+def in_tree(tree: Path, *command: str, script: str = "/dev/null") -> list[str]:
+    """The command line that runs a program of the tree with the tree as its root; it sees `script` as /run/script."""
+    words = ["bwrap", "--die-with-parent", "--cap-add", "ALL", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--bind", str(tree), "/"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run", "--ro-bind", script, "/run/script"]  # noqa: S108
+    for name, value in {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}.items():
+        words += ["--setenv", name, value]
+    return [*words, *command]
 
 
 def seed_state(tree: Path, request: dict[str, Any]) -> None:
@@ -266,9 +271,19 @@ def seed_state(tree: Path, request: dict[str, Any]) -> None:
     write(tree / "usr/lib/obelisk/health.conf", request["health"].encode())
 
 
-def refresh(tree: Path) -> None:
+def refresh(tree: Path, request: dict[str, Any]) -> None:
     """Caches that systems otherwise make at their first boot, where the root cannot be written."""
     subprocess.run(["ldconfig", "-r", str(tree)], check=True)
+    database = tree / "usr/lib/udev/hwdb.bin"
+    if database.exists():
+        if request["scripts"] or any("/udev/hwdb.d/" in entry["path"] for entry in request["files"]):
+            words = in_tree(tree, "systemd-hwdb", "update", "--usr", "--strict")
+            finished = subprocess.run(words, capture_output=True, text=True, check=False)
+            # It goes on after an error, whatever it is told.
+            if finished.returncode != 0 or finished.stderr:
+                refuse("hwdb", f"the hardware database cannot be made: {(finished.stderr.strip().splitlines() or ['no reason given'])[0]}")
+        # Ten megabytes of text that nothing reads once it is compiled.
+        shutil.rmtree(tree / "usr/lib/udev/hwdb.d")
     (tree / "etc/.updated").touch()
 
 

@@ -1,6 +1,7 @@
-"""Turns a freshly installed root tree into a base that any number of machines can share: nothing in it says where or when it was made.
+"""Turns a freshly installed root tree into one that any number of machines can share: nothing in it says where or when it was made.
 
-Input: {"tree": path, "epoch": seconds}. Output: {"kernel": version, "users": {name: "uid:gid:comment:home:shell"}, "groups": {name: gid}}.
+Input: {"tree": path, "kernel": where the kernel is to be put, or null for a tree that is complete, "documentation": whether to keep it}.
+Output: {"kernel": version, "users": {name: "uid:gid:comment:home:shell"}, "groups": {name: gid}}.
 """
 
 import json
@@ -8,6 +9,7 @@ import lzma
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,20 +53,40 @@ REMOVED = (
 def main() -> None:
     request = json.load(sys.stdin)
     tree = Path(request["tree"])
-    kernel = install_kernel(tree)
+    kernel = settle_kernel(tree, request["kernel"] and Path(request["kernel"]))
     for pattern in REMOVED:
         for path in tree.glob(pattern):
             remove(path)
-    for place in ("var/log", "var/cache"):
-        for path in (tree / place).rglob("*"):
-            if path.is_symlink() or not path.is_dir():
-                path.unlink()
+    if not request["documentation"]:
+        for path in documentation(tree / "usr/share"):
+            remove(path)
+    if request["kernel"] is None:
+        close(tree / "var", tree / "usr/lib/sysimage/dpkg")
     (tree / "etc/machine-id").touch(mode=0o444)
     snakeoil = tree / "etc/ssl/private/ssl-cert-snakeoil.key"
     if snakeoil.exists():
         hand_over_snakeoil(tree)
     sort_accounts(tree / "etc")
     json.dump({"kernel": kernel, "users": users(tree / "etc/passwd"), "groups": groups(tree / "etc/group")}, sys.stdout, sort_keys=True)
+
+
+def close(var: Path, database: Path) -> None:
+    """No package comes any more: caches can go, and the package database moves to where it describes the image and not the machine."""
+    for place in ("log", "cache"):
+        for path in (var / place).rglob("*"):
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+    shutil.copytree(var / "lib/dpkg", database, symlinks=True)
+    shutil.rmtree(var / "lib/dpkg")
+    # For build scripts; on a machine, tmpfiles.d(5) makes the link.
+    (var / "lib/dpkg").symlink_to("../../usr/lib/sysimage/dpkg")
+
+
+def documentation(share: Path) -> Iterator[Path]:
+    """What dpkg was told to leave out, where it came in before dpkg; licences and names of locales are no documentation."""
+    for name in ("man", "info", "gtk-doc", "lintian", "locale"):
+        yield from (path for path in (share / name).glob("*") if path.name != "locale.alias")
+    yield from (path for path in (share / "doc").glob("*/*") if path.name != "copyright")
 
 
 def remove(path: Path) -> None:
@@ -116,16 +138,17 @@ def groups(path: Path) -> dict[str, int]:
     return {fields[0]: int(fields[2]) for fields in (line.split(":") for line in path.read_text().splitlines())}
 
 
-def install_kernel(tree: Path) -> str:
-    """Put the kernel beside its modules, which lie uncompressed: they load faster and change less between versions."""
+def settle_kernel(tree: Path, kernel: Path | None) -> str:
+    """Move the kernel out of the tree: it is in the UKI. Modules lie uncompressed: they load faster and change less between versions."""
     versions = sorted(path.name for path in (tree / "usr/lib/modules").glob("*") if (path / "kernel").is_dir())
     if len(versions) != 1:
         refuse("kernel-count", f"the packages bring {len(versions)} kernels ({', '.join(versions) or 'none'}), one is wanted")
     version = versions[0]
     modules = tree / "usr/lib/modules" / version
-    kernel = modules / "vmlinuz"
-    if not kernel.exists():
-        shutil.copyfile(tree / "boot" / f"vmlinuz-{version}", kernel)
+    if kernel is not None:
+        beside = modules / "vmlinuz"
+        shutil.copyfile(beside if beside.exists() else tree / "boot" / f"vmlinuz-{version}", kernel)
+        beside.unlink(missing_ok=True)
     compressed = list((modules / "kernel").rglob("*.ko.xz"))
     with ThreadPoolExecutor() as pool:
         list(pool.map(unpack_module, compressed))

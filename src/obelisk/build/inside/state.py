@@ -1,8 +1,7 @@
 """Makes /var of a tree the template of a machine's state.
 
 The directories, links and files that packages ship below /var become lines of tmpfiles.d(5), which each boot applies to what is
-missing, and never to what is there; the files themselves move to /usr/share/factory. The package database moves to
-/usr/lib/sysimage/dpkg, because it describes the image and not the machine; the state holds a link to it.
+missing, and never to what is there; the files themselves move to /usr/share/factory.
 """
 
 import os
@@ -24,11 +23,6 @@ def seed(tree: Path) -> None:
         if name in MADE_ELSEWHERE or name in known or any(name == skipped or name.startswith(f"{skipped}/") for skipped in SKIPPED):
             continue
         lines.append(_rule(tree, path, name))
-    database = tree / "var/lib/dpkg"
-    kept = tree / "usr/lib/sysimage/dpkg"
-    if database.is_dir() and not database.is_symlink():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(database, kept, symlinks=True)
     lines.append("L+ /var/lib/dpkg - - - - /usr/lib/sysimage/dpkg")
     lines += ["d /var/lib/apt 0755 root root", "d /var/cache/apt/archives/partial 0700 root root"]
     lines += [f"L {name} - - - - {target}" for name, target in (("/var/lock", "/run/lock"), ("/var/run", "/run")) if name not in known]
