@@ -209,6 +209,7 @@ def machine_archives() -> dict[str, str]:
     return found
 
 
+# apt counts itself as essential, which on a sealed image it is not: ForceEssential.
 # apt 2.6 can wait for ever when a file is to be tried again after a delay while others from the same place wait: no delay.
 def _configuration(directory: Path, architecture: str) -> str:
     own = f"""
@@ -231,6 +232,7 @@ APT::Architecture "{architecture}";
 APT::Architectures {{ "{architecture}"; }};
 APT::Sandbox::User "root";
 APT::Get::Assume-Yes "true";
+pkgCacheGen::ForceEssential ",";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Acquire::Retries::Delay "false";
