@@ -85,3 +85,10 @@ def test_a_full_disk_asks_for_room(tmp_path: Path) -> None:
     with pytest.raises(StateError) as caught, files.written_by_name(tmp_path / "file"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "make room" in caught.value.hint
+
+
+def test_a_place_that_will_not_take_a_file_is_known_beforehand(tmp_path: Path) -> None:
+    files.ensure_writable(tmp_path / "obelisk.lock")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StateError, match=r"nowhere/obelisk\.lock cannot be written: No such file"):
+        files.ensure_writable(tmp_path / "nowhere/obelisk.lock")

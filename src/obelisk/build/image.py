@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from obelisk import spec as specs
-from obelisk.build import debian, slots
+from obelisk.build import slots
 from obelisk.build.graph import Step, execute
 from obelisk.build.keys import SigningKey
 from obelisk.build.provenance import provenance
@@ -38,7 +37,7 @@ _PARTS = (
 
 def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> dict[str, Step]:
     """The steps that make the image of `spec`, by name, in an order in which each follows what it needs. Nothing runs yet."""
-    tools = tools_step(lock.tools, store, sink, snapshot=partial(debian.snapshot_uri, spec))
+    tools = tools_step(lock.tools, store, sink, spec)
     foundation = foundation_step(spec, lock, tools, store, sink)
     base = base_step(spec, lock, foundation, tools, store, sink)
     configured = configured_step(spec, lock, foundation, base, tools)

@@ -22,6 +22,7 @@ from obelisk.model.lock import Account, Accounts, Lock, Package, PackageSet
 from obelisk.model.spec import Spec
 from obelisk.store import Store
 from obelisk.system.apt import Archive, Resolver
+from obelisk.system.files import ensure_writable
 
 
 def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None = None) -> tuple[Lock, tuple[str, ...]]:
@@ -44,6 +45,8 @@ def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None =
                 raise InputError(
                     f"{name} is not in the lock", place=str(spec.lock_file), code="update-unknown", hint="see `obelisk lock` for names"
                 )
+    if old is None or update is not None or old.request != specs.request(spec):
+        ensure_writable(spec.lock_file)
     tools = _resolve_tools(spec, old, store, sink, update=update)
     foundation, base = _resolve_system(spec, old, store, sink, update=update)
     fresh = Lock(specs.request(spec), foundation, base, tools)
@@ -103,7 +106,7 @@ def _resolve_tools(spec: Spec, old: Lock | None, store: Store, sink: Sink, *, up
         "resolve-tools",
         "Resolving the tools tree",
         (wanted,),
-        debian.archives(debian.TOOLS_SUITE),
+        debian.archives(debian.TOOLS_SUITE, mirror=spec.mirror),
         suite=debian.TOOLS_SUITE,
         old=(old.tools,) if old else None,
         update=update,
@@ -190,7 +193,7 @@ def _unsettled(fresh: Lock, layer: str, found: Accounts) -> set[str]:
 
 def _accounts(spec: Spec, fresh: Lock, store: Store, sink: Sink) -> dict[str, Accounts]:
     """Who is there when the foundation is installed, and who when the base is."""
-    tools = tools_step(fresh.tools, store, sink, snapshot=partial(debian.snapshot_uri, spec))
+    tools = tools_step(fresh.tools, store, sink, spec)
     foundation = foundation_step(spec, fresh, tools, store, sink)
     outputs = execute((tools, foundation, base_step(spec, fresh, foundation, tools, store, sink)), store, sink)
     found: dict[str, Accounts] = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from obelisk import spec as specs
 from obelisk.build import debian, health, slots
 from obelisk.build.graph import Step
-from obelisk.build.packages import SnapshotOf, fetch, lay_out, nowhere
+from obelisk.build.packages import fetch, lay_out, nowhere
 from obelisk.build.programs import CODE, GUEST, Overlay, overlay_command, run_program
 from obelisk.errors import InputError
 from obelisk.events import Sink, Task
@@ -31,11 +31,16 @@ BASE_REVISION = 2
 CONFIGURED_REVISION = 2
 
 
-def tools_step(packages: PackageSet, store: Store, sink: Sink, *, snapshot: SnapshotOf = nowhere) -> Step:
-    """The tools tree: everything that later steps run, so that they do the same on every machine."""
+def tools_step(packages: PackageSet, store: Store, sink: Sink, spec: Spec | None = None) -> Step:
+    """The tools tree: everything that later steps run, so that they do the same on every machine.
+
+    `spec` may name a mirror and an archive of old packages.
+    """
+    archives = partial(debian.archives, packages.suite, mirror=spec.mirror if spec else None)
+    snapshot = partial(debian.snapshot_uri, spec) if spec else nowhere
 
     def produce(work: Path, _needs: Mapping[str, Path], running: Task) -> None:
-        fetch(packages.packages, partial(debian.archives, packages.suite), store, sink, snapshot=snapshot)
+        fetch(packages.packages, archives, store, sink, snapshot=snapshot)
         repository = work / "repository"
         lay_out(packages, store, repository)
         names = tuple(package.name for package in packages.packages)

@@ -20,6 +20,9 @@ _URI = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)")
 # apt says the first of an archive without a valid signature, the others why.
 _UNSIGNED = re.compile(r"is not signed|GPG error|OpenPGP signature verification failed|invalid signature")
 
+# What talks to the network may take long, and ends when we do, even when we are killed.
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+
 
 @dataclass(frozen=True, slots=True)
 class Archive:
@@ -61,7 +64,7 @@ class Resolver:
             CommandError: there is no room for them.
         """
         try:
-            run(["apt-get", "update", "--error-on=any"], env=self._env, on_line=on_line, timeout_s=600)
+            run([*_WITH_US, "apt-get", "update", "--error-on=any"], show="apt-get", env=self._env, on_line=on_line, timeout_s=600)
         except CommandError as error:
             if NO_SPACE in error.output:
                 raise
@@ -179,7 +182,7 @@ def download(files: Mapping[str, Path], *, on_line: OnLine | None = None) -> Non
         configuration.write_text(_configuration(directory, "amd64"))
         env = {**MINIMAL_ENVIRONMENT, **_network_environment(), "APT_CONFIG": str(configuration), "TMPDIR": scratch}
         try:
-            run([helper, "download-file", *words], env=env, on_line=on_line, timeout_s=7200)
+            run([*_WITH_US, helper, "download-file", *words], show="apt-helper", env=env, on_line=on_line, timeout_s=7200)
         except CommandError as error:
             if NO_SPACE in error.output:
                 raise  # no fault of an archive; who owns the place explains it

@@ -10,6 +10,7 @@ import mmap
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,16 @@ def written_by_name(path: Path) -> Iterator[None]:
             code="unwritable",
             hint="make room there, or name another place" if full else f"see who may write to {path.parent}, or name another place",
         ) from error
+
+
+def ensure_writable(path: Path) -> None:
+    """Find out, before long work, whether `path` could be written at its end.
+
+    Raises:
+        StateError: it could not.
+    """
+    with written_by_name(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def sync_file(path: Path) -> None:

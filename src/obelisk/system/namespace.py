@@ -5,6 +5,8 @@ A tree that an ordinary user builds belongs to subordinate ids, so everything th
 
 import os
 import pwd
+import re
+import stat
 from functools import cache
 from pathlib import Path
 
@@ -20,13 +22,22 @@ def as_root() -> tuple[str, ...]:
     """The words to put before a command so that it sees itself as root; none for root.
 
     Raises:
-        MissingFeatureError: this user has no subordinate ids, or the machine has no newuidmap.
+        MissingFeatureError: this user has no subordinate ids, or there is no newuidmap that may use them.
     """
     if os.geteuid() == 0:
         return ()
     user = pwd.getpwuid(os.geteuid()).pw_name
-    if find_program("newuidmap") is None:
-        raise MissingFeatureError("newuidmap is not installed", code="no-newuidmap", hint="install the package uidmap")
+    for helper in ("newuidmap", "newgidmap"):
+        program = find_program(helper)
+        if program is None:
+            raise MissingFeatureError(f"{helper} is not installed", code="no-newuidmap", hint="install the package uidmap")
+        # Without its privileges it fails, and unshare(1) then waits for it for ever.
+        if not _gains_privileges(program):
+            raise MissingFeatureError(
+                f"{program} cannot gain the privileges that it needs",
+                code="no-newuidmap",
+                hint="run outside of containers and sandboxes that forbid set-id programs, or as root",
+            )
     for table in ("/etc/subuid", "/etc/subgid"):
         if not _has_range(Path(table), user):
             raise MissingFeatureError(
@@ -54,6 +65,19 @@ def _has_range(table: Path, user: str) -> bool:
         if owner in {user, str(os.geteuid())} and int(span.rpartition(":")[2] or 0) >= _IDS:
             return True
     return False
+
+
+def _gains_privileges(program: Path) -> bool:
+    if re.search(r"^NoNewPrivs:\s*1$", Path("/proc/self/status").read_text(), re.MULTILINE):
+        return False
+    if os.statvfs(program).f_flag & os.ST_NOSUID:
+        return False
+    if program.stat().st_mode & stat.S_ISUID:
+        return True
+    try:
+        return bool(os.getxattr(program, "security.capability"))
+    except OSError:
+        return False
 
 
 def is_root() -> bool:
