@@ -74,17 +74,33 @@ def test_a_build_killed_at_any_instant_goes_on_to_the_same_image(workshop: Tool,
     assert_nothing_is_left(killed)
 
 
-def test_a_base_killed_at_work_and_a_lock_killed_at_work_leave_what_was(workshop: Tool, tmp_path: Path) -> None:
+def test_a_layer_killed_at_work_and_a_lock_killed_at_work_leave_what_was(workshop: Tool, tmp_path: Path) -> None:
     tool = tool_copy(workshop, tmp_path, "killed")
     lock = tool.spec / "obelisk.lock"
     before = lock.read_bytes()
+    (foundation,) = foundations(tool)
+    shutil.rmtree(foundation)
     with tool.changed("obelisk.toml", 'packages = ["', 'packages = ["hello", "'):
-        for seconds in (2, 6, 12, 20):
+        for seconds in (1, 3, 6, 9):
             assert kill_after(tool, seconds, "lock", str(tool.spec))
             assert lock.read_bytes() == before
+        process = tool.start("lock", str(tool.spec))
+        while not foundations(tool):
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(1.5)  # the base is at work now
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert lock.read_bytes() == before
         assert "+ hello " in tool.run("lock", str(tool.spec))
         tool.build()
     assert_nothing_is_left(tool)
+
+
+def foundations(tool: Tool) -> list[Path]:
+    """The steps that hold a foundation."""
+    return [kernel.parent.parent for kernel in (tool.store / "steps").glob("*/output/vmlinuz")]
 
 
 def test_tools_killed_at_work_take_all_that_they_started_with_them(workshop: Tool, tmp_path: Path) -> None:
