@@ -142,10 +142,10 @@ class Mkosi:
         self._scene.room.run(command, binds=binds, on_line=running.output)
         return time.monotonic() - began
 
-    def shipped_bytes(self) -> dict[str, int]:
-        """The sizes of root, hash tree and UKI."""
+    def shipped(self) -> dict[str, Path]:
+        """The files of root, hash tree and UKI."""
         wanted = {"root": "image.root-x86-64.raw", "verity": "image.root-x86-64-verity.raw", "uki": "image.efi"}
-        return {part: (self.directory / "output" / file).stat().st_size for part, file in wanted.items()}
+        return {part: self.directory / "output" / file for part, file in wanted.items()}
 
     def _configuration(self, kind: Kind) -> str:
         scene = self._scene
