@@ -83,20 +83,20 @@ def base_step(spec: Spec, lock: Lock, foundation: Step, tools: Step, store: Stor
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         _fetch_all(spec, lock, store, sink)
         room = Room(needs["tools"] / "tree")
-        below = read_only(needs["foundation"] / "tree", "/foundation")
-        with _upper(room, work, [Path("/foundation")]) as layers:
+        binds = [*layer_binds(needs), writable(work, "/step")]
+        with _upper(room, work, LAYERS[2:]) as layers:
             if lock.base.packages:
                 with _prepared(work, lock.base, (users, groups), store) as seen:
                     request = Bootstrap(*seen, Path(layers.inside), lock.system.epoch, spec.documentation, extended=True)
                     room.run(
                         overlay_command(layers, request.argv(), user_namespace=not is_root()),
-                        binds=[below, writable(work, "/step")],
+                        binds=binds,
                         env=request.environment(),
                         on_line=running.output,
                         durable=False,
                     )
             scrub: Json = {"tree": layers.inside, "kernel": None, "documentation": spec.documentation}
-            _keep(work, run_program(room, "scrub", scrub, binds=[below, writable(work, "/step")], running=running, overlay=layers))
+            _keep(work, run_program(room, "scrub", scrub, binds=binds, running=running, overlay=layers))
 
     options = _installed(spec, lock.base, users, groups) | {"epoch": lock.system.epoch}
     return Step("base", "Base tree", options, (foundation, tools), produce, revision=BASE_REVISION)
