@@ -4,7 +4,7 @@ import io
 import stat
 import struct
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ KERNEL = "6.1-test"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 LINKER = "lib64/ld-linux-x86-64.so.2"
 MODULES = f"usr/lib/modules/{KERNEL}"
-UNITS = "usr/lib/systemd/system"
 
 
 def elf(*, needs: Sequence[str] = (), interpreter: str = "") -> bytes:
@@ -47,15 +46,11 @@ def put(root: Path, name: str, content: bytes = b"", *, mode: int = 0o644) -> No
 def fill(root: Path, *, backwards: bool = False) -> None:
     """A tree with everything that is required; `backwards` makes the same files in the opposite order."""
     program = elf(needs=["libc.so.6"], interpreter=f"/{LINKER}")
-    files = {name: program for name in initrd.PROGRAMS if not name.endswith("?")}
+    files = dict.fromkeys(initrd.PROGRAMS, program)
     files |= {f"{LIBRARIES}/{name}": elf(needs=["libc.so.6"]) for name in initrd.LOADED_BY_NAME}
-    files["usr/lib/systemd/systemd"] = elf(needs=["libsystemd-shared-1.so"], interpreter=f"/{LINKER}")
+    files["usr/lib/systemd/systemd-veritysetup"] = elf(needs=["libsystemd-shared-1.so"], interpreter=f"/{LINKER}")
     files[f"{LIBRARIES}/systemd/libsystemd-shared-1.so"] = elf(needs=["libdeep.so.1"])
     files |= {f"{LIBRARIES}/{name}": elf() for name in ("libc.so.6", "libdeep.so.1.0", "ld-linux-x86-64.so.2")}
-    files |= {f"{UNITS}/{unit}": b"[Unit]\n" for unit in initrd.UNITS if unit != "systemd-udev-trigger.service"}
-    files |= {f"usr/lib/udev/rules.d/{rule}": b"" for rule in initrd.RULES}
-    files["usr/lib/os-release"] = b"ID=test\n"
-    files["etc/group"] = b"root:x:0:\nsales:x:1500:ann\nkvm:x:993:\ndisk:x:6:ann\n"
     names = (
         "fs/btrfs/btrfs.ko.xz",
         "crypto/xor.ko.xz",
@@ -118,7 +113,7 @@ def records(archive: bytes) -> Iterator[Record]:
 
 def archive_of(tree: Path) -> bytes:
     stream = io.BytesIO()
-    initrd.write_archive(stream, initrd.collect(tree, KERNEL), {"init": "usr/lib/systemd/systemd", "etc/made": b"made"})
+    initrd.write_archive(stream, initrd.collect(tree, KERNEL), {"sbin": "usr/sbin", "etc/made": b"made"})
     return stream.getvalue()
 
 
@@ -145,20 +140,13 @@ def test_elf_files_name_interpreter_and_libraries_and_others_nothing(tmp_path: P
     assert initrd.linked(tmp_path / "script") == ("", [])
 
 
-@pytest.mark.parametrize("missing", ["usr/bin/systemd-repart", "usr/sbin/mkfs.btrfs", "usr/lib/systemd/systemd-veritysetup"])
+@pytest.mark.parametrize("missing", ["usr/sbin/switch_root", "usr/lib/systemd/systemd-veritysetup"])
 def test_a_tree_without_a_needed_program_is_refused_by_its_name(tree: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tree / missing).unlink()
     with pytest.raises(SystemExit) as ended:
         initrd.collect(tree, KERNEL)
     assert ended.value.code == 3
     assert capsys.readouterr().err.startswith(f"refused: initrd-file: the packages of the image lack /{missing}")
-
-
-def test_a_tree_without_what_only_some_distributions_have_is_fine(tree: Path) -> None:
-    optional = [name.removesuffix("?") for name in initrd.PROGRAMS if name.endswith("?")]
-    assert optional
-    assert not any((tree / name).exists() for name in optional)
-    assert not set(optional) & set(initrd.collect(tree, KERNEL))
 
 
 def test_programs_may_lie_in_the_other_of_bin_and_sbin(tree: Path) -> None:
@@ -214,10 +202,9 @@ def test_an_archive_holds_contents_links_and_modes_as_they_are(tree: Path) -> No
     found = {record.name: record for record in records(archive_of(tree))}
     assert found[f"{LIBRARIES}/libdeep.so.1"].data == b"libdeep.so.1.0"
     assert stat.S_ISLNK(found[f"{LIBRARIES}/libdeep.so.1"].mode)
-    assert found["usr/bin/btrfs"].mode == stat.S_IFREG | 0o755
-    assert found[f"{UNITS}/initrd.target"].mode == stat.S_IFREG | 0o644
+    assert found["usr/bin/mount"].mode == stat.S_IFREG | 0o755
     assert found[f"{MODULES}/kernel/fs/btrfs/btrfs.ko.xz"].data == b"fs/btrfs/btrfs.ko.xz"
-    assert (found["init"].mode, found["init"].data) == (stat.S_IFLNK | 0o777, b"usr/lib/systemd/systemd")
+    assert (found["sbin"].mode, found["sbin"].data) == (stat.S_IFLNK | 0o777, b"usr/sbin")
     assert found["etc/made"].data == b"made"
 
 
@@ -229,7 +216,7 @@ def test_equal_trees_give_equal_bytes_whenever_and_in_whatever_order_they_were_m
 
 def test_another_byte_in_a_file_gives_another_archive(tree: Path) -> None:
     before = archive_of(tree)
-    put(tree, f"{UNITS}/initrd.target", b"[Unit]\n#\n", mode=0o640)
+    put(tree, f"{MODULES}/kernel/fs/btrfs/btrfs.ko.xz", b"other", mode=0o640)
     assert archive_of(tree) != before
 
 
@@ -240,26 +227,3 @@ def test_contents_of_any_length_are_read_back(size: int) -> None:
     found = {record.name: record.data for record in records(stream.getvalue())}
     assert found["a" * (size + 1)] == b"x" * size
     assert found["z"] == b"end"
-
-
-@pytest.fixture
-def made(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, bytes | str]]:
-    monkeypatch.setattr(initrd, "module_indexes", lambda *_: {})
-    return lambda: initrd.synthetic(tree, KERNEL)
-
-
-def test_what_is_made_tells_systemd_that_this_is_an_initrd(made: Callable[[], dict[str, bytes | str]]) -> None:
-    found = made()
-    assert found["etc/initrd-release"] == b"ID=test\n"
-    assert found["init"] == "usr/lib/systemd/systemd"
-    assert found[f"{UNITS}/default.target"] == "initrd.target"
-
-
-def test_only_units_that_exist_are_started(made: Callable[[], dict[str, bytes | str]]) -> None:
-    found = made()
-    assert found[f"{UNITS}/sysinit.target.wants/systemd-udevd.service"] == "../systemd-udevd.service"
-    assert f"{UNITS}/sysinit.target.wants/systemd-udev-trigger.service" not in found
-
-
-def test_groups_of_devices_have_the_ids_of_the_image_and_no_members(made: Callable[[], dict[str, bytes | str]]) -> None:
-    assert made()["etc/group"] == b"root:x:0:\ndisk:x:6:\nkvm:x:993:\n"

@@ -75,7 +75,8 @@ def initrd_step(foundation: Step, tools: Step) -> Step:
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
         kernel = json.loads((needs["foundation"] / "result.json").read_text())["kernel"]
-        request = {"tree": "/foundation", "kernel": kernel, "guest": "/obelisk/guest/initrd", "out": "/step/initrd.zst"}
+        guest = ["/obelisk/guest/initrd", "/obelisk/guest/both"]
+        request = {"tree": "/foundation", "kernel": kernel, "guest": guest, "out": "/step/initrd.zst"}
         binds = [read_only(needs["foundation"] / "tree", "/foundation"), writable(work, "/step")]
         run_program(room, "initrd", request, binds=binds, running=running)
 

@@ -205,7 +205,8 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         for index, script in enumerate(spec.scripts):
             binds.append(read_only(script.source, f"/scripts/{index}"))
             scripts.append({"name": script.name, "source": f"/scripts/{index}"})
-        full = {**request, "tree": "/tree", "guest": "/obelisk/guest/root", "code": "/obelisk/inside", "files": files, "scripts": scripts}
+        guest = ["/obelisk/guest/root", "/obelisk/guest/both"]
+        full = {**request, "tree": "/tree", "guest": guest, "code": "/obelisk/inside", "files": files, "scripts": scripts}
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         with _upper(room, work, LAYERS[1:]) as layers:
             result = run_program(room, "configure", full, binds=binds, running=running, env=env, overlay=layers)

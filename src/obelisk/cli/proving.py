@@ -13,7 +13,7 @@ from obelisk.cli.making import signing_key, tools_room
 from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
-from obelisk.machine import initrd_with, unpack_uki
+from obelisk.machine import HOOK, initrd_with, unpack_uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Spec
 from obelisk.system import qemu
@@ -26,19 +26,7 @@ _SHELL = """[Service]
 ExecStart=
 ExecStart=-/sbin/agetty --autologin root --keep-baud 115200,57600,38400,9600 - $TERM
 """
-_INJECT = """[Unit]
-DefaultDependencies=no
-After=sysroot.mount
-Before=initrd-switch-root.target initrd-cleanup.service
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/bin/sh /usr/lib/obelisk-shell/inject
-"""
-
-
-_INJECT_SCRIPT = """set -e
-drop_in=/run/systemd/system/serial-getty@ttyS0.service.d
+_HOOK = """drop_in=/run/systemd/system/serial-getty@ttyS0.service.d
 mkdir -p $drop_in
 cat /usr/lib/obelisk-shell/conf >$drop_in/shell.conf
 """
@@ -95,13 +83,7 @@ def run(arguments: Namespace) -> int:
             qemu.overlay(room, Path("/image") / raw.name, disk, size, binds=binds)
         sections = unpack_uki(image.part_path(PartKind.UKI))
         (work / "linux").write_bytes(sections["linux"])
-        units = "usr/lib/systemd/system"
-        shell: dict[str, bytes | str] = {
-            "usr/lib/obelisk-shell/conf": _SHELL.encode(),
-            "usr/lib/obelisk-shell/inject": _INJECT_SCRIPT.encode(),
-            f"{units}/obelisk-shell.service": _INJECT.encode(),
-            f"{units}/initrd.target.wants/obelisk-shell.service": "../obelisk-shell.service",
-        }
+        shell = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode()}
         (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))
         kernel = qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
         settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, forwards=forwards)

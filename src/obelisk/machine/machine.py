@@ -21,6 +21,9 @@ _LATE_TIMER = "IO-APIC + timer doesn't work"
 LATE_TIMER = "machine-timer"
 """Code of the error of a kernel that waited in vain for the emulated timer, on a busy machine: that says nothing about the image."""
 
+HOOK = "usr/lib/obelisk/hook"
+"""A shell script of this name in an initrd is read before the verified root takes over."""
+
 
 class Machine:
     """A machine that runs from entering to leaving the `with` block. Its console must be a file."""

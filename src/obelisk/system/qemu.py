@@ -16,6 +16,8 @@ from obelisk.system.command import MINIMAL_ENVIRONMENT
 
 FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+# Without the quick string instructions, which are emulated byte by byte: a boot takes a tenth less without them.
+_EMULATED = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off,fsrc=off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def argv(settings: Settings, accel: str) -> list[str]:
     secure = settings.variables is not None
     words = ["qemu-system-x86_64", "-machine", f"q35,hpet=off{',smm=on' if secure else ''}", "-nodefaults"]
     words += ["-accel", "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=256"]
-    words += ["-cpu", "host" if accel == "kvm" else "max,la57=off", "-smp", str(settings.cpus), "-m", str(settings.memory_mib)]
+    words += ["-cpu", "host" if accel == "kvm" else _EMULATED, "-smp", str(settings.cpus), "-m", str(settings.memory_mib)]
     words += ["-display", "none", *(["-vga", "std"] if settings.graphics else []), "-device", "virtio-rng-pci"]
     if settings.variables is not None:
         words += ["-global", "driver=cfi.pflash01,property=secure,value=on"]

@@ -8,23 +8,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from obelisk.machine import HOOK
 from obelisk.model.spec import Spec
 
 PORT = "obelisk.trial"
 
-_INJECT = """\
-[Unit]
-DefaultDependencies=no
-After=obelisk-state.service sysroot.mount
-Before=initrd-switch-root.target initrd-cleanup.service
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/bin/sh /usr/lib/obelisk-trial/inject
-"""
-
-_INJECT_SCRIPT = """\
-set -e
+_HOOK = """\
 units=/run/systemd/system
 mkdir -p $units/multi-user.target.d /run/obelisk-trial
 cat /usr/lib/obelisk-trial/agent >/run/obelisk-trial/agent
@@ -84,6 +73,13 @@ systemctl --failed --no-legend --no-pager --plain | while read -r unit rest; do
 done
 """
 
+# What passed before systemd started is kernel time to systemd.
+BOOT_TIME = """\
+while read -r milestone seconds; do echo "$milestone after $seconds s"; done </run/obelisk/start
+systemd-analyze time --no-pager
+systemd-analyze blame --no-pager | grep -v '\\.device$' | head -12
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -112,7 +108,7 @@ def probes(spec: Spec) -> tuple[Probe, ...]:
         Probe("machine", "cat /etc/machine-id; journalctl --list-boots --no-pager"),
         Probe("failed", FAILED_UNITS),
         *(Probe(f"test/{test.name}", test.command, test.timeout_s) for test in spec.tests),
-        Probe("time", "systemd-analyze time --no-pager; systemd-analyze blame --no-pager | grep -v '\\.device$' | head -12"),
+        Probe("time", BOOT_TIME),
         Probe("journal", "journalctl -b --no-pager -o short-monotonic"),
     )
 
@@ -125,13 +121,10 @@ def script(wanted: Sequence[Probe]) -> str:
 
 def injected(wanted: Sequence[Probe]) -> dict[str, bytes | str]:
     """The files of the extra initrd."""
-    units = "usr/lib/systemd/system"
     return {
+        HOOK: _HOOK.encode(),
         "usr/lib/obelisk-trial/agent": script(wanted).encode(),
         "usr/lib/obelisk-trial/unit": _UNIT.encode(),
-        "usr/lib/obelisk-trial/inject": _INJECT_SCRIPT.encode(),
-        f"{units}/obelisk-trial-inject.service": _INJECT.encode(),
-        f"{units}/initrd.target.wants/obelisk-trial-inject.service": "../obelisk-trial-inject.service",
     }
 
 

@@ -15,6 +15,18 @@ from typing import Any, NoReturn
 
 NOLOGIN_DAYS = "1"
 SECRET_BYTES = 1 << 16  # no key is larger
+UNIT_PLACES = ("usr/lib/systemd/system", "etc/systemd/system")
+# Generators of systemd, and the file without which they have nothing to do.
+GENERATORS = {
+    "cryptsetup": "etc/crypttab",
+    "fstab": "etc/fstab",
+    "hibernate-resume": "",  # an affair of initrds
+    "integritysetup": "etc/integritytab",
+    "rc-local": "etc/rc.local",
+    "sysv": "etc/init.d",
+    "system-update": "system-update",
+    "veritysetup": "etc/veritytab",
+}
 
 
 def main() -> None:
@@ -22,7 +34,8 @@ def main() -> None:
     tree = Path(request["tree"])
     owned = package_files(tree)
     before = special_files(tree)
-    overlay(Path(request["guest"]), tree)
+    for guest in request["guest"]:
+        overlay(Path(guest), tree)
     identify(tree, request)
     add_accounts(tree / "etc", request)
     place_files(tree, request, owned)
@@ -33,6 +46,7 @@ def main() -> None:
     settle_services(tree, request["services"])
     for script in request["scripts"]:
         run_script(tree, script)
+    spare_generators(tree)
     seed_state(tree, request)
     refresh(tree, request)
     setuid, devices = special_files(tree)
@@ -81,7 +95,7 @@ def identify(tree: Path, request: dict[str, Any]) -> None:
     local = tree / "etc/localtime"
     local.unlink(missing_ok=True)
     local.symlink_to(f"/usr/share/zoneinfo/{request['timezone']}")
-    write(tree / "etc/fstab", b"# Mounts come from the image itself; see obelisk-state.service.\n")
+    (tree / "etc/fstab").unlink(missing_ok=True)  # mounts come from the image itself; see `start`
     if (tree / "usr/lib/systemd/system/systemd-resolved.service").exists():
         resolv = tree / "etc/resolv.conf"
         resolv.unlink(missing_ok=True)
@@ -256,6 +270,21 @@ def in_tree(tree: Path, *command: str, script: str = "/dev/null") -> list[str]:
     for name, value in {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}.items():
         words += ["--setenv", name, value]
     return [*words, *command]
+
+
+def spare_generators(tree: Path) -> None:
+    """Mask the generators of systemd that have nothing to do on this image, and never will: they would run at each boot."""
+    scripts = tree / "etc/init.d"
+    native = {path.name for place in UNIT_PLACES for path in (tree / place).glob("*.service")}
+    unmatched = scripts.is_dir() and any(f"{path.name.removesuffix('.sh')}.service" not in native for path in scripts.iterdir())
+    for name, reason in GENERATORS.items():
+        generator = f"systemd-{name}-generator"
+        wanted = unmatched if name == "sysv" else bool(reason) and (tree / reason).exists()
+        if not wanted and (tree / "usr/lib/systemd/system-generators" / generator).exists():
+            mask = tree / "etc/systemd/system-generators" / generator
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            if not mask.exists():
+                mask.symlink_to("/dev/null")
 
 
 def seed_state(tree: Path, request: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Makes a small initrd from a root tree: systemd, udev, what the verified root and the state volume need, and nothing that is generic.
+"""Makes a small initrd from a root tree: a script, the few programs that it runs, and the drivers of disks.
 
-Input: {"tree": path, "kernel": version, "guest": path of our own files, "out": path}. The output, a zstd-compressed newc archive, is a
+Input: {"tree": path, "kernel": version, "guest": paths of our own files, "out": path}. The output, a zstd-compressed newc archive, is a
 function of the files that go in: sorted, owned by root, without times.
 """
 
@@ -16,126 +16,38 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 PROGRAMS = (
-    "usr/lib/systemd/systemd",
-    "usr/lib/systemd/systemd-executor?",
-    "usr/lib/systemd/systemd-journald",
-    "usr/lib/systemd/systemd-modules-load",
-    "usr/lib/systemd/systemd-shutdown",
-    "usr/lib/systemd/systemd-sysctl",
-    "usr/lib/systemd/systemd-udevd?",
-    "usr/lib/systemd/systemd-veritysetup",
-    "usr/lib/systemd/systemd-sysroot-fstab-check?",
-    "usr/lib/systemd/systemd-pcrextend?",
-    "usr/lib/systemd/system-generators/systemd-fstab-generator",
-    "usr/lib/systemd/system-generators/systemd-veritysetup-generator",
-    "usr/bin/systemctl",
-    "usr/bin/systemd-repart",
-    "usr/bin/systemd-tmpfiles",
-    "usr/bin/udevadm",
-    "usr/bin/kmod",
-    "usr/sbin/modprobe",
-    "usr/sbin/dmsetup?",
+    "usr/bin/cat",
+    "usr/bin/mkdir",
     "usr/bin/mount",
-    "usr/bin/umount",
-    "usr/sbin/blkid",
-    "usr/sbin/mkfs.btrfs",
-    "usr/bin/btrfs",
     "usr/bin/sh",
-    "usr/bin/dash",
-    *(f"usr/bin/{name}" for name in ("basename", "cat", "chmod", "dirname", "grep", "mkdir", "mv", "readlink", "sleep", "sync", "tr")),
-    "usr/lib/udev/ata_id?",
-    "usr/lib/udev/scsi_id?",
+    "usr/bin/sleep",
+    "usr/bin/sync",
+    "usr/lib/systemd/systemd-veritysetup",
+    "usr/sbin/blkid",
+    "usr/sbin/modprobe",
+    "usr/sbin/switch_root",
 )
 
-# What systemd loads by name at run time instead of linking to it.
-LOADED_BY_NAME = ("libcryptsetup.so.12", "libkmod.so.2", "libmount.so.1", "libblkid.so.1", "libfdisk.so.1", "libacl.so.1", "libip4tc.so.2")
+# What a program loads by name at run time instead of linking to it.
+LOADED_BY_NAME = ("libcryptsetup.so.12",)
 
-UNITS = (
-    "basic.target",
-    "emergency.target",
-    "final.target",
-    "initrd.target",
-    "initrd-fs.target",
-    "initrd-root-device.target",
-    "initrd-root-fs.target",
-    "initrd-usr-fs.target",
-    "initrd-switch-root.target",
-    "initrd-cleanup.service",
-    "initrd-parse-etc.service",
-    "initrd-switch-root.service",
-    "initrd-udevadm-cleanup-db.service",
-    "local-fs.target",
-    "local-fs-pre.target",
-    "paths.target",
-    "reboot.target",
-    "poweroff.target",
-    "halt.target",
-    "kexec.target",
-    "remote-fs.target",
-    "remote-veritysetup.target",
-    "shutdown.target",
-    "slices.target",
-    "sockets.target",
-    "swap.target",
-    "sysinit.target",
-    "systemd-halt.service",
-    "systemd-journald.service",
-    "systemd-journald.socket",
-    "systemd-journald-dev-log.socket",
-    "systemd-modules-load.service",
-    "systemd-poweroff.service",
-    "systemd-reboot.service",
-    "systemd-udevd.service",
-    "systemd-udevd-control.socket",
-    "systemd-udevd-kernel.socket",
-    "systemd-udev-trigger.service",
-    "time-set.target",
-    "timers.target",
-    "umount.target",
-    "veritysetup.target",
-    "veritysetup-pre.target",
-)
-
-WANTED = {
-    "sysinit.target.wants": (
-        "systemd-journald.service",
-        "systemd-modules-load.service",
-        "systemd-udevd.service",
-        "systemd-udev-trigger.service",
-        "veritysetup.target",
-    ),
-    "sockets.target.wants": (
-        "systemd-journald.socket",
-        "systemd-journald-dev-log.socket",
-        "systemd-udevd-control.socket",
-        "systemd-udevd-kernel.socket",
-    ),
-}
-
-RULES = (
-    "50-udev-default.rules",
-    "55-dm.rules",
-    "60-block.rules",
-    "60-cdrom_id.rules",
-    "60-persistent-storage.rules",
-    "60-persistent-storage-dm.rules",
-    "64-btrfs.rules",
-    "80-drivers.rules",
-    "95-dm-notify.rules",
-    "99-systemd.rules",
-)
+# As systemd mounts them. Source: systemd, src/shared/mount-setup.c.
+FSTAB = b"""\
+proc /proc proc nosuid,nodev,noexec
+sysfs /sys sysfs nosuid,nodev,noexec
+devtmpfs /dev devtmpfs nosuid,mode=0755
+tmpfs /run tmpfs nosuid,nodev,mode=0755,size=20%,nr_inodes=800k
+"""
 
 # Storage that a root disk may hang on, by module name; those built into the kernel are not found as files, which is fine.
 MODULES = [
     "ahci",
     "ata_piix",
-    "autofs4",
     "btrfs",
     "crc32c_generic",
     "crc32c-intel",
     "dm_mod",
     "dm_verity",
-    "efivarfs",
     "erofs",
     "hv_storvsc",
     "hv_vmbus",
@@ -144,8 +56,6 @@ MODULES = [
     "mptspi",
     "megaraid_sas",
     "mpt3sas",
-    "nls_ascii",
-    "nls_cp437",
     "nvme",
     "sd_mod",
     "sdhci_acpi",
@@ -153,14 +63,9 @@ MODULES = [
     "sha256_generic",
     "sha256-ssse3",
     "smartpqi",
-    "tpm_crb",
-    "tpm_tis",
     "uas",
     "usb_storage",
-    "usbhid",
-    "vfat",
     "virtio_blk",
-    "virtio_console",
     "virtio_mmio",
     "virtio_pci",
     "virtio_scsi",
@@ -176,13 +81,13 @@ def main() -> None:
     request = json.load(sys.stdin)
     tree, kernel = Path(request["tree"]), request["kernel"]
     files = collect(tree, kernel)
-    guest = Path(request["guest"])
-    own = {str(path.relative_to(guest)): path for path in sorted(guest.rglob("*")) if path.is_symlink() or path.is_file()}
+    guests = [Path(guest) for guest in request["guest"]]
+    own = {str(path.relative_to(guest)): path for guest in guests for path in guest.rglob("*") if path.is_symlink() or path.is_file()}
     compressor = subprocess.Popen(["zstd", "-q", "-9", "-T0", "-o", request["out"]], stdin=subprocess.PIPE)
     if compressor.stdin is None:
         refuse("zstd", "no pipe to zstd")
     with compressor.stdin as stream:
-        write_archive(stream, {**files, **own}, synthetic(tree, kernel))
+        write_archive(stream, {**files, **own}, made(tree, kernel))
     if compressor.wait() != 0:
         refuse("zstd", f"zstd ended with status {compressor.returncode}")
 
@@ -192,10 +97,6 @@ def collect(tree: Path, kernel: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     pending = [required(tree, name) for name in PROGRAMS]
     pending += [find_library(tree, name) for name in LOADED_BY_NAME]
-    systemd = "usr/lib/systemd/system"
-    pending += [f"{systemd}/{unit}" for unit in UNITS if exists(tree / systemd / unit)]
-    rules = "usr/lib/udev/rules.d"
-    pending += [f"{rules}/{rule}" for rule in RULES if exists(tree / rules / rule)]
     pending += list(modules(tree, kernel))
     seen: set[str] = set()
     while pending:
@@ -227,14 +128,11 @@ def canonical(name: str) -> str:
 
 
 def required(tree: Path, name: str) -> str:
-    optional = name.endswith("?")
-    name = name.removesuffix("?")
-    for candidate in (name, name.replace("usr/bin/", "usr/sbin/"), name.replace("usr/sbin/", "usr/bin/")):
-        if exists(tree / candidate):
-            return candidate
-    if not optional:
+    places = (name, name.replace("usr/bin/", "usr/sbin/"), name.replace("usr/sbin/", "usr/bin/"))
+    found = next((place for place in places if exists(tree / place)), None)
+    if found is None:
         refuse("initrd-file", f"the packages of the image lack /{name}, without which it cannot boot")
-    return ""
+    return found
 
 
 def find_library(tree: Path, name: str, *, beside: Path | None = None) -> str:
@@ -306,39 +204,10 @@ def module_name(file: str) -> str:
     return file.rsplit("/", 1)[-1].split(".ko", 1)[0].replace("-", "_")
 
 
-def synthetic(tree: Path, kernel: str) -> dict[str, bytes | str]:
+def made(tree: Path, kernel: str) -> dict[str, bytes | str]:
     """Files (bytes) and links (text) that exist in no tree."""
-    release = (tree / "usr/lib/os-release").read_bytes()
-    made: dict[str, bytes | str] = {
-        "init": "usr/lib/systemd/systemd",
-        "bin": "usr/bin",
-        "sbin": "usr/sbin",
-        "lib": "usr/lib",
-        "lib64": "usr/lib64",
-        "etc/initrd-release": release,
-        "usr/lib/initrd-release": release,
-        "etc/os-release": "../usr/lib/os-release",
-        "usr/lib/os-release": release,
-        "etc/passwd": b"root:x:0:0:root:/root:/usr/bin/sh\n",
-        "etc/group": b"".join(
-            b"%s:x:%d:\n" % (name.encode(), number) for name, number in sorted(group_ids(tree).items(), key=lambda item: item[1])
-        ),
-        "etc/machine-id": b"",
-        "usr/lib/systemd/system/default.target": "initrd.target",
-    }
-    for directory, units in WANTED.items():
-        for unit in units:
-            if exists(tree / "usr/lib/systemd/system" / unit):
-                made[f"usr/lib/systemd/system/{directory}/{unit}"] = f"../{unit}"
-    made.update(module_indexes(tree, kernel))
-    return made
-
-
-def group_ids(tree: Path) -> dict[str, int]:
-    """Udev's rules give devices to these groups."""
-    wanted = {"root", "tty", "disk", "kmem", "input", "video", "render", "audio", "cdrom", "tape", "dialout", "lp", "kvm", "sgx"}
-    lines = (line.split(":") for line in (tree / "etc/group").read_text().splitlines())
-    return {fields[0]: int(fields[2]) for fields in lines if fields[0] in wanted}
+    links = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
+    return {**links, "etc/fstab": FSTAB, **module_indexes(tree, kernel)}
 
 
 def module_indexes(tree: Path, kernel: str) -> dict[str, bytes | str]:
@@ -360,15 +229,15 @@ def module_indexes(tree: Path, kernel: str) -> dict[str, bytes | str]:
         }
 
 
-def write_archive(stream: IO[bytes], files: dict[str, Path], made: dict[str, bytes | str]) -> None:
+def write_archive(stream: IO[bytes], files: dict[str, Path], contents: dict[str, bytes | str]) -> None:
     """Write the entries in newc format. Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst."""
-    names = {*files, *made}
-    directories = {"dev", "proc", "sys", "run", "tmp", "sysroot", "var", "root", "usr/sbin", "usr/lib64"}
+    names = {*files, *contents}
+    directories = {"dev", "proc", "sys", "run", "sysroot", "usr/sbin", "usr/lib64"}
     for name in names:
         directories.update(parents(name))
     for number, name in enumerate(sorted(names | directories), start=1):
-        if name in made:
-            content = made[name]
+        if name in contents:
+            content = contents[name]
             if isinstance(content, str):
                 entry(stream, number, name, stat.S_IFLNK | 0o777, content.encode())
             else:
