@@ -30,7 +30,9 @@ BOOT_S = 300
 @pytest.fixture(scope="module")
 def tool(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     home = tmp_path_factory.mktemp("machine")
-    yield workshop.copied_to(home)
+    copy = workshop.copied_to(home)
+    copy.build()
+    yield copy
     subprocess.run(["rm", "-rf", home], check=True)
 
 
