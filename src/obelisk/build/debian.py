@@ -53,6 +53,7 @@ _EVERY_IMAGE = (
     "iproute2",
     "kmod",
     "libpam-systemd",
+    "login",
     "netbase",
     "procps",
     "systemd",

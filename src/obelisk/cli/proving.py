@@ -24,7 +24,12 @@ from obelisk.trial import run as run_trial
 
 _SHELL = """[Service]
 ExecStart=
-ExecStart=-/sbin/agetty --autologin root --keep-baud 115200,57600,38400,9600 - $TERM
+ExecStart=-/bin/bash --login
+StandardInput=tty
+StandardOutput=tty
+StandardError=tty
+WorkingDirectory=/root
+Environment=HOME=/root USER=root LOGNAME=root
 """
 _HOOK = """drop_in=/run/systemd/system/serial-getty@ttyS0.service.d
 mkdir -p $drop_in
