@@ -47,6 +47,7 @@ def main() -> None:
     for script in request["scripts"]:
         run_script(tree, script)
     spare_generators(tree)
+    empty_devices(tree / "dev")
     seed_state(tree, request)
     refresh(tree, request)
     setuid, devices = special_files(tree)
@@ -270,6 +271,15 @@ def in_tree(tree: Path, *command: str, script: str = "/dev/null") -> list[str]:
     for name, value in {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}.items():
         words += ["--setenv", name, value]
     return [*words, *command]
+
+
+def empty_devices(dev: Path) -> None:
+    """Leave out the nodes that mmdebstrap makes as root and cannot make otherwise: the kernel mounts its own over them."""
+    for path in dev.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def spare_generators(tree: Path) -> None:
