@@ -16,10 +16,9 @@ from typing import Any, NoReturn
 NOLOGIN_DAYS = "1"
 SECRET_BYTES = 1 << 16  # no key is larger
 UNIT_PLACES = ("usr/lib/systemd/system", "etc/systemd/system")
-# Generators of systemd, and the file without which they have nothing to do.
+# Generators of systemd, and the file without which they have nothing to do. Those of fstab and cryptsetup also read the command line and
+# credentials, which may bring something at any boot.
 GENERATORS = {
-    "cryptsetup": "etc/crypttab",
-    "fstab": "etc/fstab",
     "hibernate-resume": "",  # an affair of initrds
     "integritysetup": "etc/integritytab",
     "rc-local": "etc/rc.local",
