@@ -16,11 +16,12 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Tool:
-    """The tool with a store and keys below `home`, and a spec of its own; `prefix` goes before its command line."""
+    """The tool of a checkout with a store and keys below `home`, and a spec of its own; `prefix` goes before its command line."""
 
     home: Path
     spec: Path
     prefix: tuple[str, ...] = ()
+    checkout: Path = ROOT
 
     @classmethod
     def with_example(cls, home: Path, name: str) -> Self:
@@ -49,7 +50,7 @@ class Tool:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Begin a command, in a process group of its own."""
-        argv = [*self.prefix, str(ROOT / "obelisk"), *words]
+        argv = [*self.prefix, str(self.checkout / "obelisk"), *words]
         return subprocess.Popen(
             argv, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
