@@ -24,7 +24,7 @@ from obelisk.model.lock import Lock
 from obelisk.model.spec import Compression, Role, Spec
 from obelisk.system import erofs, namespace, repart, sbsign, ukify, verity
 from obelisk.system.bubblewrap import Room, read_only, writable
-from obelisk.system.files import hash_file
+from obelisk.system.files import hash_file, sync_file
 
 _NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000001")
 _COMPRESSION = {Compression.NONE: "", Compression.LZ4: "lz4hc,12", Compression.ZSTD: "zstd,level=12"}
@@ -59,8 +59,10 @@ def root_step(spec: Spec, lock: Lock, steps: Mapping[str, Step]) -> Step:
         with ThreadPoolExecutor() as pool:
             # Half a gigabyte is hashed once, here, and not at each build that finds it finished.
             sha256 = pool.submit(hash_file, work / "root.erofs")
+            written = pool.submit(sync_file, work / "root.erofs")  # the image's sealing waits for it
             root_hash = verity.seal(room, *tree, salt=salt, uuid=uuid5(_NAMESPACE, salt), binds=[writable(work, "/step")])
             (work / "root.erofs.sha256").write_text(sha256.result())
+            written.result()
         (work / "root.verity.sha256").write_text(hash_file(work / "root.verity"))
         (work / "result.json").write_text(json.dumps({"root_hash": root_hash, "erofs_bytes": size}))
 

@@ -114,7 +114,8 @@ class Store:
         """Keep the content of a file, complete and flushed, and return its SHA-256. May be repeated.
 
         With `sha256` a blob that is there already is not looked at again. `move` takes the file itself where it can (same file
-        system, ours, no other name); otherwise it is copied, except that a file of a finished step becomes one file with the blob.
+        system, ours, no other name); otherwise it is copied, except that a file of a finished step becomes one file with the blob,
+        and keeps the digest that the step gave it (`verify` reads it again).
 
         Raises:
             TrustError: the content is not `sha256` (`digest-mismatch`); the source is left as it is.
