@@ -28,8 +28,8 @@ from obelisk.system.files import ensure_writable
 def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None = None) -> tuple[Lock, tuple[str, ...]]:
     """Write the lock of `spec` and return it with what has changed, a line a package.
 
-    `update` None keeps every version that the present lock names and adds what is new; an empty list takes the newest of everything;
-    names take the newest of these alone, and of what they then need.
+    `update` None keeps every version that the present lock names, unless the distribution changed, and adds what is new; an empty list
+    takes the newest of everything; names take the newest of these alone, and of what they then need.
 
     Raises:
         InputError: a package does not exist, cannot be installed with the others, is named for update without being locked, or is
@@ -88,7 +88,8 @@ def _resolve_system(
         (debian.foundation_packages(spec), wanted),
         debian.image_archives(spec),
         suite=spec.distribution.suite,
-        old=(old.foundation, old.base) if old else None,
+        # Of another release nothing can stay; the ids of accounts do, for state outlives releases.
+        old=(old.foundation, old.base) if old and old.foundation.suite == spec.distribution.suite else None,
         update=update,
         recommends=spec.recommends,
         store=store,
