@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from obelisk.errors import CommandError, InputError
-from obelisk.machine import LATE_TIMER, Machine, initrd_with, unpack_uki
+from obelisk.machine import LATE_TIMER, Machine, initrd_with
+from obelisk.model import uki
 from obelisk.system import qemu
 from obelisk.system.bubblewrap import Room
 
@@ -56,7 +57,7 @@ def test_sections_of_a_uki_come_out_without_their_padding(tmp_path: Path) -> Non
         body += content.ljust(1024, b"\0")
     file = tmp_path / "uki.efi"
     file.write_bytes(bytes(header) + body)
-    assert unpack_uki(file) == {"linux": b"kernel", "cmdline": b"quiet", "initrd": b"x" * 1000}
+    assert uki.sections(file.read_bytes()) == {"linux": b"kernel", "cmdline": b"quiet", "initrd": b"x" * 1000}
 
 
 def test_a_second_archive_starts_at_a_multiple_of_four_and_is_whole() -> None:

@@ -18,7 +18,8 @@ from tool import ROOT, Tool
 from obelisk.build import slots
 from obelisk.build.image import disk_of
 from obelisk.errors import CommandError
-from obelisk.machine import Machine, unpack_uki
+from obelisk.machine import Machine
+from obelisk.model import uki
 from obelisk.model.image import PartKind
 from obelisk.store import Store
 from obelisk.system import qemu
@@ -112,7 +113,7 @@ def test_a_machine_that_cannot_start_says_why_and_restarts(tool: Tool, tmp_path:
     qemu.overlay(room, Path("/image") / raw.name, disk, raw.stat().st_size + room_bytes, binds=binds)
     if damaged:
         qemu.overwrite(room, disk, slots.MIB + slots.ESP_BYTES, damaged, binds=binds)
-    sections = unpack_uki(image.part_path(PartKind.UKI))
+    sections = uki.sections(image.part_path(PartKind.UKI).read_bytes())
     for name in ("linux", "initrd"):
         (tmp_path / name).write_bytes(sections[name])
     kernel = qemu.Kernel(tmp_path / "linux", tmp_path / "initrd", sections["cmdline"].rstrip(b"\0").decode())

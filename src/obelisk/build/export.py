@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from obelisk.build import slots
-from obelisk.build.seal import assemble_disk
+from obelisk.build.disk import assemble_disk
 from obelisk.errors import InputError
 from obelisk.events import Sink, task
 from obelisk.model.image import PartKind
@@ -65,7 +64,7 @@ def export(image: StoredImage, store: Store, room: Room, form: str, target: Path
                 made = work / "oci"
             case _:
                 disk_parts = {part.kind: image.directory / part.file for part in image.manifest.parts}
-                made = assemble_disk(room, work, disk_parts, slots.layout_of(image.manifest))
+                made = assemble_disk(room, work, disk_parts, image.manifest)
                 if form == "qcow2":
                     words = ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "/out/disk.raw", "/out/disk.qcow2"]
                     room.run(words, binds=[writable(work, "/out")])

@@ -1,7 +1,7 @@
-"""From configured tree to the parts of an image: EROFS root, its hash tree, initrd, Unified Kernel Image, and the disk.
+"""From configured tree to the parts of an image: EROFS root, its hash tree, initrd, Unified Kernel Image, and boot loader.
 
 Layout of the outputs: root/root.erofs, root/root.verity, root/result.json {"root_hash", "erofs_bytes"}; initrd/initrd.zst; uki/uki.efi,
-uki/cmdline; loader/systemd-bootx64.efi, loader/*.auth; disk/disk.raw.
+uki/cmdline; loader/systemd-bootx64.efi, loader/*.auth.
 """
 
 import json
@@ -19,14 +19,13 @@ from obelisk.build.trees import LAYERS, digest_of_code, layer_binds
 from obelisk.errors import InputError
 from obelisk.events import Task
 from obelisk.model.canonical import Json, digest
-from obelisk.model.image import PartKind
 from obelisk.model.lock import Lock
 from obelisk.model.spec import Compression, Role, Spec
-from obelisk.system import erofs, namespace, repart, sbsign, ukify, verity
+from obelisk.system import erofs, namespace, sbsign, ukify, verity
 from obelisk.system.bubblewrap import Room, read_only, writable
 from obelisk.system.files import hash_file, sync_file
 
-_NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000001")
+NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000001")
 _COMPRESSION = {Compression.NONE: "", Compression.LZ4: "lz4hc,12", Compression.ZSTD: "zstd,level=12"}
 
 
@@ -40,7 +39,7 @@ def root_step(spec: Spec, lock: Lock, steps: Mapping[str, Step]) -> Step:
         binds = [*layer_binds(needs), writable(work, "/step")]
         layers = Overlay(LAYERS, None, None)
         request = erofs.Make(
-            Path("/tree"), Path("/step/root.erofs"), lock.system.epoch, uuid5(_NAMESPACE, lock.sha256), _COMPRESSION[spec.compression]
+            Path("/tree"), Path("/step/root.erofs"), lock.system.epoch, uuid5(NAMESPACE, lock.sha256), _COMPRESSION[spec.compression]
         )
         room.run(
             overlay_command(layers, request.argv(), user_namespace=not namespace.is_root()),
@@ -60,7 +59,7 @@ def root_step(spec: Spec, lock: Lock, steps: Mapping[str, Step]) -> Step:
             # Half a gigabyte is hashed once, here, and not at each build that finds it finished.
             sha256 = pool.submit(hash_file, work / "root.erofs")
             written = pool.submit(sync_file, work / "root.erofs")  # the image's sealing waits for it
-            root_hash = verity.seal(room, *tree, salt=salt, uuid=uuid5(_NAMESPACE, salt), binds=[writable(work, "/step")])
+            root_hash = verity.seal(room, *tree, salt=salt, uuid=uuid5(NAMESPACE, salt), binds=[writable(work, "/step")])
             (work / "root.erofs.sha256").write_text(sha256.result())
             written.result()
         (work / "root.verity.sha256").write_text(hash_file(work / "root.verity"))
@@ -88,7 +87,18 @@ def initrd_step(foundation: Step, tools: Step) -> Step:
 def command_line(spec: Spec, root_hash: str) -> str:
     """The kernel command line that the UKI seals."""
     consoles = ("console=ttyS0", "console=tty0") if spec.role is Role.WORKSTATION else ("console=tty0", "console=ttyS0")
-    words = ("root=/dev/mapper/root", "rootfstype=erofs", "ro", f"roothash={root_hash}", *consoles, "quiet", "loglevel=4")
+    # gpt: a partition table whose first copy was cut while it was written is read from the second. panic: a host falls back by itself.
+    words = (
+        "root=/dev/mapper/root",
+        "rootfstype=erofs",
+        "ro",
+        f"roothash={root_hash}",
+        "gpt",
+        "panic=10",
+        *consoles,
+        "quiet",
+        "loglevel=4",
+    )
     return " ".join((*words, "systemd.show_status=auto", "systemd.firstboot=off", *spec.boot.cmdline))
 
 
@@ -134,66 +144,8 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
             writable(work, "/step"),
         ]
         room.run(request.argv(), binds=binds, on_line=running.output)
+        (work / "uki.efi.sha256").write_text(hash_file(work / "uki.efi"))
 
     options: Json = {"cmdline": command_line(spec, "ROOTHASH"), "certificate": key.certificate_sha256, "epoch": lock.system.epoch}
     needs = tuple(steps[name] for name in ("foundation", "configured", "root", "initrd", "tools"))
     return Step("uki", "Unified kernel image", options, needs, produce)
-
-
-def disk_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]) -> Step:
-    """The disk as it is shipped: ESP and slot A, made without a loop device."""
-
-    def produce(work: Path, needs: Mapping[str, Path], _running: Task) -> None:
-        root_hash = json.loads((needs["root"] / "result.json").read_text())["root_hash"]
-        layout = slots.Layout(f"{spec.name}_{spec.version}", root_hash, slots.root_bytes(spec), lock.system.epoch)
-        files = {PartKind.ROOT: needs["root"] / "root.erofs", PartKind.VERITY: needs["root"] / "root.verity"}
-        files |= {kind: needs["uki" if kind is PartKind.UKI else "loader"] / name for kind, name in _ESP_PARTS.items()}
-        assemble_disk(Room(needs["tools"] / "tree"), work, files, layout)
-
-    options: Json = {"name": spec.name, "version": spec.version, "budget": slots.root_bytes(spec), "keys": key.certificate_sha256}
-    return Step("disk", "Disk", options, tuple(steps[name] for name in ("root", "uki", "loader", "tools")), produce)
-
-
-_ESP_PARTS = {
-    PartKind.UKI: "uki.efi",
-    PartKind.LOADER: "systemd-bootx64.efi",
-    PartKind.ENROL_PK: "PK.auth",
-    PartKind.ENROL_KEK: "KEK.auth",
-    PartKind.ENROL_DB: "db.auth",
-}
-
-
-def assemble_disk(room: Room, work: Path, files: Mapping[PartKind, Path], layout: slots.Layout) -> Path:
-    """Make `work`/disk.raw from an image's parts and return its path. Equal parts give equal bytes.
-
-    Without a root part, the disk has an ESP alone.
-    """
-    esp = work / "esp"
-    lay_out_esp(esp, files, layout.label)
-    definitions = work / "repart.d"
-    definitions.mkdir()
-    binds = [writable(work, "/step"), read_only(esp, "/esp")]
-    for name, text in slots.shipped_definitions(layout).items():
-        if PartKind.ROOT in files or "esp" in name:
-            (definitions / name).write_text(text)
-    for kind, inside in ((PartKind.ROOT, "/root.erofs"), (PartKind.VERITY, "/root.verity")):
-        if kind in files:
-            binds.append(read_only(files[kind], inside))
-    seed = uuid5(_NAMESPACE, layout.root_hash)
-    repart.make_disk(room, Path("/step/disk.raw"), Path("/step/repart.d"), seed=seed, epoch=layout.epoch, binds=binds)
-    shutil.rmtree(esp)
-    shutil.rmtree(definitions)
-    return work / "disk.raw"
-
-
-def lay_out_esp(esp: Path, files: Mapping[PartKind, Path], label: str) -> None:
-    """The files of the EFI system partition, in a directory."""
-    for name in ("EFI/BOOT", "EFI/systemd", "EFI/Linux", "loader/keys/auto"):
-        (esp / name).mkdir(parents=True)
-    shutil.copyfile(files[PartKind.LOADER], esp / "EFI/BOOT/BOOTX64.EFI")
-    shutil.copyfile(files[PartKind.LOADER], esp / "EFI/systemd/systemd-bootx64.efi")
-    shutil.copyfile(files[PartKind.UKI], esp / f"EFI/Linux/{label}.efi")
-    # Keys enrol by themselves only where the firmware is in setup mode, which somebody with access to it has to choose.
-    (esp / "loader/loader.conf").write_text("timeout 0\nsecure-boot-enroll force\neditor no\n")
-    for kind in (PartKind.ENROL_PK, PartKind.ENROL_KEK, PartKind.ENROL_DB):
-        shutil.copyfile(files[kind], esp / "loader/keys/auto" / _ESP_PARTS[kind])

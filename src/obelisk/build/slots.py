@@ -11,9 +11,9 @@ Partition ids of a slot follow from the root hash: its first 128 bits name the r
 """
 
 from dataclasses import dataclass
-from uuid import UUID
 
 from obelisk.model.image import Manifest
+from obelisk.model.partitions import partition_uuids
 from obelisk.model.spec import Spec
 
 ESP_BYTES = 2 << 30
@@ -35,11 +35,6 @@ def verity_bytes(root: int) -> int:
         blocks = -(-blocks // 128)
         hashes += blocks
     return _up_to_mib(hashes * 4096)
-
-
-def partition_uuids(root_hash: str) -> tuple[UUID, UUID]:
-    """The ids of root and verity partition."""
-    return UUID(root_hash[:32]), UUID(root_hash[-32:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +75,12 @@ def host_definitions(root: int) -> dict[str, str]:
     verity = verity_bytes(root)
     definitions = {"10-esp.conf": _definition(Type="esp", Label="esp", **_exactly(ESP_BYTES))}
     for index, slot in enumerate("ab"):
-        definitions[f"{20 + 10 * index}-root-{slot}.conf"] = _definition(Type="root-x86-64", Label="_empty", **_exactly(root))
-        definitions[f"{21 + 10 * index}-verity-{slot}.conf"] = _definition(Type="root-x86-64-verity", Label="_empty", **_exactly(verity))
+        definitions[f"{20 + 10 * index}-root-{slot}.conf"] = _definition(
+            Type="root-x86-64", Label="_empty", ReadOnly="yes", **_exactly(root)
+        )
+        definitions[f"{21 + 10 * index}-verity-{slot}.conf"] = _definition(
+            Type="root-x86-64-verity", Label="_empty", ReadOnly="yes", **_exactly(verity)
+        )
     definitions["90-state.conf"] = _definition(Type="linux-generic", Label=STATE_LABEL, SizeMinBytes=str(STATE_LEAST_BYTES))
     return definitions
 

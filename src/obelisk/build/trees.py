@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from obelisk import spec as specs
-from obelisk.build import debian, health, slots
+from obelisk.build import debian, health, hostpart, slots
 from obelisk.build.graph import Step
 from obelisk.build.packages import fetch, lay_out, nowhere
 from obelisk.build.programs import CODE, GUEST, Overlay, overlay_command, run_program
@@ -195,6 +195,9 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         },
         "health": health.configuration(spec.health),
         "repart": slots.host_definitions(root_bytes),
+        "host": hostpart.settings(spec),
+        "declared": list(spec.state.declare),
+        "python": "python3" in {package.name for package in lock.system.packages},
     }
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
@@ -206,7 +209,18 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
             binds.append(read_only(script.source, f"/scripts/{index}"))
             scripts.append({"name": script.name, "source": f"/scripts/{index}"})
         guest = ["/obelisk/guest/root", "/obelisk/guest/both"]
-        full = {**request, "tree": "/tree", "guest": guest, "code": "/obelisk/inside", "files": files, "scripts": scripts}
+        binds.append(read_only(hostpart.PACKAGE, "/package"))
+        files_of_host: list[Json] = [str(path) for path in hostpart.modules()]
+        full = {
+            **request,
+            "modules": files_of_host,
+            "package": "/package",
+            "tree": "/tree",
+            "guest": guest,
+            "code": "/obelisk/inside",
+            "files": files,
+            "scripts": scripts,
+        }
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         with _upper(room, work, LAYERS[1:]) as layers:
             result = run_program(room, "configure", full, binds=binds, running=running, env=env, overlay=layers)
@@ -223,6 +237,8 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
 def digest_of_code() -> str:
     """Digest of our own files that go into images: another version of Obelisk makes another image."""
     hasher = hashlib.sha256()
+    for module in hostpart.modules():
+        hasher.update(f"{module}\0".encode() + (hostpart.PACKAGE / module).read_bytes())
     for top in (CODE, GUEST):
         for path in sorted(top.rglob("*")):
             if path.suffix == ".pyc" or path.name == "__pycache__" or (path.is_dir() and not path.is_symlink()):

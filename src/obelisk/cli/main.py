@@ -5,9 +5,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from obelisk import __version__
 from obelisk.errors import ObeliskError
+
+_JSON = "events and results as JSON lines, for programs"
 
 _EPILOG = """\
 from one file to a running machine:
@@ -43,14 +46,29 @@ _COMMANDS = {
     "export": _Command("showing", "write an image to a file", "obelisk export shop --format qcow2 --output shop.qcow2"),
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
+    "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade /mnt/shop-2 --reboot"),
+}
+
+_HOST_COMMANDS = {
+    "status": ("what runs here, what it would fall back to, and how it is", "obelisk host status --json"),
+    "upgrade": ("install an image beside the running one; the next boot tries it", "obelisk host upgrade /mnt/shop-2 --reboot"),
+    "rollback": ("restart into the prior image that was healthy", "obelisk host rollback --with-state"),
+    "history": ("every image that this machine ran, why, and how it went", "obelisk host history"),
+    "verify": ("read every block of the slots and name what is damaged", "obelisk host verify --repair /mnt/shop-2"),
+    "drift": ("every path in the state that nothing declares", "obelisk host drift"),
+    "snapshot": ("snapshots of the state: create, list, restore, delete", "obelisk host snapshot create before-import"),
+    "reset": ("start the next boot with fresh state", "obelisk host reset --yes --keep /var/lib/obelisk --reboot"),
+    "settle": ("bless the running image, which is healthy; the machine itself runs this", "obelisk host settle"),
+    "condemn": ("note that the running image is not healthy; the machine itself runs this", "obelisk host condemn"),
 }
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    arguments = _parser().parse_args(words)
+    parser = _parser()
+    arguments = parser.parse_args(words)
     if arguments.command is None:
-        _parser().print_help()
+        parser.print_help()
         return 2
     command = importlib.import_module(f"obelisk.cli.{_COMMANDS[arguments.command].module}")
     try:
@@ -88,13 +106,49 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"obelisk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {}
+    # On a host there is nothing but what it needs.
     for name, command in _COMMANDS.items():
+        if find_spec(f"obelisk.cli.{command.module}") is None:
+            continue
         parsers[name] = commands.add_parser(
             name, help=command.summary, description=f"{command.summary}.", epilog=f"example: {command.example}", formatter_class=formatter
         )
-        parsers[name].add_argument("--json", action="store_true", help="events and results as JSON lines, for programs")
-        parsers[name].add_argument("--store", metavar="DIR", help="use this store")
+        if name != "host":
+            parsers[name].add_argument("--json", action="store_true", help=_JSON)
+            parsers[name].add_argument("--store", metavar="DIR", help="use this store")
+    _host_arguments(parsers["host"])
+    if "new" in parsers:
+        _builder_arguments(parsers)
+    return parser
 
+
+def _host_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    parsers = {}
+    for name, (summary, example) in _HOST_COMMANDS.items():
+        parsers[name] = actions.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}.",
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parsers[name].add_argument("--json", action="store_true", help=_JSON)
+    for name in ("upgrade", "snapshot", "reset"):
+        parsers[name].add_argument("--reboot", action="store_true", help="restart as soon as everything is ready")
+    parsers["upgrade"].add_argument("source", metavar="SOURCE", help="a directory with an image's manifest.json and parts")
+    parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it fell back here before")
+    parsers["rollback"].add_argument("--with-state", action="store_true", help="also bring back the state as that image left it")
+    parsers["rollback"].add_argument("--no-reboot", action="store_true", help="leave the restart to you")
+    parsers["verify"].add_argument("--repair", metavar="SOURCE", help="write what is damaged again, from the directory of that image")
+    parsers["snapshot"].add_argument("verb", choices=("create", "list", "restore", "delete"))
+    parsers["snapshot"].add_argument("name", nargs="?", metavar="NAME", help="its number, its name, or both as `list` shows them")
+    parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `list`")
+    parsers["reset"].add_argument("--keep", action="append", metavar="PATH", help="keep this file or directory")
+    parsers["reset"].add_argument("--yes", action="store_true", help="delete the state of this machine")
+
+
+def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     def spec_argument(name: str) -> None:
         parsers[name].add_argument("spec", nargs="?", default=".", metavar="SPEC", help="directory of an obelisk.toml (default: this one)")
 
@@ -124,4 +178,3 @@ def _parser() -> argparse.ArgumentParser:
     parsers["gc"].add_argument("--all", action="store_true", help="keep nothing that can be made again")
     parsers["gc"].add_argument("--keep-days", type=int, metavar="DAYS")
     parsers["verify"].add_argument("--repair", action="store_true", help="move damaged files away, so that they are made again")
-    return parser

@@ -13,7 +13,8 @@ from obelisk.cli.making import signing_key, tools_room
 from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
-from obelisk.machine import HOOK, initrd_with, unpack_uki
+from obelisk.machine import HOOK, initrd_with
+from obelisk.model import uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Spec
 from obelisk.system import qemu
@@ -86,7 +87,7 @@ def run(arguments: Namespace) -> int:
         if not disk.exists():
             size = slots.host_disk_bytes(slots.layout_of(image.manifest))
             qemu.overlay(room, Path("/image") / raw.name, disk, size, binds=binds)
-        sections = unpack_uki(image.part_path(PartKind.UKI))
+        sections = uki.sections(image.part_path(PartKind.UKI).read_bytes())
         (work / "linux").write_bytes(sections["linux"])
         shell = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode()}
         (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 
 from obelisk.events import Event, Failed, Finished, Note, Output, Progress, Sink, Started
 
@@ -20,7 +21,7 @@ def reporting(*, json_wanted: bool) -> Iterator[Sink]:
     if json_wanted:
         yield _json_lines
     elif sys.stderr.isatty():
-        with _bars() as sink:
+        with _bars() if find_spec("rich") else _percent() as sink:
             yield sink
     else:
         yield _plain_lines()
@@ -104,6 +105,34 @@ def _bars() -> Iterator[Sink]:
                         pass
 
         yield sink
+
+
+@contextmanager
+def _percent() -> Iterator[Sink]:
+    """For hosts, which have no library for bars: one line that moves, of the task that said something last."""
+    titles: dict[str, str] = {}
+    totals: dict[str, int | None] = {}
+
+    def line(text: str, *, end: str) -> None:
+        print(f"\r\033[K{text}", end=end, file=sys.stderr, flush=True)
+
+    def sink(event: Event) -> None:
+        match event:
+            case Started(task, title, total):
+                titles[task], totals[task] = title, total
+                line(f"… {title}", end="")
+            case Progress(task, done, total) if of := total or totals.get(task):
+                line(f"… {titles.get(task, task)} {100 * done // of} %", end="")
+            case Finished(task, seconds, cached, detail):
+                line(f"✓ {titles.get(task, task)}{_how(seconds, cached=cached, detail=detail)}", end="\n")
+            case Failed(task):
+                line(f"✗ {titles.get(task, task)}", end="\n")
+            case Note(message):
+                line(f"· {message}", end="\n")
+            case _:
+                pass
+
+    yield sink
 
 
 def _how(seconds: float, *, cached: bool, detail: str) -> str:

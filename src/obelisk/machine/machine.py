@@ -2,7 +2,6 @@
 
 import io
 import re
-import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -114,21 +113,6 @@ class Machine:
         said = log.read_text(errors="replace") if log.exists() else ""
         tail = "\n".join(line.strip() for line in text.splitlines() if line.strip())[-2000:]
         return CommandError(("machine",), self._process.poll() or 0, f"{tail}\n{said}{reason}", code=code, hint=f"read {self.console}")
-
-
-def unpack_uki(uki: Path) -> dict[str, bytes]:
-    """The sections of a Unified Kernel Image by name (`linux`, `initrd`, `cmdline`, `osrel`, `uname`, …).
-
-    Source: UAPI.5 Unified Kernel Image; PE format, section table.
-    """
-    data = uki.read_bytes()
-    start = struct.unpack_from("<I", data, 0x3C)[0]
-    count, optional = struct.unpack_from("<H", data, start + 6)[0], struct.unpack_from("<H", data, start + 20)[0]
-    sections = {}
-    for index in range(count):
-        name, size, _address, raw_size, offset = struct.unpack_from("<8sIIII", data, start + 24 + optional + 40 * index)
-        sections[name.rstrip(b"\0").decode().lstrip(".")] = data[offset : offset + min(size, raw_size)]
-    return sections
 
 
 def initrd_with(initrd: bytes, files: Mapping[str, bytes | str]) -> bytes:

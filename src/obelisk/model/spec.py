@@ -170,6 +170,23 @@ class Allowed:
 
 
 @dataclass(frozen=True, slots=True)
+class Upgrade:
+    """How a host proves a new image that it runs: see `obelisk.host.settings`."""
+
+    soak_s: int = 30
+    deadline_s: int = 900
+    tries: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How many snapshots of upgrades a host keeps, and absolute paths that the machine's job keeps in its state."""
+
+    snapshots: int = 3
+    declare: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """Everything that one `obelisk.toml` says.
 
@@ -201,6 +218,8 @@ class Spec:
     tests: tuple[TestCase, ...] = ()
     size_budget_bytes: int | None = None
     compression: Compression = Compression.NONE
+    upgrade: Upgrade = field(default_factory=Upgrade)
+    state: State = field(default_factory=State)
     allow: Allowed = field(default_factory=Allowed)
     documentation: bool = False
 

@@ -25,9 +25,11 @@ from obelisk.model.spec import (
     Script,
     Services,
     Spec,
+    State,
     TcpCheck,
     TestCase,
     UnitCheck,
+    Upgrade,
 )
 from obelisk.spec.accounts import accounts
 from obelisk.spec.cmdline import refused
@@ -81,6 +83,8 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         tests=tuple(_test(name, table) for name, table in root.tables("tests")),
         size_budget_bytes=_size(budget) if (budget := root.find("size_budget", str)) else None,
         compression=Compression(root.get("compression", str)),
+        upgrade=_upgrade(root.table("upgrade")),
+        state=_state(root.table("state"), findings),
         allow=allow,
         documentation=root.get("documentation", bool),
     )
@@ -272,7 +276,7 @@ def _health(name: str, table: Table, findings: Findings) -> HealthCheck:
         check = TcpCheck(host.strip("[]"), int(port))
     else:
         check = CommandCheck(table.get("command", str))
-    return HealthCheck(name, check, _timeout_s(table))
+    return HealthCheck(name, check, _seconds(table.get("timeout", str)))
 
 
 def _port(url: str, path: KeyPath, findings: Findings) -> None:
@@ -286,11 +290,23 @@ def _port(url: str, path: KeyPath, findings: Findings) -> None:
 
 
 def _test(name: str, table: Table) -> TestCase:
-    return TestCase(name, table.get("command", str), table.get("expect", str), _timeout_s(table))
+    return TestCase(name, table.get("command", str), table.get("expect", str), _seconds(table.get("timeout", str)))
 
 
-def _timeout_s(table: Table) -> int:
-    text = table.get("timeout", str)
+def _upgrade(table: Table) -> Upgrade:
+    return Upgrade(_seconds(table.get("soak", str)), _seconds(table.get("deadline", str)), table.get("tries", int))
+
+
+def _state(table: Table, findings: Findings) -> State:
+    paths = table.texts("declare")
+    for number, path in enumerate(paths):
+        if not path.startswith(("/var/", "/home/", "/root/")):
+            message = f"'{path}' is part of the image, not of the state"
+            findings.report(table.at("declare", number), message, code="spec-value", hint="state lies below /var, /home and /root")
+    return State(table.get("snapshots", int), paths)
+
+
+def _seconds(text: str) -> int:
     number = text.rstrip("smihn")
     return int(number) * _SECONDS[text.removeprefix(number)]
 

@@ -41,7 +41,8 @@ class Kernel:
 class Settings:
     """One virtual machine. `variables` is the firmware's own store, written by the guest; `console` None: this terminal.
 
-    `ports` are virtio-serial ports by name, each a file that takes what the guest writes. `isolated`: no traffic but the forwards.
+    `ports` are virtio-serial ports by name, each a file that takes what the guest writes; `sockets` likewise, each a Unix socket that
+    one program can connect to and talk with the guest. `attached` are read-only raw disks more. `isolated`: no traffic but the forwards.
     """
 
     disk: Path
@@ -52,6 +53,8 @@ class Settings:
     kernel: Kernel | None = None
     console: Path | None = None
     ports: dict[str, Path] = field(default_factory=dict)
+    sockets: dict[str, Path] = field(default_factory=dict)
+    attached: tuple[Path, ...] = ()
     forwards: tuple[Forward, ...] = ()
     isolated: bool = True
     graphics: bool = False
@@ -87,8 +90,18 @@ def argv(settings: Settings, accel: str) -> list[str]:
         words += ["-serial", "mon:stdio"]
     else:
         words += ["-chardev", f"file,id=console,path={settings.console}", "-serial", "chardev:console"]
-    if settings.ports:
+    for index, path in enumerate(settings.attached):
+        words += [
+            "-drive",
+            f"if=none,id=attached{index},file={path},format=raw,readonly=on",
+            "-device",
+            f"virtio-blk-pci,drive=attached{index}",
+        ]
+    if settings.ports or settings.sockets:
         words += ["-device", "virtio-serial-pci"]
+    for index, (name, path) in enumerate(settings.sockets.items()):
+        words += ["-chardev", f"socket,id=socket{index},path={path},server=on,wait=off"]
+        words += ["-device", f"virtserialport,chardev=socket{index},name={name}"]
     for index, (name, file) in enumerate(settings.ports.items()):
         words += ["-chardev", f"file,id=port{index},path={file}", "-device", f"virtserialport,chardev=port{index},name={name}"]
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in settings.forwards)

@@ -18,11 +18,12 @@ from typing import TypeVar
 
 from obelisk import spec as specs
 from obelisk.build import keys, slots
+from obelisk.build.disk import assemble_disk
 from obelisk.build.image import disk_of
-from obelisk.build.seal import assemble_disk
 from obelisk.errors import CommandError, StateError, TrustError
 from obelisk.events import Note, Sink, task
-from obelisk.machine import LATE_TIMER, Machine, initrd_with, unpack_uki
+from obelisk.machine import LATE_TIMER, Machine, initrd_with
+from obelisk.model import uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Role, Spec
 from obelisk.store import Store, StoredImage
@@ -126,7 +127,7 @@ class _Trial:
     def boot_with_agent(self, first: _First) -> tuple[list[Outcome], tuple[str, ...]]:
         """Boot B."""
         flipped = self._flip_canary()
-        sections = unpack_uki(self.image.part_path(PartKind.UKI))
+        sections = uki.sections(self.image.part_path(PartKind.UKI).read_bytes())
         (self.work / "linux").write_bytes(sections["linux"])
         wanted = probes(self.spec)
         (self.work / "initrd").write_bytes(initrd_with(sections["initrd"], injected(wanted)))
@@ -151,7 +152,7 @@ class _Trial:
         place = self.work / "foreign"
         place.mkdir()
         stranger = keys.create(place / "keys", self.room, name="Stranger", test_key=True)
-        sections = unpack_uki(self.image.part_path(PartKind.UKI))
+        sections = uki.sections(self.image.part_path(PartKind.UKI).read_bytes())
         for section in ("linux", "initrd", "cmdline", "osrel"):
             (place / section).write_bytes(sections[section].rstrip(b"\0") if section in {"cmdline", "osrel"} else sections[section])
         request = ukify.Build(
@@ -168,7 +169,7 @@ class _Trial:
         self.room.run(request.argv(), binds=[writable(place, "/foreign"), read_only(stranger.directory, "/key")])
         parts = {part.kind: self.image.directory / part.file for part in self.image.manifest.parts}
         esp_only: dict[PartKind, Path] = {kind: path for kind, path in parts.items() if kind not in {PartKind.ROOT, PartKind.VERITY}}
-        raw = assemble_disk(self.room, place, {**esp_only, PartKind.UKI: place / "uki.efi"}, self.layout)
+        raw = assemble_disk(self.room, place, {**esp_only, PartKind.UKI: place / "uki.efi"}, self.image.manifest)
         disk = place / "disk.qcow2"
         qemu.overlay(self.room, raw, disk, raw.stat().st_size, binds=self.binds)
         settings = qemu.Settings(disk, self.work, variables=self.variables, console=self.artefacts / "console-3.log")

@@ -16,6 +16,41 @@ from typing import Any, NoReturn
 NOLOGIN_DAYS = "1"
 SECRET_BYTES = 1 << 16  # no key is larger
 UNIT_PLACES = ("usr/lib/systemd/system", "etc/systemd/system")
+# Of Python's library, what is left out of images that have no Python of their own.
+UNUSED_PYTHON = (
+    "_pydecimal.py",
+    "_pyrepl",
+    "asyncio",
+    "ctypes/test",
+    "curses",
+    "dbm",
+    "doctest.py",
+    "ensurepip",
+    "html",
+    "idlelib",
+    "lib2to3",
+    "multiprocessing",
+    "pdb.py",
+    "pydoc.py",
+    "pydoc_data",
+    "sqlite3",
+    "test",
+    "tkinter",
+    "turtle.py",
+    "turtledemo",
+    "unittest",
+    "venv",
+    "wsgiref",
+    "xml",
+    "xmlrpc",
+    "_codecs_*",
+    "_curses*",
+    "_dbm*",
+    "_decimal*",
+    "_sqlite3*",
+    "_test*",
+    "readline*",
+)
 # Generators of systemd, and the file without which they have nothing to do. Those of fstab and cryptsetup also read the command line and
 # credentials, which may bring something at any boot.
 GENERATORS = {
@@ -45,6 +80,7 @@ def main() -> None:
     settle_services(tree, request["services"])
     for script in request["scripts"]:
         run_script(tree, script)
+    settle_host(tree, request)
     spare_generators(tree)
     empty_devices(tree / "dev")
     seed_state(tree, request)
@@ -294,6 +330,33 @@ def spare_generators(tree: Path) -> None:
             mask.parent.mkdir(parents=True, exist_ok=True)
             if not mask.exists():
                 mask.symlink_to("/dev/null")
+
+
+def settle_host(tree: Path, request: dict[str, Any]) -> None:
+    """`obelisk host`, and of Python what it needs where nothing else in the image uses it."""
+    write(tree / "usr/lib/obelisk/host.conf", request["host"].encode())
+    write(tree / "usr/lib/obelisk/state.declared", "".join(f"{path}\n" for path in request["declared"]).encode())
+    place = tree / "usr/lib/obelisk/python/obelisk"
+    for module in request["modules"]:
+        write(place / module, (Path(request["package"]) / module).read_bytes())
+    # The root cannot be written later, and without its compiled form each start would compile anew. What is checked by its hash
+    # alone is the same in every build.
+    words = ["python3", "-IS", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "/usr/lib/obelisk/python"]
+    finished = subprocess.run(in_tree(tree, *words), capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        refuse("host-part", f"the image's Python cannot compile `obelisk host`: {finished.stdout}{finished.stderr}")
+    if not request["python"]:
+        for library in (tree / "usr/lib").glob("python3.*"):
+            for name in UNUSED_PYTHON:
+                for path in (
+                    *library.glob(name),
+                    *library.glob(f"__pycache__/{name.removesuffix('.py')}.*"),
+                    *library.glob(f"lib-dynload/{name}"),
+                ):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
 
 
 def seed_state(tree: Path, request: dict[str, Any]) -> None:

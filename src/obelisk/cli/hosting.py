@@ -1,0 +1,222 @@
+"""`obelisk host …`: commands on a machine whose operating system is an image."""
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from obelisk.cli.terminal import answer, reporting, size
+from obelisk.errors import InputError, StateError
+from obelisk.host import journal, snapshots
+from obelisk.host import settings as sealed
+from obelisk.host.here import Here, here
+from obelisk.system import power
+
+
+def host(arguments: Namespace) -> int:
+    """Run one of the host commands."""
+    if os.geteuid() != 0:
+        raise StateError("this takes root rights", code="not-root", hint=f"sudo obelisk host {arguments.action}")
+    actions = {
+        "status": _status,
+        "upgrade": _upgrade,
+        "rollback": _rollback,
+        "history": _history,
+        "verify": _verify,
+        "drift": _drift,
+        "snapshot": _snapshot,
+        "reset": _reset,
+        "settle": _settle,
+        "condemn": _condemn,
+    }
+    return actions[arguments.action](here(), arguments)
+
+
+def _status(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.status import status
+
+    found = status(this)
+    lines = [
+        f"image     {this.name} {this.version}" + (f" ({found.image_id[:12]})" if found.image_id else ""),
+        f"slot      {found.booted} on {this.disk}" + (", on trial: not blessed yet" if found.on_trial else ""),
+        f"fallback  {found.fallback or 'none'}",
+        f"health    {found.health}" + (f": {', '.join(found.failing)}" if found.failing else ""),
+        f"state     {size(found.state_free_bytes)} free of {size(found.state_total_bytes)}",
+        f"boot      Secure Boot {'on' if found.secure_boot else 'off'}",
+        f"upgrade   {found.upgrade}",
+    ]
+    if found.last is not None:
+        lines.append(f"last      {found.last.image} {found.last.event}, {found.last.at}")
+    entries = {entry.label: entry for entry in found.entries}
+    for slot in found.slots:
+        entry = entries.get(slot.label or "")
+        lines.append(f"  slot {slot.letter}  {slot.label or 'empty'}" + (f"  {entry.file}" if entry else ""))
+    answer("\n".join(lines), json_wanted=arguments.json, status=found.to_json())
+    return 0 if found.health != "unhealthy" else 8
+
+
+def _upgrade(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.source import open_source
+    from obelisk.host.upgrade import upgrade
+
+    source = open_source(Path(arguments.source))
+    retry = arguments.retry is not None
+    if retry and arguments.retry != source.manifest.version:
+        raise InputError(f"--retry names {arguments.retry}, the source has {source.manifest.version}", code="retry-other")
+    with reporting(json_wanted=arguments.json) as sink:
+        outcome = upgrade(this, source, sink, retry=retry, tries=sealed.read().tries)
+    label = outcome.entry.label
+    if outcome.changed:
+        written = f"{size(outcome.written_bytes)} of {size(outcome.image_bytes)} written"
+        text = f"{label} is ready in slot {outcome.slot}, {written}; the next boot tries it"
+    elif label == this.label:
+        text = f"{label} runs already"
+    else:
+        text = f"{label} is installed already; the next boot tries it"
+    answer(
+        text,
+        json_wanted=arguments.json,
+        image=label,
+        id=source.manifest.id,
+        slot=outcome.slot,
+        changed=outcome.changed,
+        written=outcome.written_bytes,
+        size=outcome.image_bytes,
+    )
+    if arguments.reboot and label != this.label:
+        power.reboot()
+    return 0
+
+
+def _rollback(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.rollback import rollback
+
+    with reporting(json_wanted=arguments.json) as sink:
+        way = rollback(this, sink, with_state=arguments.with_state)
+    state = f", with the state of {way.snapshot.directory}" if way.snapshot else ""
+    then = "the next boot starts it" if arguments.no_reboot else "restarting now"
+    snapshot = way.snapshot.directory if way.snapshot else None
+    answer(f"going back to {way.entry.label}{state}: {then}", json_wanted=arguments.json, image=way.entry.label, snapshot=snapshot)
+    if not arguments.no_reboot:
+        power.reboot()
+    return 0
+
+
+def _history(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.history import iterations
+
+    found = iterations(journal.read(this.keep))
+    lines = []
+    for each in found:
+        took = f"healthy after {each.healthy_ms / 1000:.1f} s" if each.healthy_ms else ""
+        boots = f"{each.boots} boot{'s' if each.boots != 1 else ''}"
+        lines.append(
+            f"{each.since}  {each.image:<20} {each.why}; {boots}; " + "; ".join(filter(None, (each.outcome or "no word from it", took)))
+        )
+    answer("\n".join(lines) or "nothing was recorded yet", json_wanted=arguments.json, history=[each.to_json() for each in found])
+    return 0
+
+
+def _verify(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.inspection import repair, verify
+    from obelisk.host.source import open_source
+
+    written = 0
+    with reporting(json_wanted=arguments.json) as sink:
+        if arguments.repair is not None:
+            written = repair(this, open_source(Path(arguments.repair)), sink)
+        findings = verify(this, sink)
+    lines = [f"{finding.image or 'ESP'}: {finding.what}" for finding in findings]
+    if findings and arguments.repair is None:
+        lines.append("write what is damaged again: obelisk host verify --repair DIRECTORY_OF_THE_IMAGE")
+    answer(
+        "\n".join(lines) or "both slots, their kernel images and entries are sound",
+        json_wanted=arguments.json,
+        findings=[{"image": finding.image, "what": finding.what, "blocks": finding.blocks} for finding in findings],
+        written=written,
+    )
+    return 3 if findings else 0
+
+
+def _drift(_this: Here, arguments: Namespace) -> int:
+    from obelisk.host.drift import drift
+
+    found = drift()
+    lines = [f"{size(each.size_bytes):>10}  {each.files:>6} files  {each.since}  {each.owner:<16} {each.path}" for each in found]
+    answer(
+        "\n".join(lines) or "nothing in the state that the image does not declare",
+        json_wanted=arguments.json,
+        drift=[e.to_json() for e in found],
+    )
+    return 1 if found else 0
+
+
+def _snapshot(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.upgrade import now
+    from obelisk.system.files import locked
+
+    with locked(this.keep / "lock", wait=False), this.top() as top:
+        match arguments.verb:
+            case "create":
+                made = snapshots.create(
+                    top, arguments.name or "manual", at=now(), image=this.label, reason=arguments.why or "by hand", automatic=False
+                )
+                answer(made.directory, json_wanted=arguments.json, snapshot=made.directory)
+            case "list":
+                known = snapshots.snapshots(top)
+                lines = [f"{each.at}  {each.directory:<32} {each.image:<20} {each.reason}" for each in known]
+                listed = [{"name": each.directory, "at": each.at, "image": each.image, "reason": each.reason} for each in known]
+                answer("\n".join(lines) or "there are no snapshots", json_wanted=arguments.json, snapshots=listed)
+            case "restore":
+                chosen = snapshots.find(top, _named(arguments))
+                replaced = f"{snapshots.next_number(top):04}-replaced-{this.label}".replace("_", "-")
+                about = f"the state that restoring {chosen.directory} replaced"
+                snapshots.prepare_replaced(top, replaced, at=now(), image=this.label, reason=about)
+                snapshots.order_restore(this.keep, chosen, image=None, replaced=replaced)
+                answer(f"the next boot restores {chosen.directory}", json_wanted=arguments.json, snapshot=chosen.directory)
+            case "delete":
+                chosen = snapshots.find(top, _named(arguments))
+                snapshots.delete(top, chosen)
+                answer(f"{chosen.directory} is deleted", json_wanted=arguments.json, snapshot=chosen.directory)
+    if arguments.verb == "restore" and arguments.reboot:
+        power.reboot()
+    return 0
+
+
+def _named(arguments: Namespace) -> str:
+    if not arguments.name:
+        raise InputError("name the snapshot", code="snapshot-unnamed", hint="obelisk host snapshot list")
+    return str(arguments.name)
+
+
+def _reset(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.reset import reset
+
+    if not arguments.yes:
+        raise InputError(
+            "a reset deletes the whole state of this machine, snapshots included",
+            code="reset-unconfirmed",
+            hint="say --yes, and --keep PATH for what is to stay",
+        )
+    kept = reset(this, tuple(arguments.keep or ()))
+    answer(f"the next boot starts with fresh state; kept: {', '.join(kept) or 'nothing'}", json_wanted=arguments.json, kept=list(kept))
+    if arguments.reboot:
+        power.reboot()
+    return 0
+
+
+def _settle(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.settle import settle
+
+    answer(settle(this, sealed.read()), json_wanted=arguments.json)
+    return 0
+
+
+def _condemn(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.settle import condemn
+
+    restarting = condemn(this)
+    what = "on trial and not healthy: restarting into its fallback" if restarting else "not healthy, and nobody's trial: it stays up"
+    answer(f"{this.label} is {what}", json_wanted=arguments.json, restarting=restarting)
+    if restarting:
+        power.reboot()
+    return 0

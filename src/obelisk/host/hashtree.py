@@ -1,0 +1,120 @@
+"""dm-verity's hash tree, read outside the kernel: which blocks of a device are what the root hash promises.
+
+The tree names every block of an image by its digest, so it is the list of what a slot has to hold: blocks that are right already need not
+be written, and a slot is right when none is wrong. Source: Linux, Documentation/admin-guide/device-mapper/verity.rst; cryptsetup, the
+format of the superblock.
+"""
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from obelisk.errors import TrustError
+from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
+
+DIGEST_BYTES = 32
+_FANOUT = BLOCK_BYTES // DIGEST_BYTES
+_SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s")
+
+Run = range
+"""Numbers of blocks that lie side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class HashTree:
+    """A tree whose every level was checked against the root hash. `leaves` are the digests of the data blocks, in order."""
+
+    salt: bytes
+    data_blocks: int
+    leaves: bytes
+
+    def leaf(self, block: int) -> bytes:
+        """The digest of a data block."""
+        return self.leaves[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
+
+
+def parse(data: bytes, root_hash: str) -> HashTree:
+    """The tree in `data`, a file or partition that begins with it.
+
+    Raises:
+        TrustError: it is not the tree of that root hash.
+    """
+    wrong = TrustError(
+        f"the hash tree is not that of the root hash {root_hash[:16]}…", code="tree-damaged", hint="take the image from its source again"
+    )
+    if len(data) < BLOCK_BYTES:
+        raise wrong
+    magic, version, kind, _uuid, algorithm, data_size, hash_size, count, salt_bytes, salt = _SUPERBLOCK.unpack_from(data)
+    known = (magic, version, kind, algorithm.rstrip(b"\0"), data_size, hash_size)
+    if known != (b"verity\0\0", 1, 1, b"sha256", BLOCK_BYTES, BLOCK_BYTES) or salt_bytes > len(salt) or not count:
+        raise wrong
+    salt = salt[:salt_bytes]
+    levels = []
+    blocks = count
+    while blocks > 1:
+        blocks = -(-blocks // _FANOUT)
+        levels.append(blocks)
+    # The level next to the root comes first, and the leaves last.
+    position = BLOCK_BYTES
+    expected = [bytes.fromhex(root_hash)]
+    for size in reversed(levels):
+        level = data[position : position + size * BLOCK_BYTES]
+        position += size * BLOCK_BYTES
+        if len(level) < size * BLOCK_BYTES or wrong_blocks(level, salt, b"".join(expected)):
+            raise wrong
+        expected = [level]
+    leaves = b"".join(expected)[: count * DIGEST_BYTES]
+    return HashTree(salt, count, leaves)
+
+
+def tree_bytes(data_blocks: int) -> int:
+    """The size of the tree over that many blocks, superblock included."""
+    total, blocks = 1, data_blocks
+    while blocks > 1:
+        blocks = -(-blocks // _FANOUT)
+        total += blocks
+    return total * BLOCK_BYTES
+
+
+def wrong_blocks(data: bytes | memoryview, salt: bytes, digests: bytes) -> list[int]:
+    """Which of the blocks in `data`, counted from 0, do not have the digest that stands at their place in `digests`."""
+    salted = hashlib.sha256(salt)
+    wrong = []
+    for number in range(len(data) // BLOCK_BYTES):
+        hasher = salted.copy()
+        hasher.update(data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES])
+        if hasher.digest() != digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
+            wrong.append(number)
+    return wrong
+
+
+def find_wrong(device: BlockDevice, tree: HashTree, *, runs: list[Run] | None = None, on_bytes: Callable[[int], None]) -> list[Run]:
+    """The blocks of `device` that are not what the tree says: all are read, or those in `runs`, on all processors at once."""
+    per_chunk = CHUNK_BYTES // BLOCK_BYTES
+    wanted = [range(tree.data_blocks)] if runs is None else runs
+    chunks = [run[at : at + per_chunk] for run in wanted for at in range(0, len(run), per_chunk)]
+
+    def look(chunk: Run) -> list[int]:
+        data = device.read(chunk.start * BLOCK_BYTES, len(chunk) * BLOCK_BYTES)
+        digests = tree.leaves[chunk.start * DIGEST_BYTES : chunk.stop * DIGEST_BYTES]
+        wrong = [chunk.start + number for number in wrong_blocks(data, tree.salt, digests)]
+        wrong += range(chunk.start + len(data) // BLOCK_BYTES, chunk.stop)  # beyond the device's end
+        on_bytes(len(chunk) * BLOCK_BYTES)
+        return wrong
+
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        return as_runs([block for found in pool.map(look, chunks) for block in found])
+
+
+def as_runs(blocks: list[int]) -> list[Run]:
+    """Ascending numbers, put together where they follow each other."""
+    runs: list[Run] = []
+    for block in blocks:
+        if runs and runs[-1].stop == block:
+            runs[-1] = range(runs[-1].start, block + 1)
+        else:
+            runs.append(range(block, block + 1))
+    return runs

@@ -1,0 +1,122 @@
+"""This host: which image runs, on which disk, and where its records are.
+
+/run/obelisk/disk   the kernel's name of the disk, written by `start`
+/run/obelisk/host   the subvolume `host` of the state volume: the journal, evidence of failures; it is outside of what a rollback
+takes back
+/run/obelisk/esp    the ESP, mounted only while something looks at it
+/run/obelisk/top    the whole state volume, likewise
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from obelisk.errors import StateError
+from obelisk.host import journal
+from obelisk.model.host import Event, Partition, Phase, Record, Slot
+from obelisk.system import sfdisk
+from obelisk.system.filesystem import boot_id
+from obelisk.system.mounts import mounted
+from obelisk.system.sfdisk import TableEntry
+
+_RUN = Path("/run/obelisk")
+_STATE_LABEL = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The running host. `boot` is the kernel's id of this boot."""
+
+    name: str
+    version: str
+    root_hash: str
+    disk: Path
+    keep: Path
+    boot: str
+    run: Path = _RUN
+
+    @property
+    def label(self) -> str:
+        """`name_version` of the running image."""
+        return f"{self.name}_{self.version}"
+
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots, in the order of the partition table."""
+        table = sfdisk.read_table(self.disk)
+        roots = [entry for entry in table if entry.type == sfdisk.ROOT]
+        trees = [entry for entry in table if entry.type == sfdisk.ROOT_VERITY]
+        pairs = zip(roots, trees, strict=False)
+        return tuple(Slot(chr(ord("a") + index), _partition(root), _partition(tree)) for index, (root, tree) in enumerate(pairs))
+
+    def booted_slot(self, slots: tuple[Slot, ...]) -> Slot:
+        """The slot that this system runs from.
+
+        Raises:
+            StateError: none is.
+        """
+        for slot in slots:
+            if slot.root.uuid.replace("-", "") == self.root_hash[:32]:
+                return slot
+        raise StateError(
+            "the running image is in no slot of this disk", code="slot-unknown", hint="was the system started from another disk?"
+        )
+
+    @contextmanager
+    def esp(self) -> Iterator[Path]:
+        """The ESP, mounted; durable when the block ends."""
+        entry = self._partition(sfdisk.ESP, "EFI system partition")
+        with mounted(entry.device, self.run / "esp", "vfat", "umask=0077") as place:
+            yield place
+
+    @contextmanager
+    def top(self) -> Iterator[Path]:
+        """The top of the state volume, mounted, with all its subvolumes."""
+        with mounted(self.state_device(), self.run / "top", "btrfs", "noatime", "subvolid=5") as place:
+            yield place
+
+    def state_device(self) -> Path:
+        """The partition of the state volume."""
+        found = [entry for entry in sfdisk.read_table(self.disk) if entry.label == _STATE_LABEL]
+        if not found:
+            raise StateError(f"{self.disk} has no state volume", code="state-missing", hint="was the system started from another disk?")
+        return found[0].device
+
+    def note(
+        self, event: Event, image: str, *, image_id: str = "", phase: Phase | None = None, duration_ms: int | None = None, detail: str = ""
+    ) -> None:
+        """Add a record to the journal."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        journal.append(self.keep, Record(event, now, self.boot, image, image_id, phase, duration_ms, detail))
+
+    def _partition(self, kind: str, name: str) -> TableEntry:
+        for entry in sfdisk.read_table(self.disk):
+            if entry.type == kind:
+                return entry
+        raise StateError(f"{self.disk} has no {name}", code="disk-partition", hint="this is not a disk that Obelisk made")
+
+
+def here(run: Path = _RUN) -> Here:
+    """The host that this process runs on.
+
+    Raises:
+        StateError: this machine's operating system is no image of ours.
+    """
+    try:
+        disk = Path("/dev") / (run / "disk").read_text().strip()
+        release = dict(line.split("=", 1) for line in Path("/usr/lib/os-release").read_text().splitlines() if "=" in line)
+        words = Path("/proc/cmdline").read_text().split()
+        root_hash = next(word.removeprefix("roothash=") for word in words if word.startswith("roothash="))
+        name, version = (release[key].strip('"') for key in ("IMAGE_ID", "IMAGE_VERSION"))
+    except (OSError, KeyError, StopIteration) as error:
+        raise StateError(
+            "this machine's operating system is not an Obelisk image",
+            code="no-host",
+            hint="run this on a host; `obelisk run IMAGE` starts one to try",
+        ) from error
+    return Here(name, version, root_hash, disk, run / "host", boot_id(), run)
+
+
+def _partition(entry: TableEntry) -> Partition:
+    return Partition(entry.number, str(entry.device), entry.size_bytes, entry.label, entry.uuid)

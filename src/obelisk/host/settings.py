@@ -1,0 +1,27 @@
+"""What the running image's spec says about upgrades and state; sealed in the image as /usr/lib/obelisk/host.conf.
+
+One KEY=NUMBER a line, so that the shell reads it too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path("/usr/lib/obelisk/host.conf")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`soak_s`: how long checks have to stay passed on a trial boot; `deadline_s`: when a trial boot is restarted; `tries`: boots of a
+    trial; `snapshots`: automatic ones that are kept.
+    """
+
+    soak_s: int = 30
+    deadline_s: int = 900
+    tries: int = 3
+    snapshots: int = 3
+
+
+def read(file: Path = FILE) -> Settings:
+    """The settings of the running image."""
+    values = dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+    return Settings(int(values["soak"]), int(values["deadline"]), int(values["tries"]), int(values["snapshots"]))

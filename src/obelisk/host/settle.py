@@ -1,0 +1,128 @@
+"""What a boot comes to: the image that runs is blessed, or condemned; one that was tried and did not make it is named, with the reason.
+
+`settle` runs when the machine is healthy, and has stayed so for the soak time; `condemn` when it is not. A boot that comes to neither is
+restarted by the guard that `start` leaves behind, or by the kernel when it panics; the loader counts its tries.
+
+An entry is blessed only by the image that it starts: where firmware refuses a UKI, the loader may start the next one without a reset, and
+the variable that names the counted entry still names the refused one.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path, PurePosixPath
+
+from obelisk.errors import CommandError
+from obelisk.host import esp, journal, snapshots
+from obelisk.host.here import Here
+from obelisk.host.settings import Settings
+from obelisk.model.host import Entry, Event, Pending, Progress, Record, Trying, progress
+from obelisk.system import efivars
+from obelisk.system.command import run
+from obelisk.system.files import locked, sync_directory, write_durably
+from obelisk.system.filesystem import sync_filesystem
+
+FAILURES = "failures"
+SETTLED = "settled"
+_KEPT_FAILURES = 5
+_EVIDENCE_BYTES = 2 << 20
+
+
+def settle(here: Here, settings: Settings) -> str:
+    """The machine is healthy: bless its image, and tell what became of one that was tried before. Returns a line for people."""
+    said = f"{here.label} is healthy"
+    with locked(here.keep / "lock"):
+        records = journal.read(here.keep)
+        state = progress(records)
+        here.note(Event.HEALTHY, here.label, duration_ms=_uptime_ms())
+        with here.esp() as place:
+            if _is_counted(here, esp.find(place, here.label)):
+                entry = esp.find(place, here.label)
+                if entry is not None:
+                    esp.change(place, entry, Entry(here.name, here.version))
+                here.note(Event.BLESSED, here.label, image_id=_image_id(state), duration_ms=_uptime_ms())
+                said = f"{here.label} is healthy and blessed"
+            if isinstance(state, (Pending, Trying)) and state.image != here.label:
+                failed = esp.find(place, state.image)
+                if failed is not None and failed.left:
+                    esp.change(place, failed, Entry(failed.name, failed.version, 0, failed.done))
+                reason = reason_of(state, records)
+                here.note(Event.FELL_BACK, state.image, image_id=state.image_id, detail=reason)
+                said += f"; {state.image} fell back: {reason}"
+        with here.top() as top:
+            snapshots.prune(top, settings.snapshots)
+    if isinstance(state, Trying) and state.image != here.label:
+        for boot in state.boots:
+            keep_evidence(here, state.image, boot)
+    (here.run / SETTLED).touch()
+    return said
+
+
+def condemn(here: Here) -> bool:
+    """The machine is not healthy: whether it should restart, into its fallback. One that is nobody's trial stays up as it is."""
+    with locked(here.keep / "lock"):
+        failing = ", ".join(_failing(here.run)) or "its health checks"
+        here.note(Event.UNHEALTHY, here.label, duration_ms=_uptime_ms(), detail=f"failed: {failing}")
+        with here.esp() as place:
+            entry = esp.find(place, here.label)
+            on_trial = _is_counted(here, entry)
+            if on_trial and entry is not None and entry.left:
+                esp.change(place, entry, Entry(entry.name, entry.version, 0, entry.done))
+    if on_trial:
+        keep_evidence(here, here.label, here.boot)
+    (here.run / SETTLED).touch()
+    return on_trial
+
+
+def reason_of(state: Pending | Trying, records: tuple[Record, ...]) -> str:
+    """Why an image that was tried does not run."""
+    boots = state.boots if isinstance(state, Trying) else ()
+    told = [record for record in records if record.event is Event.UNHEALTHY and record.image == state.image and record.boot in boots]
+    if told:
+        return told[-1].detail
+    if boots:
+        return f"started {len(boots)} time{'s' if len(boots) > 1 else ''} and never became healthy: it hung, panicked or was cut off"
+    return "never came as far as its state volume: the firmware refused it, or it hung or panicked before"
+
+
+def keep_evidence(here: Here, image: str, boot: str) -> None:
+    """Keep a boot's journal and its health report where neither a rollback nor the journal's own limits take them."""
+    place = here.keep / FAILURES / f"{image}-{boot[:8]}"
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        said = run(["journalctl", f"--boot={boot.replace('-', '')}", "--no-pager", "--output=short-precise"], timeout_s=120).stdout
+    except CommandError as error:
+        said = error.output
+    write_durably(place / "journal.txt", said.encode()[-_EVIDENCE_BYTES:])
+    if boot == here.boot and (here.run / "health.json").exists():
+        write_durably(place / "health.json", (here.run / "health.json").read_bytes())
+    for crash in Path("/var/lib/systemd/pstore").glob("**/dmesg*"):
+        shutil.copyfile(crash, place / crash.name)
+    older = sorted((here.keep / FAILURES).iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT_FAILURES]
+    for path in older:
+        shutil.rmtree(path)
+    sync_directory(here.keep / FAILURES)
+    sync_filesystem(here.keep)
+
+
+def _is_counted(here: Here, entry: Entry | None) -> bool:
+    """The loader counts this boot, and it counts it for the image that runs."""
+    named = efivars.counted_entry()
+    counted = Entry.parse(PurePosixPath(named).name) if named else None
+    return entry is not None and entry.counted and counted is not None and counted.label == here.label
+
+
+def _image_id(state: Progress) -> str:
+    return state.image_id if isinstance(state, (Pending, Trying)) else ""
+
+
+def _failing(run_directory: Path) -> list[str]:
+    try:
+        checks = json.loads((run_directory / "health.json").read_bytes())
+        return [str(check["name"]) for check in checks if not check["ok"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _uptime_ms() -> int:
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)

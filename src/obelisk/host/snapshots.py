@@ -1,0 +1,138 @@
+"""Snapshots of the state volume: read-only subvolumes with a note of when, why and by which image they were taken.
+
+    snapshots/<number>-<name>/about.json, snapshots/<number>-<name>/tree     one snapshot
+    host/restore                                                            what the next boot puts in the place of `live`
+
+A restore is prepared here and done by the next boot, before anything uses the state (see `start`). The file `restore` holds one line:
+IMAGE SNAPSHOT REPLACED — the label of the image whose boot shall do it (`-`: any), the snapshot, and the snapshot that the state which
+it replaces becomes (`-`: that is deleted).
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.errors import InputError
+from obelisk.model.canonical import canonical
+from obelisk.system import btrfs
+from obelisk.system.files import sync_directory, write_durably
+
+PLACE = "snapshots"
+LIVE = "live"
+RESTORE = "restore"
+_NAME = re.compile(r"(\d{4,})-([a-z0-9][a-z0-9._-]{0,63})")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot. `image` ran when it was taken; `automatic` ones are taken before upgrades and go by the retention rule."""
+
+    number: int
+    name: str
+    at: str
+    image: str
+    reason: str
+    automatic: bool
+
+    @property
+    def directory(self) -> str:
+        """Its name on the volume."""
+        return f"{self.number:04}-{self.name}"
+
+
+def snapshots(top: Path) -> tuple[Snapshot, ...]:
+    """All complete snapshots, oldest first."""
+    found = []
+    for path in (top / PLACE).glob("*-*"):
+        match = _NAME.fullmatch(path.name)
+        if match is None or not btrfs.is_subvolume(path / "tree"):
+            continue
+        try:
+            about = json.loads((path / "about.json").read_bytes())
+            found.append(Snapshot(int(match[1]), match[2], about["at"], about["image"], about["reason"], bool(about["automatic"])))
+        except (OSError, ValueError, KeyError):
+            continue
+    return tuple(sorted(found, key=lambda each: each.number))
+
+
+def create(top: Path, name: str, *, at: str, image: str, reason: str, automatic: bool) -> Snapshot:
+    """Take a snapshot of the state as it is now. It is there whole, or not at all.
+
+    Raises:
+        InputError: the name is malformed.
+    """
+    made = Snapshot(next_number(top), name, at, image, reason, automatic)
+    if _NAME.fullmatch(made.directory) is None:
+        raise InputError(f"{name!r} is no name for a snapshot", code="snapshot-name", hint="small letters, digits, dots and hyphens")
+    draft = top / PLACE / f".{made.directory}.new"
+    _clear(draft)
+    draft.mkdir(parents=True)
+    write_durably(draft / "about.json", canonical({"at": at, "image": image, "reason": reason, "automatic": automatic}))
+    btrfs.snapshot(top / LIVE, draft / "tree", read_only=True)
+    draft.rename(top / PLACE / made.directory)
+    btrfs.sync(top)
+    return made
+
+
+def find(top: Path, name: str) -> Snapshot:
+    """The snapshot of that number, name or both; of several of one name, the newest.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = snapshots(top)
+    for each in reversed(known):
+        if name in {each.directory, each.name, str(each.number), f"{each.number:04}"}:
+            return each
+    names = ", ".join(each.directory for each in known) or "there are none"
+    raise InputError(f"there is no snapshot {name!r}", code="snapshot-unknown", hint=f"snapshots: {names}")
+
+
+def delete(top: Path, snapshot: Snapshot) -> None:
+    """Remove a snapshot. May be repeated."""
+    _clear(top / PLACE / snapshot.directory)
+
+
+def prune(top: Path, keep: int) -> tuple[Snapshot, ...]:
+    """Remove all automatic snapshots but the newest `keep`, and what was left of snapshots that were cut; return those removed."""
+    for draft in (top / PLACE).glob(".*.new"):
+        _clear(draft)
+    automatic = [each for each in snapshots(top) if each.automatic]
+    gone = tuple(automatic[: max(len(automatic) - keep, 0)])
+    for each in gone:
+        delete(top, each)
+    return gone
+
+
+def next_number(top: Path) -> int:
+    """A number that no snapshot has had so far, as long as the newest one is kept."""
+    numbers = [int(match[1]) for path in (top / PLACE).glob("*") if (match := _NAME.fullmatch(path.name.lstrip(".").removesuffix(".new")))]
+    return max(numbers, default=0) + 1
+
+
+def prepare_replaced(top: Path, directory: str, *, at: str, image: str, reason: str) -> None:
+    """Make the place where the next boot puts the state that a restore replaces. Without a tree in it, it is no snapshot yet."""
+    place = top / PLACE / directory
+    place.mkdir(parents=True, exist_ok=True)
+    write_durably(place / "about.json", canonical({"at": at, "image": image, "reason": reason, "automatic": True}))
+
+
+def order_restore(keep: Path, snapshot: Snapshot, *, image: str | None, replaced: str | None) -> None:
+    """Have the next boot (of `image`, if given) restore a snapshot; the state it replaces becomes the snapshot `replaced`, or goes."""
+    write_durably(keep / RESTORE, f"{image or '-'} {snapshot.directory} {replaced or '-'}\n".encode())
+
+
+def cancel_restore(keep: Path) -> None:
+    """Forget an order that no boot has carried out."""
+    (keep / RESTORE).unlink(missing_ok=True)
+    sync_directory(keep)
+
+
+def _clear(directory: Path) -> None:
+    if btrfs.is_subvolume(directory / "tree"):
+        btrfs.delete(directory / "tree")
+    for file in directory.glob("*"):
+        file.unlink()
+    if directory.exists():
+        directory.rmdir()

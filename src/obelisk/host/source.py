@@ -1,0 +1,56 @@
+"""Where a new image comes from: a directory with its manifest and parts, as the builder's store has it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.errors import InputError, TrustError
+from obelisk.host import hashtree
+from obelisk.model import uki
+from obelisk.model.image import Manifest, PartKind, parse_manifest
+from obelisk.system.files import hash_file
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image whose tree and UKI were checked against its manifest. The blocks of the root are checked as they are copied."""
+
+    directory: Path
+    manifest: Manifest
+    tree: hashtree.HashTree
+
+    def path(self, kind: PartKind) -> Path:
+        """The file of a part."""
+        return self.directory / self.manifest.part(kind).file
+
+
+def open_source(directory: Path) -> Source:
+    """The image in `directory`.
+
+    Raises:
+        InputError: there is none.
+        TrustError: a part is not what the manifest says, or the UKI starts another root.
+    """
+    try:
+        data = (directory / "manifest.json").read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{directory} has no image: {error.strerror}",
+            code="source-missing",
+            hint="name a directory with a manifest.json and its parts; `obelisk show IMAGE` on the builder tells which it is",
+        ) from error
+    manifest = parse_manifest(data)
+    for kind in (PartKind.ROOT, PartKind.VERITY, PartKind.UKI):
+        part = manifest.part(kind)
+        path = directory / part.file
+        if not path.is_file() or path.stat().st_size != part.size_bytes:
+            raise TrustError(
+                f"{path} is missing or has another size than the manifest says", code="part-damaged", hint="copy the image again, whole"
+            )
+        if kind is PartKind.UKI and hash_file(path) != part.sha256:
+            raise TrustError(f"{path} is not what the manifest says", code="part-damaged", hint="copy the image again, whole")
+    tree = hashtree.parse((directory / manifest.part(PartKind.VERITY).file).read_bytes(), manifest.root_hash)
+    if uki.root_hash((directory / manifest.part(PartKind.UKI).file).read_bytes()) != manifest.root_hash:
+        raise TrustError(
+            "the image's kernel starts another root than its manifest names", code="uki-foreign", hint="build or fetch the image again"
+        )
+    return Source(directory, manifest, tree)

@@ -1,0 +1,110 @@
+"""`obelisk host status`: what runs here, what it would fall back to, and how it is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.host import esp, journal
+from obelisk.host.here import Here
+from obelisk.model.canonical import Json
+from obelisk.model.host import Entry, Event, Idle, Pending, Record, Slot, Trying, Underway, failed_images, known_good, progress
+from obelisk.system.efivars import secure_boot
+from obelisk.system.filesystem import space
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All that `status` shows. `health` is `healthy`, `unhealthy` or `starting`; `failing` names the checks that failed."""
+
+    here: Here
+    image_id: str
+    slots: tuple[Slot, ...]
+    entries: tuple[Entry, ...]
+    booted: str
+    fallback: str
+    health: str
+    failing: tuple[str, ...]
+    on_trial: bool
+    secure_boot: bool
+    state_free_bytes: int
+    state_total_bytes: int
+    upgrade: str
+    last: Record | None
+
+    def to_json(self) -> dict[str, Json]:
+        """As plain data."""
+        entries = {entry.label: entry for entry in self.entries}
+        return {
+            "name": self.here.name,
+            "version": self.here.version,
+            "image": self.image_id,
+            "root_hash": self.here.root_hash,
+            "booted": self.booted,
+            "fallback": self.fallback,
+            "health": self.health,
+            "failing": list(self.failing),
+            "on_trial": self.on_trial,
+            "secure_boot": self.secure_boot,
+            "upgrade": self.upgrade,
+            "state": {"free": self.state_free_bytes, "total": self.state_total_bytes},
+            "slots": [
+                {
+                    "slot": slot.letter,
+                    "holds": slot.label,
+                    "entry": entries[slot.label].file if slot.label in entries else None,
+                    "size": slot.root.size_bytes,
+                }
+                for slot in self.slots
+            ],
+        }
+
+
+def status(here: Here) -> Status:
+    """The status of this host."""
+    records = journal.read(here.keep)
+    slots = here.slots()
+    with here.esp() as place:
+        entries = esp.entries(place)
+        manifest = esp.manifest_of(place, here.label)
+    good, bad = known_good(records), failed_images(records)
+    mine = next((entry for entry in entries if entry.label == here.label), None)
+    others = [slot.label for slot in slots if slot.label and slot.label != here.label and slot.label in good]
+    health, failing = _health(here.run)
+    room = space(here.keep)
+    return Status(
+        here,
+        manifest.id if manifest else "",
+        slots,
+        entries,
+        here.booted_slot(slots).letter,
+        next((label for label in others if any(entry.label == label for entry in entries)), ""),
+        health,
+        failing,
+        mine is not None and mine.counted,
+        secure_boot(),
+        room.free_bytes,
+        room.total_bytes,
+        _upgrade(records, bad),
+        next((record for record in reversed(records) if record.event in {Event.BLESSED, Event.FELL_BACK, Event.ROLLED_BACK}), None),
+    )
+
+
+def _upgrade(records: tuple[Record, ...], failed: frozenset[str]) -> str:
+    match progress(records):
+        case Idle():
+            return f"{len(failed)} image{'s' if len(failed) > 1 else ''} refused, because of failures here" if failed else "none"
+        case Underway(image, _, done):
+            return f"{image} is not complete: {len(done)} phases done"
+        case Pending(image):
+            return f"{image} is installed and starts at the next boot"
+        case Trying(image):
+            return f"{image} is on trial"
+
+
+def _health(run: Path) -> tuple[str, tuple[str, ...]]:
+    try:
+        checks = json.loads((run / "health.json").read_bytes())
+        failing = tuple(str(check["name"]) for check in checks if not check["ok"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "starting", ()
+    return ("unhealthy" if failing else "healthy"), failing

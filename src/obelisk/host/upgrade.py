@@ -1,0 +1,292 @@
+"""`obelisk host upgrade`: from an image's directory to an entry that the next boot tries, in phases.
+
+Each phase is recorded before and after it, and may be cut at any instant: the running slot and its entry are never written, the other slot
+has a label and ids that nothing boots until all of it was read back, and the last step is one rename on the ESP.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.errors import ObeliskError, StateError, TrustError
+from obelisk.events import Sink, Task, task
+from obelisk.host import admission, esp, hashtree, journal, snapshots
+from obelisk.host.admission import Facts
+from obelisk.host.here import Here
+from obelisk.host.source import Source
+from obelisk.model.host import PARTIAL, Entry, Event, Pending, Phase, Slot, Underway, failed_images, known_good, next_phase, progress
+from obelisk.model.image import PartKind
+from obelisk.model.partitions import partition_uuids
+from obelisk.system import efivars, sbverify, sfdisk
+from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
+from obelisk.system.files import locked
+from obelisk.system.filesystem import space
+
+SPARE_STATE_BYTES = 64 << 20
+"""Free on the state volume before an upgrade begins: for its records and for what a snapshot makes of changes."""
+
+_TITLES = {
+    Phase.CHECK: "Checking image and host",
+    Phase.SPACE: "Checking free space",
+    Phase.STAGE: "Writing the blocks that differ",
+    Phase.VERIFY: "Reading the whole slot back",
+    Phase.SNAPSHOT: "Taking a snapshot of the state",
+    Phase.INSTALL: "Making it bootable",
+    Phase.PENDING: "Noting the switch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an upgrade did. `written_bytes` of `image_bytes` had to be written; `changed`: there was something to do."""
+
+    entry: Entry
+    slot: str
+    image_bytes: int
+    written_bytes: int
+    changed: bool = True
+
+
+def gather(here: Here, entries: tuple[Entry, ...]) -> Facts:
+    """What this host knows about itself."""
+    records = journal.read(here.keep)
+    slots = here.slots()
+    return Facts(
+        here.name,
+        here.version,
+        here.root_hash,
+        slots,
+        here.booted_slot(slots),
+        entries,
+        progress(records),
+        failed_images(records),
+        known_good(records) | {here.label},
+    )
+
+
+def upgrade(here: Here, source: Source, sink: Sink, *, retry: bool = False, tries: int = 3) -> Outcome:
+    """Install an image beside the running one. The next boot tries it, up to `tries` times.
+
+    Raises:
+        InputError, StateError, TrustError: it must not be installed here, or not now; nothing was switched.
+    """
+    with locked(here.keep / "lock", wait=False):
+        return _Upgrade(here, source, sink, retry=retry, tries=tries).run()
+
+
+class _Upgrade:
+    """One attempt; holds what one phase finds out for the next."""
+
+    def __init__(self, here: Here, source: Source, sink: Sink, *, retry: bool, tries: int) -> None:
+        self.here = here
+        self.source = source
+        self.manifest = source.manifest
+        self.sink = sink
+        self.retry = retry
+        self.entry = Entry(self.manifest.name, self.manifest.version, tries)
+        self.slot: Slot | None = None
+        self.unread: list[hashtree.Run] | None = None  # None: nothing of the slot was read in this run
+        self.written_bytes = 0
+        self.steps: dict[Phase, Callable[[Task], None]] = {
+            Phase.CHECK: self.check,
+            Phase.SPACE: self.space,
+            Phase.STAGE: self.stage,
+            Phase.VERIFY: self.verify,
+            Phase.SNAPSHOT: self.snapshot,
+            Phase.INSTALL: self.install,
+            Phase.PENDING: lambda _task: None,
+        }
+
+    def run(self) -> Outcome:
+        """All phases that are left."""
+        with self.here.esp() as place:
+            facts = gather(self.here, esp.entries(place))
+        image_bytes = self.manifest.part(PartKind.ROOT).size_bytes + self.manifest.part(PartKind.VERITY).size_bytes
+        if self.manifest.root_hash == self.here.root_hash:
+            return Outcome(Entry(self.here.name, self.here.version), facts.booted.letter, image_bytes, 0, changed=False)
+        pending = facts.progress
+        if isinstance(pending, Pending) and pending.image_id == self.manifest.id:
+            waiting = next((entry for entry in facts.entries if entry.label == self.manifest.label and entry.left), None)
+            if waiting is not None:
+                return Outcome(waiting, self._slot_of(facts).letter, image_bytes, 0, changed=False)
+        if (reason := admission.refusal(facts, self.manifest, retry=self.retry)) is not None:
+            raise reason
+        self._note(Event.BEGUN, detail=f"from {self.here.label}")
+        try:
+            while isinstance(state := progress(journal.read(self.here.keep)), Underway):
+                self._do(next_phase(state))
+        except ObeliskError as error:
+            self._note(Event.STOPPED, detail=error.message)
+            raise
+        return Outcome(self.entry, self._slot.letter, image_bytes, self.written_bytes)
+
+    def _do(self, phase: Phase) -> None:
+        self._note(Event.STARTED, phase=phase)
+        began = time.monotonic()
+        with task(self.sink, f"upgrade/{phase}", _TITLES[phase]) as running:
+            self.steps[phase](running)
+        self._note(Event.DONE, phase=phase, duration_ms=round((time.monotonic() - began) * 1000))
+
+    def _note(self, event: Event, *, phase: Phase | None = None, duration_ms: int | None = None, detail: str = "") -> None:
+        self.here.note(event, self.manifest.label, image_id=self.manifest.id, phase=phase, duration_ms=duration_ms, detail=detail)
+
+    @property
+    def _slot(self) -> Slot:
+        if self.slot is None:
+            message = "the slot is chosen by the first phase"
+            raise AssertionError(message)
+        return self.slot
+
+    def _slot_of(self, facts: Facts) -> Slot:
+        return next((slot for slot in facts.slots if slot.label == self.manifest.label), facts.booted)
+
+    # The phases
+
+    def check(self, _task: Task) -> None:
+        """The image may come to this host, and the firmware will start it."""
+        with self.here.esp() as place:
+            facts = gather(self.here, esp.entries(place))
+        self.slot = admission.choose_slot(facts, self.manifest)
+        secure = efivars.secure_boot()
+        signed = not secure or sbverify.is_signed_by(self.source.path(PartKind.UKI), efivars.trusted_certificates())
+        admission.require_trusted(self.manifest, secure_boot=secure, signed=signed)
+
+    def space(self, _task: Task) -> None:
+        """Nothing that is to be written later runs out of room."""
+        free = space(self.here.keep).free_bytes
+        if free < SPARE_STATE_BYTES:
+            raise StateError(
+                f"the state volume has {free >> 20} MiB free, an upgrade needs {SPARE_STATE_BYTES >> 20}",
+                code="state-full",
+                hint="make room: `obelisk host snapshot list`, `obelisk host drift`",
+            )
+        with self.here.esp() as place:
+            esp.sweep(place)
+            wanted = self.manifest.part(PartKind.UKI).size_bytes + self.manifest.part(PartKind.ROOT).size_bytes // 1000
+            retired = self._slot.label
+            going = esp.find(place, retired) if retired else None
+            freed = esp.path_of(place, going).stat().st_size if going else 0
+            esp.require_room(place, wanted - freed)
+
+    def stage(self, running: Task) -> None:
+        """The slot holds the image's blocks, under a label that nothing boots."""
+        slot = self._slot
+        if slot.label is not None:
+            with self.here.esp() as place:
+                esp.remove(place, slot.label)
+        for partition in (slot.root, slot.tree):
+            sfdisk.set_label(self.here.disk, partition.number, PARTIAL + self.manifest.label)
+            sfdisk.set_uuid(self.here.disk, partition.number, str(uuid.uuid4()))
+        tree = self.source.tree
+        total = tree.data_blocks * BLOCK_BYTES
+        read = [0]
+
+        def on_bytes(count: int) -> None:
+            read[0] += count
+            running.progress(read[0], total)
+
+        with BlockDevice(Path(slot.root.device), writable=True) as target, BlockDevice(self.source.path(PartKind.ROOT)) as given:
+            wrong = hashtree.find_wrong(target, tree, on_bytes=on_bytes)
+            self.unread = wrong
+            self.written_bytes += copy_runs(given, target, wrong, tree)
+            target.flush()
+        with BlockDevice(Path(slot.tree.device), writable=True) as target:
+            self.written_bytes += write_changed(target, self.source.path(PartKind.VERITY).read_bytes())
+            target.flush()
+        running.detail = f"{self.written_bytes >> 20} of {total >> 20} MiB"
+
+    def verify(self, running: Task) -> None:
+        """Every block of the slot was read from the disk and is what the root hash promises."""
+        slot = self._slot
+        with BlockDevice(Path(slot.tree.device)) as device:
+            tree = read_tree(device, self.source.tree.data_blocks, self.manifest.root_hash)
+        # What `stage` found to be right was read from the disk a moment ago.
+        runs = self.unread
+        total = sum(len(run) for run in runs) * BLOCK_BYTES if runs is not None else tree.data_blocks * BLOCK_BYTES
+        read = [0]
+
+        def on_bytes(count: int) -> None:
+            read[0] += count
+            running.progress(read[0], total)
+
+        with BlockDevice(Path(slot.root.device)) as device:
+            wrong = hashtree.find_wrong(device, tree, runs=runs, on_bytes=on_bytes)
+        if wrong:
+            raise TrustError(
+                f"slot {slot.letter} does not keep what is written to it: {sum(len(run) for run in wrong)} blocks read back wrong",
+                code="slot-damaged",
+                hint="the disk may be failing: look at the kernel's messages",
+            )
+
+    def snapshot(self, running: Task) -> None:
+        """The state as the running image leaves it."""
+        with self.here.top() as top:
+            made = snapshots.create(
+                top,
+                f"before-{self.manifest.label}".replace("_", "-"),
+                at=now(),
+                image=self.here.label,
+                reason=f"before the upgrade to {self.manifest.label}",
+                automatic=True,
+            )
+        running.detail = made.directory
+
+    def install(self, _task: Task) -> None:
+        """The slot gets its ids, then its label, then the entry appears."""
+        slot = self._slot
+        for partition, identity, label in (
+            (slot.root, partition_uuids(self.manifest.root_hash)[0], self.manifest.label),
+            (slot.tree, partition_uuids(self.manifest.root_hash)[1], f"{self.manifest.label}_verity"),
+        ):
+            sfdisk.set_uuid(self.here.disk, partition.number, str(identity))
+            sfdisk.set_label(self.here.disk, partition.number, label)
+        snapshots.cancel_restore(self.here.keep)
+        with self.here.esp() as place:
+            uki = self.manifest.part(PartKind.UKI)
+            esp.install(place, self.entry, self.source.path(PartKind.UKI), self.manifest, uki.sha256)
+
+
+def read_tree(device: BlockDevice, data_blocks: int, root_hash: str) -> hashtree.HashTree:
+    """The hash tree of a slot, checked against the root hash.
+
+    Raises:
+        TrustError: it is damaged.
+    """
+    size = min(hashtree.tree_bytes(data_blocks), device.size_bytes)
+    data = b"".join(bytes(device.read(at, min(CHUNK_BYTES, size - at))) for at in range(0, size, CHUNK_BYTES))
+    return hashtree.parse(data, root_hash)
+
+
+def copy_runs(given: BlockDevice, target: BlockDevice, runs: list[hashtree.Run], tree: hashtree.HashTree) -> int:
+    """Copy blocks, each checked before it is written; return how many bytes."""
+    per_chunk = CHUNK_BYTES // BLOCK_BYTES
+    for run in runs:
+        for at in range(run.start, run.stop, per_chunk):
+            chunk = range(at, min(at + per_chunk, run.stop))
+            data = given.read(chunk.start * BLOCK_BYTES, len(chunk) * BLOCK_BYTES)
+            digests = tree.leaves[chunk.start * hashtree.DIGEST_BYTES : chunk.stop * hashtree.DIGEST_BYTES]
+            if len(data) < len(chunk) * BLOCK_BYTES or hashtree.wrong_blocks(data, tree.salt, digests):
+                raise TrustError(f"{given.path} is not what its hash tree says", code="part-damaged", hint="copy the image again, whole")
+            target.write(chunk.start * BLOCK_BYTES, data)
+    return sum(len(run) for run in runs) * BLOCK_BYTES
+
+
+def write_changed(target: BlockDevice, data: bytes) -> int:
+    """Make the beginning of `target` be `data`, writing only blocks that differ; return how many bytes that were."""
+    written = 0
+    for at in range(0, len(data), CHUNK_BYTES):
+        wanted = data[at : at + CHUNK_BYTES]
+        found = bytes(target.read(at, len(wanted)))
+        for block in range(0, len(wanted), BLOCK_BYTES):
+            piece = wanted[block : block + BLOCK_BYTES]
+            if found[block : block + BLOCK_BYTES] != piece:
+                target.write(at + block, piece)
+                written += len(piece)
+    return written
+
+
+def now() -> str:
+    """The wall clock, RFC 3339 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

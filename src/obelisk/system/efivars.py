@@ -1,0 +1,51 @@
+"""Variables of the firmware, as efivarfs shows them."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+PLACE = Path("/sys/firmware/efi/efivars")
+_LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
+_X509 = bytes.fromhex("a159c0a5e494a74a87b5ab155c2bf072")
+
+
+def counted_entry(place: Path = PLACE) -> str | None:
+    """The path on the ESP of the entry whose boots are being counted, as the loader named it for this boot; None when none is.
+
+    Source: Boot Loader Interface, LoaderBootCountPath.
+    """
+    data = _read(place / f"LoaderBootCountPath-{_LOADER}")
+    return data.decode("utf-16-le").rstrip("\0").replace("\\", "/") if data else None
+
+
+def secure_boot(place: Path = PLACE) -> bool:
+    """Whether the firmware checks what it starts. Source: UEFI specification 2.10, section 3.3."""
+    return _read(place / f"SecureBoot-{_GLOBAL}") == b"\1"
+
+
+def trusted_certificates(place: Path = PLACE) -> tuple[bytes, ...]:
+    """The X.509 certificates (DER) of the firmware's signature database. Source: UEFI specification 2.10, section 32.4.1."""
+    return tuple(_certificates(_read(place / f"db-{_SECURITY}")))
+
+
+def _certificates(data: bytes) -> Iterator[bytes]:
+    at = 0
+    while at + 28 <= len(data):
+        kind = data[at : at + 16]
+        total, header, each = struct.unpack_from("<III", data, at + 16)
+        if total < 28 or at + total > len(data):
+            return
+        if kind == _X509 and each > 16:  # noqa: PLR2004 - an owner's GUID comes first
+            for start in range(at + 28 + header, at + total - each + 1, each):
+                yield data[start + 16 : start + each]
+        at += total
+
+
+def _read(path: Path) -> bytes:
+    """The value of a variable, without the attributes before it; empty when there is none."""
+    try:
+        return path.read_bytes()[4:]
+    except OSError:
+        return b""

@@ -1,0 +1,196 @@
+"""A host's life, on one disk and in this order: each test goes on where the one before has left it.
+
+The product is one small image in several versions: 2 and 6 are good. 3 fails its check, 4 panics, 5 hangs.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from host import AGENT, Host, Rack, lay
+from tool import Tool
+
+_SPEC = """\
+name = "host"
+version = "{version}"
+tree = "tree"
+size_budget = "512M"
+
+[boot]
+kernel = "linux-image-cloud-amd64"
+
+[upgrade]
+soak = "2s"
+deadline = "{deadline}"
+tries = 1
+
+[[scripts]]
+run = "slim.sh"
+
+[health.started]
+unit = "multi-user.target"
+"""
+
+# What no boot of a virtual machine needs: the fewer bytes, the sooner they are written in an emulated one.
+_SLIM = """\
+#!/bin/sh
+set -eu
+cd /usr/lib/modules/*/kernel
+rm -rf drivers/net/ethernet/[!i]* drivers/infiniband drivers/gpu sound net/[!9p]* fs/[!befnov]*
+rm -rf /usr/share/zoneinfo/[A-TV-Z]* /usr/lib/udev/hwdb.bin
+"""
+
+_FAILS = """
+[health.bad]
+command = "false"
+timeout = "5s"
+"""
+
+def _unit(name: str, command: str) -> dict[str, str]:
+    """A unit that runs before anything else of the system does."""
+    place = "usr/lib/systemd/system"
+    text = f"[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart={command}\n"
+    return {f"{place}/{name}.service": text, f"{place}/sysinit.target.wants/{name}.service": f"-> ../{name}.service"}
+
+
+_PANICS = _unit("panics", '/bin/sh -c "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger"')
+_HANGS = _unit("hangs", "/bin/sleep infinity")
+
+
+@pytest.fixture(scope="module")
+def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    home = tmp_path_factory.mktemp("host")
+    tool = workshop.copied_to(home)
+    for version, more, files, deadline in (
+        ("1", "", {}, "5min"),
+        ("2", "", {}, "5min"),
+        ("3", _FAILS, {}, "5min"),
+        ("4", "", _PANICS, "5min"),
+        ("5", "", _HANGS, "25s"),
+        ("6", "", {}, "5min"),
+    ):
+        spec = tool.spec
+        shutil.rmtree(spec / "tree")
+        lay(spec / "tree", AGENT | files | {"usr/share/marker": f"version {version}\n" * 1000})
+        (spec / "slim.sh").write_text(_SLIM)
+        (spec / "slim.sh").chmod(0o755)
+        (spec / "obelisk.toml").write_text(_SPEC.format(version=version, deadline=deadline) + more)
+        tool.run("lock", str(spec))
+        tool.build()
+    place = home / "rack"
+    place.mkdir()
+    yield Rack(tool, place)
+    subprocess.run(["rm", "-rf", home], check=True)
+
+
+@pytest.fixture(scope="module")
+def host(rack: Rack) -> Iterator[Host]:
+    shelf = rack.shelf({version: rack.image(f"host@{version}") for version in "23456"})
+    with rack.host(rack.disk(rack.image("host@1")), rack.variables(), shelf) as machine:
+        machine.wait_for_boot()
+        machine.settled("host_1")
+        yield machine
+
+
+def upgrade(host: Host, version: str, *words: str) -> dict[str, object]:
+    """Install the version from the shelf."""
+    host.run("mkdir -p /run/shelf; mountpoint -q /run/shelf || mount -o ro /dev/vdb /run/shelf")
+    return host.json(f"upgrade /run/shelf/{version} {' '.join(words)}")
+
+
+def test_a_new_host_knows_itself(host: Host) -> None:
+    status = host.json("status")["status"]
+    assert (status["name"], status["version"], status["booted"], status["fallback"]) == ("host", "1", "a", "")
+    assert status["secure_boot"]
+    assert status["health"] == "healthy"
+    assert [slot["holds"] for slot in status["slots"]] == ["host_1", None]
+    (first,) = host.json("history")["history"]
+    assert (first["image"], first["why"], first["outcome"]) == ("host_1", "first boot", "healthy")
+    assert host.json("verify")["findings"] == []
+
+
+def test_an_upgrade_is_tried_blessed_and_recorded(host: Host) -> None:
+    done = upgrade(host, "2")
+    assert done["changed"]
+    assert not upgrade(host, "2")["changed"]
+    assert host.json("status")["status"]["slots"][1] == {"slot": "b", "holds": "host_2", "entry": "host_2+1.efi", "size": 512 << 20}
+    host.restart()
+    host.settled("host_2")
+    status = host.json("status")["status"]
+    assert (status["version"], status["booted"], status["fallback"], status["on_trial"]) == ("2", "b", "host_1", False)
+    assert [slot["entry"] for slot in status["slots"]] == ["host_1.efi", "host_2.efi"]
+    assert host.json("verify")["findings"] == []
+    assert [(each["image"], each["why"], each["outcome"]) for each in host.json("history")["history"]] == [
+        ("host_1", "first boot", "healthy"),
+        ("host_2", "upgrade from host_1", "blessed"),
+    ]
+
+
+def test_a_failing_check_falls_back_by_itself_and_is_not_tried_again(host: Host) -> None:
+    upgrade(host, "3")
+    host.restart()
+    host.settled("host_2")
+    last, now = host.json("history")["history"][-2:]
+    assert (last["image"], last["outcome"]) == ("host_3", "failed: bad")
+    assert (now["image"], now["why"]) == ("host_2", "fell back from host_3")
+    assert "obelisk-health.service" in host.run("tail -c 100000 /run/obelisk/host/failures/host_3-*/journal.txt")
+    host.run("mkdir -p /run/shelf; mount -o ro /dev/vdb /run/shelf")
+    said = host.run("obelisk host upgrade /run/shelf/3 2>&1", status=5)
+    assert "was tried on this host and fell back" in said
+    assert "--retry 3" in said
+
+
+def test_a_panic_falls_back_by_itself(host: Host) -> None:
+    upgrade(host, "4")
+    host.restart()
+    host.settled("host_2")
+    last = host.json("history")["history"][-2]
+    assert last["image"] == "host_4"
+    assert "never became healthy" in last["outcome"]
+
+
+def test_a_hang_is_ended_by_the_deadline_and_falls_back(host: Host) -> None:
+    upgrade(host, "5")
+    host.restart()
+    host.settled("host_2")
+    last = host.json("history")["history"][-2]
+    assert (last["image"], last["outcome"]) == ("host_5", "not healthy after 25 seconds")
+
+
+def test_state_goes_back_with_its_image(host: Host) -> None:
+    host.run("echo old >/var/lib/thing; echo mine >/home/mine")
+    upgrade(host, "6")
+    host.restart()
+    host.settled("host_6")
+    host.run("echo new >/var/lib/thing")
+    known = len(host.boots)
+    host.begin("obelisk host rollback --with-state")
+    while len(host.boots) == known:
+        host.wait_for_boot()
+    host.settled("host_2")
+    assert host.run("cat /var/lib/thing /home/mine") == "old\nmine"
+    names = [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
+    assert any("replaced-host-6" in name for name in names)
+    assert "rollback from host_6" in host.json("history")["history"][-1]["why"]
+
+
+def test_a_damaged_slot_is_named_and_repaired(host: Host) -> None:
+    host.run("mkdir -p /run/shelf; mountpoint -q /run/shelf || mount -o ro /dev/vdb /run/shelf")
+    slot = next(slot for slot in host.json("status")["status"]["slots"] if slot["holds"] == "host_6")
+    device = "/dev/vda2" if slot["slot"] == "a" else "/dev/vda4"
+    host.run(f"dd if=/dev/urandom of={device} bs=4096 count=1 seek=777 oflag=direct conv=notrunc 2>&1")
+    (finding,) = host.json("verify", status=3)["findings"]
+    assert (finding["image"], finding["blocks"]) == ("host_6", 1)
+    assert "777" in finding["what"]
+    result = host.json("verify --repair /run/shelf/6")
+    assert (result["findings"], result["written"]) == ([], 4096)
+
+
+def test_what_nothing_declares_is_drift(host: Host) -> None:
+    host.run("mkdir -p /var/lib/stray; head -c 5000 /dev/zero >/var/lib/stray/file")
+    found = {stray["path"]: stray for stray in host.json("drift", status=1)["drift"]}
+    assert (found["/var/lib/stray"]["size"], found["/var/lib/stray"]["owner"]) == (5000, "root")
+    assert "/var/lib/obelisk" not in found
+    assert Path("/var/lib/thing").as_posix() in found
