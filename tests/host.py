@@ -201,6 +201,7 @@ class Rack:
     def __init__(self, tool: Tool, place: Path) -> None:
         self.tool = tool
         self.place = place
+        self._bases: list[Path] = []
         (ukify,) = (tool.store / "steps").glob("*/output/tree/usr/bin/ukify")
         self.room = Room(ukify.parents[2])
 
@@ -232,7 +233,7 @@ class Rack:
         target = self.place / name
         size = slots.host_disk_bytes(slots.layout_of(image.manifest))
         qemu.overlay(self.room, raw, target, size, binds=[read_only(raw.parent), writable(self.place)])
-        self._bases = getattr(self, "_bases", ()) + (raw.parent,)
+        self._bases.append(raw.parent)
         return target
 
     def variables(self, name: str = "vars.fd") -> Path:
@@ -257,6 +258,6 @@ class Rack:
             sockets={PORT: run / "agent"},
             attached=(shelf,) if shelf else (),
         )
-        binds: list[Bind] = [writable(self.place), *(read_only(base) for base in getattr(self, "_bases", ()))]
+        binds: list[Bind] = [writable(self.place), *(read_only(base) for base in self._bases)]
         with Host(Machine(self.room, settings, binds=tuple(binds)), run / "agent") as host:
             yield host

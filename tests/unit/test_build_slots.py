@@ -4,7 +4,8 @@ from uuid import UUID
 
 import pytest
 
-from obelisk.build.slots import MIB, Layout, host_definitions, host_disk_bytes, partition_uuids, shipped_definitions, verity_bytes
+from obelisk.build.slots import MIB, Layout, host_definitions, host_disk_bytes, shipped_definitions, verity_bytes
+from obelisk.model.partitions import partition_uuids
 
 HASH = "".join(f"{number:02x}" for number in range(32))
 LAYOUT = Layout("web_1", HASH, 1 << 30, 1_700_000_000)

@@ -48,11 +48,15 @@ command = "false"
 timeout = "5s"
 """
 
+
 def _unit(name: str, command: str) -> dict[str, str]:
     """A unit that runs before anything else of the system does."""
     place = "usr/lib/systemd/system"
-    text = f"[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart={command}\n"
-    return {f"{place}/{name}.service": text, f"{place}/sysinit.target.wants/{name}.service": f"-> ../{name}.service"}
+    text = "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nTimeoutStartSec=infinity\n"
+    return {
+        f"{place}/{name}.service": f"{text}ExecStart={command}\n",
+        f"{place}/sysinit.target.wants/{name}.service": f"-> ../{name}.service",
+    }
 
 
 _PANICS = _unit("panics", '/bin/sh -c "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger"')

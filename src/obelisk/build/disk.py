@@ -12,7 +12,6 @@ from obelisk.build.keys import SigningKey
 from obelisk.build.manifest import STEPS, manifest_of
 from obelisk.build.seal import NAMESPACE
 from obelisk.events import Task
-from obelisk.model.canonical import Json
 from obelisk.model.image import Manifest, PartKind
 from obelisk.model.lock import Lock
 from obelisk.model.spec import Spec
@@ -28,15 +27,8 @@ def disk_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]
         files |= {kind: needs["uki" if kind is PartKind.UKI else "loader"] / name for kind, name in _ESP_PARTS.items()}
         assemble_disk(Room(needs["tools"] / "tree"), work, files, manifest_of(spec, lock, key, needs))
 
-    options: Json = {
-        "name": spec.name,
-        "version": spec.version,
-        "budget": slots.root_bytes(spec),
-        "keys": key.certificate_sha256,
-        "inputs": specs.digest_inputs(spec),
-        "lock": lock.sha256,
-    }
-    return Step("disk", "Disk", options, tuple(steps[name] for name in ("tools", *STEPS)), produce, revision=2)
+    decides = (spec.name, spec.version, slots.root_bytes(spec), key.certificate_sha256, specs.digest_inputs(spec), lock.sha256)
+    return Step("disk", "Disk", decides, tuple(steps[name] for name in ("tools", *STEPS)), produce, revision=2)
 
 
 _ESP_PARTS = {

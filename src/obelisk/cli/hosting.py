@@ -155,7 +155,8 @@ def _snapshot(this: Here, arguments: Namespace) -> int:
     from obelisk.system.files import locked
 
     with locked(this.keep / "lock", wait=False), this.top() as top:
-        match arguments.verb:
+        verb: str = arguments.verb
+        match verb:
             case "create":
                 made = snapshots.create(
                     top, arguments.name or "manual", at=now(), image=this.label, reason=arguments.why or "by hand", automatic=False
@@ -177,6 +178,8 @@ def _snapshot(this: Here, arguments: Namespace) -> int:
                 chosen = snapshots.find(top, _named(arguments))
                 snapshots.delete(top, chosen)
                 answer(f"{chosen.directory} is deleted", json_wanted=arguments.json, snapshot=chosen.directory)
+            case _:
+                pass
     if arguments.verb == "restore" and arguments.reboot:
         power.reboot()
     return 0

@@ -24,6 +24,14 @@ The store is at $OBELISK_STORE (default ~/.local/share/obelisk), keys at $OBELIS
 """
 
 
+_HOST_EPILOG = """\
+on this machine:
+  obelisk host status                what runs here, and what it would fall back to
+  obelisk host upgrade /mnt/shop-2   install an image beside the running one
+  obelisk host rollback              go back to the one before
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class _Command:
     """One command: the function of `module` that runs it, and how it is explained."""
@@ -100,8 +108,12 @@ def _explain(error: ObeliskError, *, json_wanted: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
+    builder = find_spec("obelisk.cli.making") is not None
     parser = argparse.ArgumentParser(
-        prog="obelisk", description="Immutable operating-system images, described in one file.", epilog=_EPILOG, formatter_class=formatter
+        prog="obelisk",
+        description="Immutable operating-system images, described in one file.",
+        epilog=_EPILOG if builder else _HOST_EPILOG,
+        formatter_class=formatter,
     )
     parser.add_argument("--version", action="version", version=f"obelisk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -117,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
             parsers[name].add_argument("--json", action="store_true", help=_JSON)
             parsers[name].add_argument("--store", metavar="DIR", help="use this store")
     _host_arguments(parsers["host"])
-    if "new" in parsers:
+    if builder:
         _builder_arguments(parsers)
     return parser
 

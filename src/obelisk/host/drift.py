@@ -57,12 +57,7 @@ def declared(root: Path) -> frozenset[str]:
             paths.add(words[1].strip('"'))
     for listing in (root / "usr/lib/sysimage/dpkg/info").glob("*.list"):
         paths.update(line for line in listing.read_text().splitlines() if line.startswith("/var/"))
-    for place in UNITS:
-        for unit in (root / place).rglob("*.service"):
-            if unit.is_file():
-                for kind, names in _DIRECTORIES.findall(unit.read_text(errors="replace")):
-                    paths.update(f"{_BASES[kind]}/{name.split(':')[0]}" for name in names.split())
-                    paths.update(f"{_BASES[kind]}/private/{name.split(':')[0]}" for name in names.split())
+    paths.update(_directories_of_units(root))
     for line in (root / "etc/passwd").read_text().splitlines():
         home = line.split(":")[5]
         if home.startswith("/home/"):
@@ -71,6 +66,17 @@ def declared(root: Path) -> frozenset[str]:
     if own.exists():
         paths.update(own.read_text().splitlines())
     return frozenset(path.rstrip("/") for path in paths if path.startswith(("/var/", "/home/", "/root/")))
+
+
+def _directories_of_units(root: Path) -> Iterator[str]:
+    """What units have systemd make for them; a dynamic user's lies below `private`. Source: systemd.exec(5)."""
+    for place in UNITS:
+        for unit in (root / place).rglob("*.service"):
+            if unit.is_file():
+                for kind, names in _DIRECTORIES.findall(unit.read_text(errors="replace")):
+                    for name in names.split():
+                        yield f"{_BASES[kind]}/{name.split(':')[0]}"
+                        yield f"{_BASES[kind]}/private/{name.split(':')[0]}"
 
 
 def _strays(root: Path, top: str, known: frozenset[str]) -> Iterator[str]:

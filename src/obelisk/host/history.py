@@ -9,8 +9,10 @@ from obelisk.model.host import Event, Phase, Record
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One image from its first boot to the next change. `healthy_ms` is the time from power-on to healthy (on a trial: to blessed) of the
-    first boot that came so far; `outcome` is empty as long as none did and none failed.
+    """One image from its first boot to the next change.
+
+    `healthy_ms` is the time from the kernel's start to healthy (on a trial: to blessed) of the first boot that came so far; `outcome` is
+    empty as long as none did and none failed.
     """
 
     image: str

@@ -11,7 +11,9 @@ FILE = Path("/usr/lib/obelisk/host.conf")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`soak_s`: how long checks have to stay passed on a trial boot; `deadline_s`: when a trial boot is restarted; `tries`: boots of a
+    """How trials go.
+
+    `soak_s`: how long checks have to stay passed on a trial boot; `deadline_s`: when a trial boot is restarted; `tries`: boots of a
     trial; `snapshots`: automatic ones that are kept.
     """
 

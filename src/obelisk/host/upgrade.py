@@ -6,7 +6,6 @@ has a label and ids that nothing boots until all of it was read back, and the la
 
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,15 +88,6 @@ class _Upgrade:
         self.slot: Slot | None = None
         self.unread: list[hashtree.Run] | None = None  # None: nothing of the slot was read in this run
         self.written_bytes = 0
-        self.steps: dict[Phase, Callable[[Task], None]] = {
-            Phase.CHECK: self.check,
-            Phase.SPACE: self.space,
-            Phase.STAGE: self.stage,
-            Phase.VERIFY: self.verify,
-            Phase.SNAPSHOT: self.snapshot,
-            Phase.INSTALL: self.install,
-            Phase.PENDING: lambda _task: None,
-        }
 
     def run(self) -> Outcome:
         """All phases that are left."""
@@ -126,7 +116,21 @@ class _Upgrade:
         self._note(Event.STARTED, phase=phase)
         began = time.monotonic()
         with task(self.sink, f"upgrade/{phase}", _TITLES[phase]) as running:
-            self.steps[phase](running)
+            match phase:
+                case Phase.CHECK:
+                    self.check()
+                case Phase.SPACE:
+                    self.space()
+                case Phase.STAGE:
+                    self.stage(running)
+                case Phase.VERIFY:
+                    self.verify(running)
+                case Phase.SNAPSHOT:
+                    self.snapshot(running)
+                case Phase.INSTALL:
+                    self.install()
+                case Phase.PENDING:
+                    pass  # that it is recorded is all
         self._note(Event.DONE, phase=phase, duration_ms=round((time.monotonic() - began) * 1000))
 
     def _note(self, event: Event, *, phase: Phase | None = None, duration_ms: int | None = None, detail: str = "") -> None:
@@ -144,7 +148,7 @@ class _Upgrade:
 
     # The phases
 
-    def check(self, _task: Task) -> None:
+    def check(self) -> None:
         """The image may come to this host, and the firmware will start it."""
         with self.here.esp() as place:
             facts = gather(self.here, esp.entries(place))
@@ -153,7 +157,7 @@ class _Upgrade:
         signed = not secure or sbverify.is_signed_by(self.source.path(PartKind.UKI), efivars.trusted_certificates())
         admission.require_trusted(self.manifest, secure_boot=secure, signed=signed)
 
-    def space(self, _task: Task) -> None:
+    def space(self) -> None:
         """Nothing that is to be written later runs out of room."""
         free = space(self.here.keep).free_bytes
         if free < SPARE_STATE_BYTES:
@@ -233,7 +237,7 @@ class _Upgrade:
             )
         running.detail = made.directory
 
-    def install(self, _task: Task) -> None:
+    def install(self) -> None:
         """The slot gets its ids, then its label, then the entry appears."""
         slot = self._slot
         for partition, identity, label in (

@@ -11,17 +11,19 @@ def sections(data: bytes) -> dict[str, bytes]:
     Raises:
         TrustError: it is no PE file, or one that is cut short.
     """
+    damaged = TrustError("this is no Unified Kernel Image, or a damaged one", code="uki-damaged", hint="take the image again")
     try:
         start = struct.unpack_from("<I", data, 0x3C)[0]
         count, optional = struct.unpack_from("<H", data, start + 6)[0], struct.unpack_from("<H", data, start + 20)[0]
-        found = {}
+        found, ends = {}, [0]
         for index in range(count):
             name, size, _address, raw_size, offset = struct.unpack_from("<8sIIII", data, start + 24 + optional + 40 * index)
-            if offset + raw_size > len(data):
-                raise struct.error
+            ends.append(offset + raw_size)
             found[name.rstrip(b"\0").decode().lstrip(".")] = data[offset : offset + min(size, raw_size)]
     except (struct.error, UnicodeDecodeError) as error:
-        raise TrustError("this is no Unified Kernel Image, or a damaged one", code="uki-damaged", hint="take the image again") from error
+        raise damaged from error
+    if max(ends) > len(data):
+        raise damaged
     return found
 
 

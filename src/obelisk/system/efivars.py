@@ -8,6 +8,8 @@ PLACE = Path("/sys/firmware/efi/efivars")
 _LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
+_LIST_HEADER_BYTES = 28
+_OWNER_BYTES = 16
 _X509 = bytes.fromhex("a159c0a5e494a74a87b5ab155c2bf072")
 
 
@@ -32,14 +34,14 @@ def trusted_certificates(place: Path = PLACE) -> tuple[bytes, ...]:
 
 def _certificates(data: bytes) -> Iterator[bytes]:
     at = 0
-    while at + 28 <= len(data):
+    while at + _LIST_HEADER_BYTES <= len(data):
         kind = data[at : at + 16]
         total, header, each = struct.unpack_from("<III", data, at + 16)
-        if total < 28 or at + total > len(data):
+        if total < _LIST_HEADER_BYTES or at + total > len(data):
             return
-        if kind == _X509 and each > 16:  # noqa: PLR2004 - an owner's GUID comes first
-            for start in range(at + 28 + header, at + total - each + 1, each):
-                yield data[start + 16 : start + each]
+        if kind == _X509 and each > _OWNER_BYTES:
+            for start in range(at + _LIST_HEADER_BYTES + header, at + total - each + 1, each):
+                yield data[start + _OWNER_BYTES : start + each]
         at += total
 
 
