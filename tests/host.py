@@ -9,9 +9,9 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,6 +49,60 @@ while read -r number command <&3; do
 done
 """,
 }
+
+
+SPEC = """\
+name = "host"
+version = "{version}"
+tree = "tree"
+size_budget = "512M"
+
+[boot]
+kernel = "linux-image-cloud-amd64"
+
+[upgrade]
+soak = "2s"
+deadline = "{deadline}"
+tries = 1
+
+[[scripts]]
+run = "slim.sh"
+
+[health.started]
+unit = "multi-user.target"
+"""
+
+# What no boot of a virtual machine needs: the fewer bytes, the sooner they are written in an emulated one.
+_SLIM = """\
+#!/bin/sh
+set -eu
+cd /usr/lib/modules/*/kernel
+rm -rf drivers/net/ethernet/[!i]* drivers/infiniband drivers/gpu sound net/[!9p]* fs/[!befnov]*
+rm -rf /usr/share/zoneinfo/[A-TV-Z]* /usr/lib/udev/hwdb.bin
+"""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What tells a version of the tests' product from the others: more lines of its spec, more files, how long a trial may take."""
+
+    number: str
+    spec: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    deadline: str = "5min"
+
+
+def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
+    """Build the tests' product in these versions, in the place of the tool's spec."""
+    spec = tool.spec
+    for version in versions:
+        shutil.rmtree(spec / "tree")
+        lay(spec / "tree", AGENT | dict(version.files) | {"usr/share/marker": f"version {version.number}\n" * 1000})
+        (spec / "slim.sh").write_text(_SLIM)
+        (spec / "slim.sh").chmod(0o755)
+        (spec / "obelisk.toml").write_text(SPEC.format(version=version.number, deadline=version.deadline) + version.spec)
+        tool.run("lock", str(spec))
+        tool.build()
 
 
 def lay(tree: Path, files: Mapping[str, str]) -> None:
@@ -124,7 +178,7 @@ class Host:
                 self.boots.append(words[1])
                 raise RestartedError(command)
             if words[0] == str(self._number):
-                return Answer(int(words[1]), base64.b64decode(words[2]).decode(errors="replace"))
+                return Answer(int(words[1]), base64.b64decode(words[2]).decode(errors="replace").rstrip("\n"))
 
     def json(self, command: str, *, status: int = 0) -> dict[str, Any]:
         """The result of an obelisk command in the guest."""
@@ -236,6 +290,17 @@ class Rack:
         self._bases.append(raw.parent)
         return target
 
+    def as_raw(self, disk: Path, target: Path) -> None:
+        """Write all of a disk to a raw file."""
+        binds = [writable(self.place), *(read_only(base) for base in self._bases)]
+        self.room.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", disk, target], binds=binds)
+
+    def over(self, raw: Path, name: str) -> Path:
+        """A disk that has what the raw file has, and leaves that as it is."""
+        target = self.place / name
+        qemu.overlay(self.room, raw, target, raw.stat().st_size, binds=[read_only(raw.parent), writable(self.place)])
+        return target
+
     def variables(self, name: str = "vars.fd") -> Path:
         """Firmware variables of a machine as it comes from the factory."""
         target = self.place / name
@@ -243,20 +308,24 @@ class Rack:
         return target
 
     @contextmanager
-    def host(self, disk: Path, variables: Path, shelf: Path | None = None, *, name: str = "host", cpus: int = 2) -> Iterator[Host]:
-        """The host that starts from that disk."""
+    def host(
+        self, disk: Path, variables: Path, shelf: Path | None = None, *, name: str = "host", write_log: Path | None = None
+    ) -> Iterator[Host]:
+        """The host that starts from that disk; what it writes is logged to `write_log`."""
         run = self.place / name
         run.mkdir(exist_ok=True)
+        if write_log is not None:
+            write_log.touch()
         for stale in ("agent", "monitor"):
             (run / stale).unlink(missing_ok=True)
         settings = qemu.Settings(
             disk,
             run,
-            cpus=cpus,
             variables=variables,
             console=run / "console.log",
             sockets={PORT: run / "agent"},
             attached=(shelf,) if shelf else (),
+            write_log=write_log,
         )
         binds: list[Bind] = [writable(self.place), *(read_only(base) for base in self._bases)]
         with Host(Machine(self.room, settings, binds=tuple(binds)), run / "agent") as host:

@@ -43,6 +43,7 @@ class Settings:
 
     `ports` are virtio-serial ports by name, each a file that takes what the guest writes; `sockets` likewise, each a Unix socket that
     one program can connect to and talk with the guest. `attached` are read-only raw disks more. `isolated`: no traffic but the forwards.
+    `write_log` takes every write and flush of the disk, in the format of dm-log-writes.
     """
 
     disk: Path
@@ -55,6 +56,7 @@ class Settings:
     ports: dict[str, Path] = field(default_factory=dict)
     sockets: dict[str, Path] = field(default_factory=dict)
     attached: tuple[Path, ...] = ()
+    write_log: Path | None = None
     forwards: tuple[Forward, ...] = ()
     isolated: bool = True
     graphics: bool = False
@@ -82,8 +84,13 @@ def argv(settings: Settings, accel: str) -> list[str]:
         words += ["-drive", f"if=pflash,format=raw,unit=1,file={settings.variables}"]
     if settings.kernel is not None:
         words += ["-kernel", str(settings.kernel.image), "-initrd", str(settings.kernel.initrd), "-append", settings.kernel.command_line]
-    # A copy that is thrown away need not reach the disk.
-    words += ["-drive", f"if=none,id=disk,file={settings.disk},format=qcow2,cache=unsafe,discard=unmap"]
+    if settings.write_log is None:
+        # A copy that is thrown away need not reach the disk.
+        words += ["-drive", f"if=none,id=disk,file={settings.disk},format=qcow2,cache=unsafe,discard=unmap"]
+    else:
+        disk = f"file.driver=qcow2,file.file.driver=file,file.file.filename={settings.disk}"
+        log = f"log.driver=file,log.filename={settings.write_log},log-sector-size=512"
+        words += ["-drive", f"if=none,id=disk,driver=blklogwrites,{disk},{log},cache=writeback"]
     words += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
     words += ["-qmp", f"unix:{settings.directory}/monitor,server=on,wait=off"]
     if settings.console is None:

@@ -1,0 +1,65 @@
+"""No power cut, wherever it comes, leaves a host without an image to boot. `./bench crash` tries many more states than these."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crash import Explorer, Verdict
+from host import Rack, build_versions
+from story import VERSIONS, Story, tell
+from tool import Tool
+
+BOOTED = ("staging", "trying")
+"""The phases of which one state each is really booted here."""
+
+
+@pytest.fixture(scope="module")
+def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    home = tmp_path_factory.mktemp("crash")
+    tool = workshop.copied_to(home)
+    build_versions(tool, VERSIONS)
+    (home / "rack").mkdir()
+    yield Rack(tool, home / "rack")
+    subprocess.run(["rm", "-rf", home], check=True)
+
+
+@pytest.fixture(scope="module")
+def story(rack: Rack) -> Story:
+    return tell(rack)
+
+
+def explorer(story: Story, place: Path, *, seed: int) -> Explorer:
+    """An explorer at the beginning of the story."""
+    work = place / "work.raw"
+    subprocess.run(["cp", "--sparse=always", story.before, work], check=True)
+    return Explorer(work, story.log, story.images, seed=seed)
+
+
+def test_the_old_or_the_new_image_boots_after_every_cut(story: Story, rack: Rack, tmp_path: Path) -> None:
+    frozen: dict[str, Path] = {}
+
+    def keep(_index: int, verdict: Verdict) -> None:
+        if walk.disk.over and verdict.phase in BOOTED and verdict.phase not in frozen:
+            frozen[verdict.phase] = rack.place / f"{verdict.phase}.raw"
+            walk.freeze(frozen[verdict.phase])
+
+    walk = explorer(story, tmp_path, seed=2026)
+    tally = walk.explore(torn=2, on_state=keep)
+    assert tally.lost == []
+    assert tally.total > 300
+    assert set(tally.states) >= {"before", "staging", "labelled", "pending", "trying", "blessed"}
+    assert set(frozen) == set(BOOTED)
+    for phase, raw in frozen.items():
+        variables = rack.place / "variables.fd"
+        shutil.copyfile(story.variables, variables)
+        with rack.host(rack.over(raw, f"{phase}.qcow2"), variables) as host:
+            host.wait_for_boot()
+            host.run("for i in $(seq 300); do [ ! -e /run/obelisk/settled ] || exit 0; sleep 0.5; done; exit 1")
+            assert host.json("verify")["findings"] == []
+        raw.unlink()
+
+
+def test_a_machine_that_never_flushed_would_be_lost(story: Story, tmp_path: Path) -> None:
+    assert explorer(story, tmp_path, seed=1).explore(torn=60, flushes=False).lost
