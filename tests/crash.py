@@ -154,7 +154,7 @@ class Fat:
 
 
 class Disk:
-    """A disk as it is at one place of the log, with some writes more over it. Blocks that differ from an image's are counted as they come."""
+    """A disk as it is at one place of the log, with some writes more over it."""
 
     def __init__(self, base: Path, log: Path) -> None:
         self.file = base.open("r+b", buffering=0)
@@ -348,7 +348,7 @@ class Explorer:
         if not entries:
             return Verdict("", phase, "no entry on the ESP")
         # Source: systemd-boot(7): what has no boots left comes last, else the newer version first.
-        chosen = min(entries, key=cmp_to_key(lambda a, b: (a.failed - b.failed) or -compare(a.version, b.version)))
+        chosen = min(entries, key=cmp_to_key(_boot_order))
         if fault := self._fault(table, fat, chosen, files):
             return Verdict("", phase, f"{chosen.file} starts, and {fault}")
         return Verdict(chosen.label, phase)
@@ -383,8 +383,7 @@ class Explorer:
         """Where in an upgrade the disk is, for the tally."""
         if any(entry.label.startswith(PARTIAL) for entry in table):
             return "staging"
-        by_version = cmp_to_key(lambda a, b: compare(a.rpartition("_")[2], b.rpartition("_")[2]))
-        labels = sorted((entry.label for entry in table if entry.label in self.images), key=by_version)
+        labels = sorted((entry.label for entry in table if entry.label in self.images), key=cmp_to_key(_age))
         newest = next((entry for entry in entries if labels and entry.label == labels[-1]), None)
         if len(labels) < 2:
             return "before"
@@ -393,3 +392,11 @@ class Explorer:
         if not newest.counted:
             return "blessed"
         return "rolled back" if newest.failed and not newest.done else "trying" if newest.done else "pending"
+
+
+def _boot_order(one: Entry, other: Entry) -> int:
+    return (one.failed - other.failed) or -compare(one.version, other.version)
+
+
+def _age(one: str, other: str) -> int:
+    return compare(one.rpartition("_")[2], other.rpartition("_")[2])
