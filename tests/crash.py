@@ -123,7 +123,7 @@ class Fat:
         return self._chain(file[0], file[1])[: file[1]]
 
     def _chain(self, cluster: int, limit: int) -> bytes:
-        pieces = []
+        pieces: list[bytes] = []
         while 2 <= cluster < 0x0FFFFFF8 and len(pieces) * self.cluster_bytes < limit:
             pieces.append(self._read(self._data + (cluster - 2) * self.cluster_bytes, self.cluster_bytes))
             cluster = struct.unpack("<I", self._read(self._fat + cluster * 4, 4))[0] & 0x0FFFFFFF
@@ -313,7 +313,8 @@ class Explorer:
         key = (start, label, kind)
         if key not in self._wrong:
             over, self.disk.over = self.disk.over, {}
-            self._wrong[key] = wrong = set()
+            wrong: set[int] = set()
+            self._wrong[key] = wrong
             for at in range(0, len(content), 1 << 20):
                 stop = min(at + (1 << 20), len(content))
                 if self.disk.read(start + at, stop - at) != content[at:stop]:
