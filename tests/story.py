@@ -1,6 +1,7 @@
 """The life of a host that is recorded, write by write, for the crash explorer."""
 
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def tell(rack: Rack) -> Story:
     with rack.host(rack.disk(images["1"], "enrolment.qcow2"), variables) as host:
         host.machine.wait_for("Linux|obelisk:|login:", timeout_s=300)
     before, log = rack.place / "before.raw", rack.place / "log"
-    disk = rack.disk(images["1"])
-    rack.as_raw(disk, before)
+    rack.as_raw(rack.disk(images["1"]), before)
+    disk = rack.place / "recorded.raw"
+    subprocess.run(["cp", "--sparse=always", before, disk], check=True)
     shutil.copyfile(variables, rack.place / "variables.before")
     with rack.host(disk, variables, shelf, write_log=log) as host:
         host.wait_for_boot()

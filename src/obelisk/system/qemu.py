@@ -43,7 +43,7 @@ class Settings:
 
     `ports` are virtio-serial ports by name, each a file that takes what the guest writes; `sockets` likewise, each a Unix socket that
     one program can connect to and talk with the guest. `attached` are read-only raw disks more. `isolated`: no traffic but the forwards.
-    `write_log` takes every write and flush of the disk, in the format of dm-log-writes.
+    `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes.
     """
 
     disk: Path
@@ -88,10 +88,11 @@ def argv(settings: Settings, accel: str) -> list[str]:
         # A copy that is thrown away need not reach the disk.
         words += ["-drive", f"if=none,id=disk,file={settings.disk},format=qcow2,cache=unsafe,discard=unmap"]
     else:
-        disk = f"file.driver=qcow2,file.file.driver=file,file.file.filename={settings.disk}"
+        disk = f"file.driver=raw,file.file.driver=file,file.file.filename={settings.disk}"
         log = f"log.driver=file,log.filename={settings.write_log},log-sector-size=512"
         words += ["-drive", f"if=none,id=disk,driver=blklogwrites,{disk},{log},cache=writeback"]
-    words += ["-device", "virtio-blk-pci,drive=disk,bootindex=1"]
+    # Requests that QEMU has merged may have more pieces than the log's driver can write at once.
+    words += ["-device", f"virtio-blk-pci,drive=disk,bootindex=1{',request-merging=off' if settings.write_log else ''}"]
     words += ["-qmp", f"unix:{settings.directory}/monitor,server=on,wait=off"]
     if settings.console is None:
         words += ["-serial", "mon:stdio"]
