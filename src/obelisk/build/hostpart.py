@@ -20,6 +20,7 @@ _MODULES = (
     "system/blocks.py",
     "system/btrfs.py",
     "system/command.py",
+    "system/console.py",
     "system/efivars.py",
     "system/files.py",
     "system/filesystem.py",

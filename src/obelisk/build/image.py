@@ -16,6 +16,7 @@ from obelisk.model.lock import Lock
 from obelisk.model.spec import Spec
 from obelisk.store import Store, StoredImage
 from obelisk.system.bubblewrap import Room, jobs
+from obelisk.system.files import clone_or_copy
 
 
 def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> dict[str, Step]:
@@ -58,6 +59,21 @@ def seal(  # noqa: PLR0913 - what identifies an image
         store.set_ref(ref, known.id)
         running.detail = known.id[:12]
     return known
+
+
+def sibling(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink, target: Path) -> Path:
+    """Build the image of `spec` without keeping it: manifest and parts as links in the new directory `target`; returns its disk.
+
+    For images that exist for a trial only: they get no name in the store.
+    """
+    steps = plan(spec, lock, key, store, sink)
+    outputs = execute(tuple(steps.values()), store, sink, jobs=jobs())
+    manifest = manifest_of(spec, lock, key, outputs)
+    target.mkdir()
+    (target / "manifest.json").write_bytes(manifest.to_bytes())
+    for part, (_, step, file) in zip(manifest.parts, PARTS, strict=True):
+        clone_or_copy(outputs[step] / file, target / part.file)
+    return outputs["disk"] / "disk.raw"
 
 
 def disk_of(image: StoredImage, store: Store, room: Room, work: Path) -> Path:

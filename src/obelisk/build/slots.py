@@ -13,7 +13,7 @@ Partition ids of a slot follow from the root hash: its first 128 bits name the r
 from dataclasses import dataclass
 
 from obelisk.model.image import Manifest
-from obelisk.model.partitions import partition_uuids
+from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.model.spec import Spec
 
 ESP_BYTES = 2 << 30
@@ -60,7 +60,7 @@ def shipped_definitions(layout: Layout) -> dict[str, str]:
     )
     verity = _definition(
         Type="root-x86-64-verity",
-        Label=f"{layout.label}_verity",
+        Label=tree_label(layout.label),
         UUID=str(verity_uuid),
         CopyBlocks="/root.verity",
         ReadOnly="yes",

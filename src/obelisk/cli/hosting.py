@@ -9,7 +9,7 @@ from obelisk.errors import InputError, StateError
 from obelisk.host import journal, snapshots
 from obelisk.host import settings as sealed
 from obelisk.host.here import Here, here
-from obelisk.system import power
+from obelisk.system import console, power
 
 
 def host(arguments: Namespace) -> int:
@@ -210,7 +210,9 @@ def _reset(this: Here, arguments: Namespace) -> int:
 def _settle(this: Here, arguments: Namespace) -> int:
     from obelisk.host.settle import settle
 
-    answer(settle(this, sealed.read()), json_wanted=arguments.json)
+    said = settle(this, sealed.read())
+    console.say(f"obelisk: {said}")
+    answer(said, json_wanted=arguments.json)
     return 0
 
 
@@ -219,6 +221,7 @@ def _condemn(this: Here, arguments: Namespace) -> int:
 
     restarting = condemn(this)
     what = "on trial and not healthy: restarting into its fallback" if restarting else "not healthy, and nobody's trial: it stays up"
+    console.say(f"obelisk: {this.label} is {what}")
     answer(f"{this.label} is {what}", json_wanted=arguments.json, restarting=restarting)
     if restarting:
         power.reboot()

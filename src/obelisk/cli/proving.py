@@ -20,7 +20,7 @@ from obelisk.model.spec import Spec
 from obelisk.system import qemu
 from obelisk.system.bubblewrap import Bind, read_only, writable
 from obelisk.system.files import written_by_name
-from obelisk.trial import as_json, as_junit, proof, to_json
+from obelisk.trial import Maker, as_json, as_junit, proof, to_json
 from obelisk.trial import run as run_trial
 
 _SHELL = """[Service]
@@ -48,8 +48,8 @@ def test(arguments: Namespace) -> int:
     artefacts.mkdir(parents=True)
     with reporting(json_wanted=arguments.json) as sink:
         room = tools_room(pinned, store, sink)
-        report = run_trial(image, spec, store, room, artefacts, sink)
         key = signing_key(pinned, store, sink)
+        report = run_trial(image, Maker(spec, pinned, key, store, room), artefacts, sink)
     (artefacts / "report.json").write_text(as_json(report))
     (artefacts / "report.xml").write_text(as_junit(report))
     stored = store.add_proof(image.id, proof(report, key)) if report.passed else None
@@ -63,6 +63,8 @@ def test(arguments: Namespace) -> int:
         if not outcome.passed:
             lines += [f"      {line}" for line in outcome.detail.splitlines()[-12:]]
     lines += [f"FAIL  {name} (not tried, because an earlier scenario failed)" for name in report.missing]
+    if report.history:
+        lines += ["what the host said in the end:", *(f"  {line}" for line in report.history)]
     if report.boot:
         lines += ["where the boot's time went:", *(f"  {line}" for line in report.boot)]
     lines.append(f"proof: {stored}" if stored else f"failed; console logs, journal and report are in {artefacts}")

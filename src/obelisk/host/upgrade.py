@@ -17,7 +17,7 @@ from obelisk.host.here import Here
 from obelisk.host.source import Source
 from obelisk.model.host import PARTIAL, Entry, Event, Pending, Phase, Slot, Underway, failed_images, known_good, next_phase, progress
 from obelisk.model.image import PartKind
-from obelisk.model.partitions import partition_uuids
+from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.system import efivars, sbverify, sfdisk
 from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
 from obelisk.system.files import locked
@@ -242,7 +242,7 @@ class _Upgrade:
         slot = self._slot
         for partition, identity, label in (
             (slot.root, partition_uuids(self.manifest.root_hash)[0], self.manifest.label),
-            (slot.tree, partition_uuids(self.manifest.root_hash)[1], f"{self.manifest.label}_verity"),
+            (slot.tree, partition_uuids(self.manifest.root_hash)[1], tree_label(self.manifest.label)),
         ):
             sfdisk.set_uuid(self.here.disk, partition.number, str(identity))
             sfdisk.set_label(self.here.disk, partition.number, label)

@@ -12,7 +12,7 @@ from typing import Self
 
 from obelisk.model.canonical import Json
 
-_ENTRY = re.compile(r"(?P<label>(?P<name>[a-z][a-z0-9-]*)_(?P<version>[0-9a-z.-]+))(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi")
+_ENTRY = re.compile(r"(?P<label>(?P<name>[a-z][a-z0-9-]*)_(?P<version>[0-9a-z.~-]+))(?:\+(?P<left>\d+)(?:-(?P<done>\d+))?)?\.efi")
 
 EMPTY = "_empty"
 PARTIAL = "PRT#"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from obelisk.model.partitions import LABEL_CHARACTERS
 from obelisk.model.spec import (
     Allowed,
     AptSource,
@@ -39,7 +40,6 @@ from obelisk.spec.problems import Findings, nearest
 from obelisk.spec.reader import Table
 from obelisk.spec.tree import collisions, scan_tree
 
-LABEL_CHARACTERS = 36  # of a GPT partition name; UEFI specification, table "GPT Partition Entry"
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _HIGHEST_PORT = 65535

@@ -12,7 +12,11 @@ STATE = "a second boot finds the state kept"
 UNITS = "no unit failed"
 FOREIGN = "Secure Boot refuses a UKI signed by another key"
 
-FIXED = (SEALED, READ_ONLY, TAMPERED, STATE, UNITS, FOREIGN)
+UPGRADED = "a host with the image before it upgrades to it"
+ROLLED_BACK = "and goes back when it is told to"
+SABOTAGED = "a host leaves a sibling that does not work, by itself"
+
+FIXED = (SEALED, READ_ONLY, TAMPERED, STATE, UNITS, FOREIGN, UPGRADED, ROLLED_BACK, SABOTAGED)
 
 
 def planned(spec: Spec) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ class Outcome:
 class Report:
     """All scenarios of one image.
 
-    `planned` names those that it has to pass (see `obelisk.trial.plan`); `boot` says where its time went, as systemd-analyze tells it.
+    `planned` names those that it has to pass (see `obelisk.trial.plan`); `boot` says where its time went, as systemd-analyze
+    tells it; `history` is what a host said in the end of the images that it ran.
     """
 
     image_id: str
@@ -31,6 +32,7 @@ class Report:
     outcomes: tuple[Outcome, ...]
     boot: tuple[str, ...] = ()
     tools: tuple[tuple[str, str], ...] = ()
+    history: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -56,6 +58,7 @@ def to_json(report: Report) -> Json:
         "missing": list(report.missing),
         "boot": list(report.boot),
         "tools": dict(report.tools),
+        "history": list(report.history),
     }
 
 

@@ -4,52 +4,52 @@ Boot A: the image's own disk under OVMF with Secure Boot, whose keys systemd-boo
 Boot B: the same disk, with one byte of the root partition flipped; the image's own kernel, initrd and command line, loaded by QEMU
         together with an extra initrd that carries the agent.
 Boot C: firmware as A left it, and a disk with the same UKI signed by a stranger: nothing may start.
+Boots D to I: see `obelisk.trial.hosting`; those on a disk of their own run beside the others.
 """
 
 import json
 import re
 import struct
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
-from typing import TypeVar
 
 from obelisk import spec as specs
 from obelisk.build import keys, slots
 from obelisk.build.disk import assemble_disk
 from obelisk.build.image import disk_of
 from obelisk.errors import CommandError, StateError, TrustError
-from obelisk.events import Note, Sink, task
-from obelisk.machine import LATE_TIMER, Machine, initrd_with
+from obelisk.events import Note, Sink, silent, task
+from obelisk.machine import Machine
 from obelisk.model import uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Role, Spec
-from obelisk.store import Store, StoredImage
+from obelisk.store import StoredImage
 from obelisk.system import qemu, ukify
 from obelisk.system.bubblewrap import Bind, Room, read_only, writable
 from obelisk.system.files import find_bytes
-from obelisk.trial import plan
-from obelisk.trial.agent import PORT, Finding, findings, injected, probes
+from obelisk.trial import hosting, plan
+from obelisk.trial.agent import Finding, probes
+from obelisk.trial.hosting import Maker
+from obelisk.trial.lab import BOOT_S, HEALTHY, Lab, since
 from obelisk.trial.report import Outcome, Report
 
-_BOOT_S = 420
-_TRIES = 3  # of a boot whose emulated timer came too late
 _SHOWN = 3000  # characters of an output in a report
-_HEALTHY = r"obelisk: {label} (?:healthy boot=(\S+) machine=(\S+) uptime=(\S+)|UNHEALTHY(.*))"
-_Seen = TypeVar("_Seen")
 _CANARY = b"/usr/share/obelisk/canary"
 
 
-def run(image: StoredImage, spec: Spec, store: Store, room: Room, artefacts: Path, sink: Sink) -> Report:
+def run(image: StoredImage, maker: Maker, artefacts: Path, sink: Sink) -> Report:
     """Try `image` and report; logs go to `artefacts`, a new directory.
 
     A scenario that fails is an outcome; an error is raised only where the trial itself could not be done.
 
     Raises:
-        StateError: the image is not the one that `spec` describes now; build it first.
+        StateError: the image is not the one that `spec` describes now, or was signed by another key.
     """
+    spec, store, room = maker.spec, maker.store, maker.room
     if specs.digest_inputs(spec) != image.manifest.spec_sha256:
         raise StateError(
             f"{spec.file}: the spec has changed since {image.manifest.label} ({image.id[:12]}) was built",
@@ -61,19 +61,33 @@ def run(image: StoredImage, spec: Spec, store: Store, room: Room, artefacts: Pat
     sink(Note(f"using {how}"))
     outcomes: list[Outcome] = []
     boot: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
     with store.workspace() as work:
+        with task(sink, "siblings", "Building images to upgrade from and to"):
+            siblings = maker.siblings(image, work, silent)
+            shelf = hosting.make_shelf(image, siblings, room, work)
         trial = _Trial(image, spec, room, work, artefacts, accel, disk_of(image, store, room, work), sink)
         with task(sink, "boot", "Booting the image as it is, with Secure Boot"):
             first = trial.boot_sealed()
         outcomes.append(first.outcome)
         if first.machine:
-            with task(sink, "inside", "Booting it again with a flipped byte, and trying things inside"):
-                more, boot = trial.boot_with_agent(first)
-            outcomes += more
-            with task(sink, "foreign", "Offering it a kernel that a stranger signed"):
-                outcomes.append(trial.boot_foreign())
+            hosts = hosting.HostTrial(trial.lab, image, siblings, trial.machine("", variables=trial.variables), trial.health_s())
+            beside = work / "host"
+            beside.mkdir()
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                upgrades = pool.submit(hosts.upgrade_and_back, beside, artefacts, shelf)
+                with task(sink, "inside", "Booting it again with a flipped byte, and trying things inside"):
+                    more, boot, installed = trial.boot_with_agent(first, shelf)
+                outcomes += more
+                with task(sink, "foreign", "Offering it a kernel that a stranger signed"):
+                    outcomes.append(trial.boot_foreign())
+                with task(sink, "sabotage", f"Giving a host {siblings.failing.manifest.label}, which does not work"):
+                    outcome, history = hosts.leave_the_failing(installed, artefacts)
+                    outcomes.append(outcome)
+                with task(sink, "upgrade", f"Upgrading a host from {siblings.before.manifest.label}, and going back"):
+                    outcomes += upgrades.result()
     tools = (("qemu", room.run(["qemu-system-x86_64", "--version"]).stdout.splitlines()[0]),)
-    return Report(image.id, image.manifest.label, accel, plan.planned(spec), tuple(outcomes), boot, tools)
+    return Report(image.id, image.manifest.label, accel, plan.planned(spec), tuple(outcomes), boot, tools, history)
 
 
 class _First:
@@ -89,9 +103,9 @@ class _Trial:
     def __init__(  # noqa: PLR0913, PLR0917 - made in one place
         self, image: StoredImage, spec: Spec, room: Room, work: Path, artefacts: Path, accel: str, raw: Path, sink: Sink
     ) -> None:
-        self.image, self.spec, self.room, self.work, self.artefacts, self.accel = image, spec, room, work, artefacts, accel
-        self.sink = sink
+        self.image, self.spec, self.room, self.work, self.artefacts = image, spec, room, work, artefacts
         self.binds: tuple[Bind, ...] = (writable(work), writable(artefacts), read_only(raw.parent, "/image"))
+        self.lab = Lab(room, accel, sink, self.binds)
         self.disk = work / "disk.qcow2"
         self.variables = work / "variables.fd"
         self.layout = slots.layout_of(image.manifest)
@@ -101,22 +115,22 @@ class _Trial:
 
     def boot_sealed(self) -> _First:
         """Boot A."""
-        settings = self._machine("console-1.log", variables=self.variables)
+        settings = self.machine("console-1.log", variables=self.variables)
         began = time.monotonic()
         name = plan.SEALED
 
         def watch(machine: Machine) -> tuple[re.Match[str], int, bool, bool]:
-            found = machine.wait_for(_HEALTHY.format(label=self.image.manifest.label), timeout_s=_BOOT_S + self._health_s())
-            took = _since(began)
+            found = machine.wait_for(HEALTHY.format(label=self.image.manifest.label), timeout_s=BOOT_S + self.health_s())
+            took = since(began)
             if settings.graphics:
                 machine.screenshot(self.artefacts / "screen.png")
             enrolled = "Custom Secure Boot keys successfully enrolled" in machine.text()
             return found, took, enrolled, machine.power_off(timeout_s=120)
 
         try:
-            found, took, enrolled, off = self._boot(settings, watch)
+            found, took, enrolled, off = self.lab.boot(settings, watch)
         except CommandError as error:
-            return _First(Outcome(name, passed=False, duration_ms=_since(began), detail=str(error)))
+            return _First(Outcome(name, passed=False, duration_ms=since(began), detail=str(error)))
         if found[4] is not None:
             detail = f"unhealthy:{found[4]}; read {settings.console}"
             return _First(Outcome(name, passed=False, duration_ms=took, detail=detail), boot="", machine="unknown")
@@ -124,27 +138,20 @@ class _Trial:
         detail += "" if off else "; it did not switch off when asked to"
         return _First(Outcome(name, passed=enrolled and off, duration_ms=took, detail=detail), boot=found[1], machine=found[2])
 
-    def boot_with_agent(self, first: _First) -> tuple[list[Outcome], tuple[str, ...]]:
+    def boot_with_agent(self, first: _First, shelf: Path) -> tuple[list[Outcome], tuple[str, ...], Finding]:
         """Boot B."""
         flipped = self._flip_canary()
-        sections = uki.sections(self.image.part_path(PartKind.UKI).read_bytes())
-        (self.work / "linux").write_bytes(sections["linux"])
-        wanted = probes(self.spec)
-        (self.work / "initrd").write_bytes(initrd_with(sections["initrd"], injected(wanted)))
-        command_line = sections["cmdline"].rstrip(b"\0").decode()
-        said = self.work / "agent.out"
-        kernel = qemu.Kernel(self.work / "linux", self.work / "initrd", command_line)
-        settings = self._machine("console-2.log", kernel=kernel, ports={PORT: said})
+        wanted = [*probes(self.spec), *hosting.sabotage_probes()]
         began = time.monotonic()
-        limit = _BOOT_S + self._health_s() + sum(probe.timeout_s for probe in wanted)
-        with suppress(CommandError):  # what a boot that failed has reported is judged all the same
-            self._boot(settings, lambda machine: machine.wait_until_off(timeout_s=limit))
-        found = findings(said.read_text(errors="replace") if said.exists() else "")
+        limit = BOOT_S + self.health_s() + sum(probe.timeout_s for probe in wanted)
+        settings = replace(self.machine("console-2.log"), attached=(shelf,))
+        found = self.lab.inside(settings, self.image.part_path(PartKind.UKI), wanted, timeout_s=limit)
         (self.artefacts / "journal.txt").write_text(found["journal"].output if "journal" in found else "")
         outcomes = self._judge(first, found, flipped)
         if "end" not in found:
-            outcomes.append(Outcome("second boot ends", passed=False, duration_ms=_since(began), detail=f"read {settings.console}"))
-        return outcomes, tuple(found["time"].output.splitlines()) if "time" in found else ()
+            outcomes.append(Outcome("second boot ends", passed=False, duration_ms=since(began), detail=f"read {settings.console}"))
+        times = tuple(found["time"].output.splitlines()) if "time" in found else ()
+        return outcomes, times, found.get(hosting.SABOTAGE, Finding(255, 0, "the guest did not report this"))
 
     def boot_foreign(self) -> Outcome:
         """Boot C."""
@@ -176,25 +183,13 @@ class _Trial:
         began = time.monotonic()
         pattern = r"(?i)access denied|security violation|Linux version|systemd\[1\]|obelisk:"
         try:
-            seen = self._boot(settings, lambda machine: machine.wait_for(pattern, timeout_s=120))
+            seen = self.lab.boot(settings, lambda machine: machine.wait_for(pattern, timeout_s=120))
         except CommandError as error:
-            return Outcome(name, passed=False, duration_ms=_since(began), detail=str(error))
+            return Outcome(name, passed=False, duration_ms=since(began), detail=str(error))
         refused = seen[0].lower() in {"access denied", "security violation"}
-        return Outcome(name, passed=refused, duration_ms=_since(began), detail=f"the firmware said: {seen[0]}")
+        return Outcome(name, passed=refused, duration_ms=since(began), detail=f"the firmware said: {seen[0]}")
 
-    def _boot(self, settings: qemu.Settings, watch: Callable[[Machine], _Seen]) -> _Seen:
-        """What `watch` sees of a machine with these settings; one that panicked for want of a timer is started again."""
-        for left in reversed(range(_TRIES)):
-            with Machine(self.room, settings, binds=self.binds, accel=self.accel) as machine:
-                try:
-                    return watch(machine)
-                except CommandError as error:
-                    if error.code != LATE_TIMER or not left:
-                        raise
-            self.sink(Note("this busy machine's emulated timer came too late for the kernel: booting again"))
-        raise AssertionError
-
-    def _machine(
+    def machine(
         self, console: str, *, variables: Path | None = None, kernel: qemu.Kernel | None = None, ports: dict[str, Path] | None = None
     ) -> qemu.Settings:
         """The machine of the image's own disk; the same in each boot, but for what starts it and what listens."""
@@ -260,7 +255,8 @@ class _Trial:
             outcomes.append(Outcome(plan.health(check.name), passed=ok, duration_ms=uptime_ms, detail="" if ok else finding.output))
         return outcomes
 
-    def _health_s(self) -> int:
+    def health_s(self) -> int:
+        """The longest that a check may take."""
         return max((check.timeout_s for check in self.spec.health), default=0)
 
     def _flip_canary(self) -> int:
@@ -294,7 +290,3 @@ def _end(text: str) -> str:
     """As much of an output as a report shows; what is judged is always the whole."""
     text = text.strip()
     return text if len(text) <= _SHOWN else f"…{text[-_SHOWN:]}"
-
-
-def _since(began: float) -> int:
-    return round((time.monotonic() - began) * 1000)
