@@ -162,6 +162,11 @@ class Disk:
         self.size = base.stat().st_size
         self.over: dict[int, bytes] = {}
 
+    def close(self) -> None:
+        """Close the files."""
+        self.file.close()
+        self.log.close()
+
     def read(self, offset: int, length: int) -> bytes:
         """What is there."""
         self.file.seek(offset)

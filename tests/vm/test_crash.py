@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,15 @@ def story(rack: Rack) -> Story:
     return tell(rack)
 
 
-def explorer(story: Story, place: Path, *, seed: int) -> Explorer:
+@contextmanager
+def explorer(story: Story, place: Path, *, seed: int) -> Iterator[Explorer]:
     """An explorer at the beginning of the story."""
     work = place / "work.raw"
     subprocess.run(["cp", "--sparse=always", story.before, work], check=True)
-    return Explorer(work, story.log, story.images, seed=seed)
+    walk = Explorer(work, story.log, story.images, seed=seed)
+    yield walk
+    walk.disk.close()
+    work.unlink()
 
 
 def test_the_old_or_the_new_image_boots_after_every_cut(story: Story, rack: Rack, tmp_path: Path) -> None:
@@ -45,8 +50,8 @@ def test_the_old_or_the_new_image_boots_after_every_cut(story: Story, rack: Rack
             frozen[verdict.phase] = rack.place / f"{verdict.phase}.raw"
             walk.freeze(frozen[verdict.phase])
 
-    walk = explorer(story, tmp_path, seed=2026)
-    tally = walk.explore(torn=2, on_state=keep)
+    with explorer(story, tmp_path, seed=2026) as walk:
+        tally = walk.explore(torn=2, on_state=keep)
     assert tally.lost == []
     assert tally.total > 300
     assert set(tally.states) >= {"before", "staging", "labelled", "pending", "trying", "blessed"}
@@ -62,4 +67,5 @@ def test_the_old_or_the_new_image_boots_after_every_cut(story: Story, rack: Rack
 
 
 def test_a_machine_that_never_flushed_would_be_lost(story: Story, tmp_path: Path) -> None:
-    assert explorer(story, tmp_path, seed=1).explore(torn=60, flushes=False).lost
+    with explorer(story, tmp_path, seed=1) as walk:
+        assert walk.explore(torn=60, flushes=False).lost
