@@ -152,9 +152,8 @@ def _drift(_this: Here, arguments: Namespace) -> int:
 
 def _snapshot(this: Here, arguments: Namespace) -> int:
     from obelisk.host.upgrade import now
-    from obelisk.system.files import locked
 
-    with locked(this.keep / "lock", wait=False), this.top() as top:
+    with this.alone(), this.top() as top:
         verb: str = arguments.verb
         match verb:
             case "create":

@@ -7,8 +7,9 @@ takes back
 /run/obelisk/top    the whole state volume, likewise
 """
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,13 @@ from obelisk.errors import StateError
 from obelisk.host import journal
 from obelisk.model.host import Event, Partition, Phase, Record, Slot
 from obelisk.system import sfdisk
-from obelisk.system.filesystem import boot_id
+from obelisk.system.files import locked
+from obelisk.system.filesystem import boot_id, lock_holders
 from obelisk.system.mounts import mounted
 from obelisk.system.sfdisk import TableEntry
 
 _RUN = Path("/run/obelisk")
+_WAIT_S = 60.0
 _STATE_LABEL = "state"
 
 
@@ -62,6 +65,28 @@ class Here:
         raise StateError(
             "the running image is in no slot of this disk", code="slot-unknown", hint="was the system started from another disk?"
         )
+
+    @contextmanager
+    def alone(self, *, wait_s: float = _WAIT_S) -> Iterator[None]:
+        """No other command changes this host while the block lasts. What the machine itself does after a boot is waited for.
+
+        Raises:
+            StateError: another one is still at work after `wait_s`.
+        """
+        deadline = time.monotonic() + wait_s
+        with ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(locked(self.keep / "lock", wait=False))
+                    break
+                except StateError as error:
+                    if time.monotonic() > deadline:
+                        holders = ", ".join(lock_holders(self.keep / "lock")) or "another process"
+                        raise StateError(
+                            f"this host is being changed by {holders}", code="host-busy", hint="wait until that is finished, then try again"
+                        ) from error
+                time.sleep(0.2)
+            yield
 
     @contextmanager
     def esp(self) -> Iterator[Path]:

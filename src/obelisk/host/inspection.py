@@ -14,7 +14,7 @@ from obelisk.model import uki
 from obelisk.model.host import Entry, Event, Slot, known_good
 from obelisk.model.image import Manifest, PartKind
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
-from obelisk.system.files import hash_file, locked
+from obelisk.system.files import hash_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def repair(here: Here, source: Source, sink: Sink) -> int:
         TrustError: the source itself is damaged.
     """
     manifest = source.manifest
-    with locked(here.keep / "lock", wait=False):
+    with here.alone():
         slot = next((slot for slot in here.slots() if slot.label == manifest.label), None)
         if slot is None or slot.root.uuid.replace("-", "") != manifest.root_hash[:32]:
             known = ", ".join(slot.label for slot in here.slots() if slot.label) or "none"

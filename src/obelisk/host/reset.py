@@ -10,7 +10,7 @@ from obelisk.model.canonical import canonical
 from obelisk.model.host import Event
 from obelisk.system import btrfs
 from obelisk.system.command import run
-from obelisk.system.files import locked, write_durably
+from obelisk.system.files import write_durably
 
 _PLACES = ("/var", "/home", "/root")
 
@@ -26,7 +26,7 @@ def reset(here: Here, keep: tuple[str, ...]) -> tuple[str, ...]:
             raise InputError(f"{path} is no state", code="keep-outside", hint=f"state is below {', '.join(_PLACES)}")
         if not Path(path).exists():
             raise InputError(f"{path} does not exist", code="keep-missing", hint="nothing was changed")
-    with locked(here.keep / "lock", wait=False), here.top() as top:
+    with here.alone(), here.top() as top:
         number = snapshots.next_number(top)
         fresh = snapshots.Snapshot(number, "fresh", now(), here.label, "made by a reset", automatic=True)
         place = top / snapshots.PLACE / fresh.directory

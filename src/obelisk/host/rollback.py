@@ -10,7 +10,6 @@ from obelisk.host.inspection import check_slot
 from obelisk.host.upgrade import now
 from obelisk.model.host import Entry, Event, Slot, known_good
 from obelisk.model.version import compare
-from obelisk.system.files import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ def rollback(here: Here, sink: Sink, *, with_state: bool) -> Way:
         StateError: there is no image to go back to, or no snapshot.
         TrustError: the image to go back to is damaged.
     """
-    with locked(here.keep / "lock", wait=False):
+    with here.alone():
         with here.esp() as place:
             entries = esp.entries(place)
         slots = here.slots()

@@ -19,7 +19,7 @@ from obelisk.host.settings import Settings
 from obelisk.model.host import Entry, Event, Pending, Progress, Record, Trying, progress
 from obelisk.system import efivars
 from obelisk.system.command import run
-from obelisk.system.files import locked, sync_directory, write_durably
+from obelisk.system.files import sync_directory, write_durably
 from obelisk.system.filesystem import sync_filesystem
 
 FAILURES = "failures"
@@ -31,7 +31,7 @@ _EVIDENCE_BYTES = 2 << 20
 def settle(here: Here, settings: Settings) -> str:
     """The machine is healthy: bless its image, and tell what became of one that was tried before. Returns a line for people."""
     said = f"{here.label} is healthy"
-    with locked(here.keep / "lock"):
+    with here.alone():
         records = journal.read(here.keep)
         state = progress(records)
         here.note(Event.HEALTHY, here.label, duration_ms=_uptime_ms())
@@ -60,7 +60,7 @@ def settle(here: Here, settings: Settings) -> str:
 
 def condemn(here: Here) -> bool:
     """The machine is not healthy: whether it should restart, into its fallback. One that is nobody's trial stays up as it is."""
-    with locked(here.keep / "lock"):
+    with here.alone():
         failing = ", ".join(_failing(here.run)) or "its health checks"
         here.note(Event.UNHEALTHY, here.label, duration_ms=_uptime_ms(), detail=f"failed: {failing}")
         with here.esp() as place:

@@ -20,7 +20,6 @@ from obelisk.model.image import PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.system import efivars, sbverify, sfdisk
 from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
-from obelisk.system.files import locked
 from obelisk.system.filesystem import space
 
 SPARE_STATE_BYTES = 64 << 20
@@ -71,7 +70,7 @@ def upgrade(here: Here, source: Source, sink: Sink, *, retry: bool = False, trie
     Raises:
         InputError, StateError, TrustError: it must not be installed here, or not now; nothing was switched.
     """
-    with locked(here.keep / "lock", wait=False):
+    with here.alone():
         return _Upgrade(here, source, sink, retry=retry, tries=tries).run()
 
 
