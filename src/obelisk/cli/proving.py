@@ -64,7 +64,7 @@ def test(arguments: Namespace) -> int:
             lines += [f"      {line}" for line in outcome.detail.splitlines()[-12:]]
     lines += [f"FAIL  {name} (not tried, because an earlier scenario failed)" for name in report.missing]
     if report.history:
-        lines += ["what the host said in the end:", *(f"  {line}" for line in report.history)]
+        lines += ["what the two hosts said in the end:", *(f"  {line}" for line in report.history)]
     if report.boot:
         lines += ["where the boot's time went:", *(f"  {line}" for line in report.boot)]
     lines.append(f"proof: {stored}" if stored else f"failed; console logs, journal and report are in {artefacts}")

@@ -39,6 +39,7 @@ _SHELF = "/run/obelisk-shelf"
 _MOUNT = f"mkdir -p {_SHELF} && mount -t erofs -o ro /dev/vdb {_SHELF}"
 _UPGRADE_S = 900
 _LOST = Finding(255, 0, "the guest did not report this")
+NOT_INSTALLED = _LOST
 SABOTAGE = "sabotage"
 
 
@@ -118,9 +119,9 @@ def make_shelf(image: StoredImage, siblings: Siblings, room: Room, work: Path) -
     return target
 
 
-def sabotage_probes() -> tuple[Probe, ...]:
+def sabotage() -> Probe:
     """What boot B tries last: install the failing sibling."""
-    return (Probe(SABOTAGE, f"{_MOUNT} && obelisk host upgrade {_SHELF}/failing", _UPGRADE_S),)
+    return Probe(SABOTAGE, f"{_MOUNT} && obelisk host upgrade {_SHELF}/failing", _UPGRADE_S)
 
 
 class HostTrial:
@@ -133,8 +134,11 @@ class HostTrial:
         self.settings = settings
         self.limit_s = BOOT_S + health_s
 
-    def upgrade_and_back(self, work: Path, artefacts: Path, shelf: Path) -> list[Outcome]:
-        """Boots D, E, G and I, with a disk and firmware variables of their own in `work`; these know the keys already."""
+    def upgrade_and_back(self, work: Path, artefacts: Path, shelf: Path) -> tuple[list[Outcome], tuple[str, ...]]:
+        """Boots D, E, G and I, with a disk and firmware variables of their own in `work`; these know the keys already.
+
+        Also the history that the host tells before it goes back.
+        """
         began = time.monotonic()
         before, label = self.siblings.before, self.image.manifest.label
         disk = work / "host.qcow2"
@@ -149,25 +153,28 @@ class HostTrial:
         upgrade = Probe("upgrade", f"{_MOUNT} && obelisk host upgrade {_SHELF}/this", _UPGRADE_S)
         found = lab.inside(machine, before.uki, [upgrade], timeout_s=self.limit_s + _UPGRADE_S).get("upgrade", _LOST)
         if found.status != 0:
-            return [Outcome(plan.UPGRADED, passed=False, duration_ms=since(began), detail=f"from {before.manifest.label}: {found.output}")]
+            detail = f"from {before.manifest.label}: {found.output}"
+            return [Outcome(plan.UPGRADED, passed=False, duration_ms=since(began), detail=detail)], ()
         firmware = replace(machine, variables=variables, attached=(), console=artefacts / "console-upgraded.log")
         try:
             self._watch(lab, firmware, rf"obelisk: {label} is healthy and blessed")
         except CommandError as error:
-            return [Outcome(plan.UPGRADED, passed=False, duration_ms=since(began), detail=str(error))]
+            return [Outcome(plan.UPGRADED, passed=False, duration_ms=since(began), detail=str(error))], ()
         how = f"{before.manifest.label} to {label}: {found.output.splitlines()[-1]}"
         outcomes = [Outcome(plan.UPGRADED, passed=True, duration_ms=since(began), detail=how)]
         began = time.monotonic()
-        back = Probe("rollback", "obelisk host rollback --no-reboot", _UPGRADE_S)
+        asked = [Probe("history", "obelisk host history"), Probe("rollback", "obelisk host rollback --no-reboot", _UPGRADE_S)]
         inside = replace(machine, attached=(), console=artefacts / "console-rollback.log")
-        told = lab.inside(inside, self.image.part_path(PartKind.UKI), [back], timeout_s=self.limit_s + _UPGRADE_S).get("rollback", _LOST)
+        said = lab.inside(inside, self.image.part_path(PartKind.UKI), asked, timeout_s=self.limit_s + _UPGRADE_S)
+        told = said.get("rollback", _LOST)
         detail, passed = told.output, told.status == 0
         if passed:
             try:
                 self._watch(lab, replace(firmware, console=artefacts / "console-back.log"), rf"obelisk: {before.manifest.label} healthy")
             except CommandError as error:
                 detail, passed = str(error), False
-        return [*outcomes, Outcome(plan.ROLLED_BACK, passed=passed, duration_ms=since(began), detail=detail)]
+        outcomes.append(Outcome(plan.ROLLED_BACK, passed=passed, duration_ms=since(began), detail=detail))
+        return outcomes, tuple(said.get("history", _LOST).output.splitlines())
 
     def leave_the_failing(self, installed: Finding, artefacts: Path) -> tuple[Outcome, tuple[str, ...]]:
         """Boots F and H, on the disk of boot B; and the history that the host tells, a line an iteration."""

@@ -62,6 +62,7 @@ def run(image: StoredImage, maker: Maker, artefacts: Path, sink: Sink) -> Report
     outcomes: list[Outcome] = []
     boot: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
+    installed = hosting.NOT_INSTALLED
     with store.workspace() as work:
         with task(sink, "siblings", "Building images to upgrade from and to"):
             siblings = maker.siblings(image, work, silent)
@@ -70,22 +71,25 @@ def run(image: StoredImage, maker: Maker, artefacts: Path, sink: Sink) -> Report
         with task(sink, "boot", "Booting the image as it is, with Secure Boot"):
             first = trial.boot_sealed()
         outcomes.append(first.outcome)
-        if first.machine:
+        with ThreadPoolExecutor(max_workers=1) as pool:
             hosts = hosting.HostTrial(trial.lab, image, siblings, trial.machine("", variables=trial.variables), trial.health_s())
-            beside = work / "host"
-            beside.mkdir()
-            with ThreadPoolExecutor(max_workers=1) as pool:
-                upgrades = pool.submit(hosts.upgrade_and_back, beside, artefacts, shelf)
+            (work / "host").mkdir()
+            # An image that does not do its job by itself is not given to hosts.
+            upgrading = pool.submit(hosts.upgrade_and_back, work / "host", artefacts, shelf) if first.outcome.passed else None
+            if first.machine:
                 with task(sink, "inside", "Booting it again with a flipped byte, and trying things inside"):
                     more, boot, installed = trial.boot_with_agent(first, shelf)
                 outcomes += more
                 with task(sink, "foreign", "Offering it a kernel that a stranger signed"):
                     outcomes.append(trial.boot_foreign())
+            if upgrading is not None:
                 with task(sink, "sabotage", f"Giving a host {siblings.failing.manifest.label}, which does not work"):
-                    outcome, history = hosts.leave_the_failing(installed, artefacts)
+                    outcome, failure = hosts.leave_the_failing(installed, artefacts)
                     outcomes.append(outcome)
                 with task(sink, "upgrade", f"Upgrading a host from {siblings.before.manifest.label}, and going back"):
-                    outcomes += upgrades.result()
+                    more, success = upgrading.result()
+                    outcomes += more
+                history = (*success, "", *failure)
     tools = (("qemu", room.run(["qemu-system-x86_64", "--version"]).stdout.splitlines()[0]),)
     return Report(image.id, image.manifest.label, accel, plan.planned(spec), tuple(outcomes), boot, tools, history)
 
@@ -141,7 +145,7 @@ class _Trial:
     def boot_with_agent(self, first: _First, shelf: Path) -> tuple[list[Outcome], tuple[str, ...], Finding]:
         """Boot B."""
         flipped = self._flip_canary()
-        wanted = [*probes(self.spec), *hosting.sabotage_probes()]
+        wanted = [*probes(self.spec), *([hosting.sabotage()] if first.outcome.passed else [])]
         began = time.monotonic()
         limit = BOOT_S + self.health_s() + sum(probe.timeout_s for probe in wanted)
         settings = replace(self.machine("console-2.log"), attached=(shelf,))
@@ -151,7 +155,7 @@ class _Trial:
         if "end" not in found:
             outcomes.append(Outcome("second boot ends", passed=False, duration_ms=since(began), detail=f"read {settings.console}"))
         times = tuple(found["time"].output.splitlines()) if "time" in found else ()
-        return outcomes, times, found.get(hosting.SABOTAGE, Finding(255, 0, "the guest did not report this"))
+        return outcomes, times, found.get(hosting.SABOTAGE, hosting.NOT_INSTALLED)
 
     def boot_foreign(self) -> Outcome:
         """Boot C."""
