@@ -208,6 +208,20 @@ class Host:
         message = f"{label} did not settle; last seen: {seen}\n{self.machine.text()[-3000:]}"
         raise AssertionError(message)
 
+    def settle_any(self, *, timeout_s: float = BOOT_S) -> str:
+        """Wait, through any number of restarts, until some image has settled; its version."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                answer = self.try_run(". /usr/lib/os-release; ls /run/obelisk/settled && echo $IMAGE_VERSION", timeout_s=timeout_s)
+            except RestartedError:
+                continue
+            if answer.status == 0:
+                return answer.output.splitlines()[-1]
+            time.sleep(0.5)
+        message = f"nothing settled\n{self.machine.text()[-3000:]}"
+        raise AssertionError(message)
+
     def restart(self) -> None:
         """Restart in good order, and wait for the next boot."""
         known = len(self.boots)
