@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,12 +84,16 @@ rm -rf /usr/share/zoneinfo/[A-TV-Z]* /usr/lib/udev/hwdb.bin
 
 @dataclass(frozen=True)
 class Version:
-    """What tells a version of the tests' product from the others: more lines of its spec, more files, how long a trial may take."""
+    """What tells a version of the tests' product from the others.
+
+    More lines of its spec, more files, how long a trial may take, and the keys that sign it.
+    """
 
     number: str
     spec: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     deadline: str = "5min"
+    keys: str = "keys"
 
 
 def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
@@ -102,7 +106,7 @@ def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
         (spec / "slim.sh").chmod(0o755)
         (spec / "obelisk.toml").write_text(SPEC.format(version=version.number, deadline=version.deadline) + version.spec)
         tool.run("lock", str(spec))
-        tool.build()
+        replace(tool, keys=tool.home / version.keys).build()
 
 
 def lay(tree: Path, files: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ class Tool:
     spec: Path
     prefix: tuple[str, ...] = ()
     checkout: Path = ROOT
+    keys: Path | None = None
 
     @classmethod
     def with_example(cls, home: Path, name: str) -> Self:
@@ -37,7 +38,7 @@ class Tool:
     @property
     def environment(self) -> dict[str, str]:
         """What it runs with."""
-        return {**os.environ, "OBELISK_STORE": str(self.store), "OBELISK_KEYS": str(self.home / "keys")}
+        return {**os.environ, "OBELISK_STORE": str(self.store), "OBELISK_KEYS": str(self.keys or self.home / "keys")}
 
     def copied_to(self, home: Path, prefix: Sequence[str] = ()) -> Self:
         """The same with a copy of store, keys and spec in the existing directory `home`."""

@@ -1,8 +1,9 @@
 """A host's life, on one disk and in this order: each test goes on where the one before has left it.
 
-The product is one small image in several versions: 2 and 6 are good. 3 fails its check, 4 panics, 5 hangs.
+The product is one small image in several versions: 2 and 6 are good. 3 fails its check, 4 panics, 5 hangs, 7 is signed by a stranger.
 """
 
+import json
 import subprocess
 from collections.abc import Iterator
 
@@ -42,6 +43,7 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         Version("4", files=_PANICS),
         Version("5", files=_HANGS, deadline="25s"),
         Version("6"),
+        Version("7", keys="stranger"),
     ]
     build_versions(tool, versions)
     place = home / "rack"
@@ -52,17 +54,32 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 @pytest.fixture(scope="module")
 def host(rack: Rack) -> Iterator[Host]:
-    shelf = rack.shelf({version: rack.image(f"host@{version}") for version in "23456"})
+    shelf = rack.shelf({version: rack.image(f"host@{version}") for version in "1234567"})
     with rack.host(rack.disk(rack.image("host@1")), rack.variables(), shelf) as machine:
         machine.wait_for_boot()
         machine.settled("host_1")
         yield machine
 
 
-def upgrade(host: Host, version: str, *words: str) -> dict[str, object]:
-    """Install the version from the shelf."""
+def open_shelf(host: Host) -> None:
+    """Mount the disk with the images."""
     host.run("mkdir -p /run/shelf; mountpoint -q /run/shelf || mount -o ro /dev/vdb /run/shelf")
-    return host.json(f"upgrade /run/shelf/{version} {' '.join(words)}")
+
+
+def upgrade(host: Host, version: str) -> dict[str, object]:
+    """Install the version from the shelf."""
+    open_shelf(host)
+    return host.json(f"upgrade /run/shelf/{version}")
+
+
+def refused(host: Host, version: str, *, status: int) -> str:
+    """What an upgrade says that must not happen; nothing on the disk is another for it."""
+    open_shelf(host)
+    look = "sfdisk --dump /dev/vda; mkdir -p /run/look; mount -o ro /dev/vda1 /run/look; ls -R /run/look/EFI; umount /run/look"
+    before = host.run(look)
+    said = host.run(f"obelisk host upgrade /run/shelf/{version} 2>&1", status=status)
+    assert host.run(look) == before
+    return said
 
 
 def test_a_new_host_knows_itself(host: Host) -> None:
@@ -93,6 +110,32 @@ def test_an_upgrade_is_tried_blessed_and_recorded(host: Host) -> None:
     ]
 
 
+def test_what_must_not_be_installed_is_refused_and_changes_nothing(host: Host) -> None:
+    assert "version 1 is older than the running 2" in refused(host, "1", status=2)
+    assert "signed by a key that this machine's firmware does not trust" in refused(host, "7", status=3)
+    assert "has no image" in refused(host, "nowhere", status=2)
+    host.run("cp -r /run/shelf/6 /var/tmp/cut; truncate -s -4096 /var/tmp/cut/root.erofs")
+    assert "another size than the manifest says" in host.run("obelisk host upgrade /var/tmp/cut 2>&1; rm -r /var/tmp/cut")
+
+
+def test_a_full_esp_and_a_full_state_volume_are_found_before_anything_is_written(host: Host) -> None:
+    free = "$(($(stat -f -c '%a*%S' {place}) - {left}))"
+    fill = f"fallocate -l {free.format(place='/run/fill', left=4 << 20)} /run/fill/big"
+    host.run(f"mkdir -p /run/fill; mount /dev/vda1 /run/fill; {fill}; umount /run/fill")
+    assert "the ESP has" in refused(host, "6", status=5)
+    host.run("mount /dev/vda1 /run/fill; rm /run/fill/big; umount /run/fill")
+    host.run(f"fallocate -l {free.format(place='/var', left=32 << 20)} /var/tmp/big; sync")
+    assert "the state volume has" in refused(host, "6", status=5)
+    host.run("rm /var/tmp/big; sync")
+
+
+def test_of_two_upgrades_at_once_one_does_the_work(host: Host) -> None:
+    open_shelf(host)
+    host.run("for n in 1 2; do obelisk host upgrade /run/shelf/6 --json >/run/said.$n 2>&1 & done; wait")
+    changed = [json.loads(host.run(f"tail -n 1 /run/said.{number}"))["changed"] for number in (1, 2)]
+    assert sorted(changed) == [False, True]
+
+
 def test_a_failing_check_falls_back_by_itself_and_is_not_tried_again(host: Host) -> None:
     upgrade(host, "3")
     host.restart()
@@ -101,13 +144,13 @@ def test_a_failing_check_falls_back_by_itself_and_is_not_tried_again(host: Host)
     assert (last["image"], last["outcome"]) == ("host_3", "failed: bad")
     assert (now["image"], now["why"]) == ("host_2", "fell back from host_3")
     assert "obelisk-health.service" in host.run("tail -c 100000 /run/obelisk/host/failures/host_3-*/journal.txt")
-    host.run("mkdir -p /run/shelf; mount -o ro /dev/vdb /run/shelf")
-    said = host.run("obelisk host upgrade /run/shelf/3 2>&1", status=5)
+    said = refused(host, "3", status=5)
     assert "was tried on this host and fell back" in said
     assert "--retry 3" in said
 
 
-def test_a_panic_falls_back_by_itself(host: Host) -> None:
+def test_a_panic_falls_back_by_itself_whatever_the_clock_says(host: Host) -> None:
+    host.run("date -s 2036-01-01")
     upgrade(host, "4")
     host.restart()
     host.settled("host_2")
@@ -117,6 +160,7 @@ def test_a_panic_falls_back_by_itself(host: Host) -> None:
 
 
 def test_a_hang_is_ended_by_the_deadline_and_falls_back(host: Host) -> None:
+    host.run("date -s 2016-01-01")
     upgrade(host, "5")
     host.restart()
     host.settled("host_2")
@@ -142,7 +186,7 @@ def test_state_goes_back_with_its_image(host: Host) -> None:
 
 
 def test_a_damaged_slot_is_named_and_repaired(host: Host) -> None:
-    host.run("mkdir -p /run/shelf; mountpoint -q /run/shelf || mount -o ro /dev/vdb /run/shelf")
+    open_shelf(host)
     slot = next(slot for slot in host.json("status")["status"]["slots"] if slot["holds"] == "host_6")
     device = "/dev/vda2" if slot["slot"] == "a" else "/dev/vda4"
     host.run(f"dd if=/dev/urandom of={device} bs=4096 count=1 seek=777 oflag=direct conv=notrunc 2>&1")
