@@ -1,6 +1,7 @@
 """A host's life, on one disk and in this order: each test goes on where the one before has left it.
 
-The product is one small image in several versions: 2 and 6 are good. 3 fails its check, 4 panics, 5 hangs, 7 is signed by a stranger.
+The product is one small image in several versions: 2 and 6 are good. 3 fails its check, 4 panics, 5 hangs, 7 is signed by a stranger,
+8 fails while it soaks.
 """
 
 import json
@@ -11,10 +12,20 @@ import pytest
 from host import Host, Rack, Version, build_versions
 from tool import Tool
 
+from obelisk.model.image import PartKind
+from obelisk.system.files import find_bytes
+
 _FAILS = """
 [health.bad]
 command = "false"
 timeout = "5s"
+"""
+
+
+# Passes when it is asked for the first time.
+_SOURS = """
+[health.sours]
+command = "[ ! -e /run/sour ] && touch /run/sour"
 """
 
 
@@ -44,6 +55,7 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         Version("5", files=_HANGS, deadline="25s"),
         Version("6"),
         Version("7", keys="stranger"),
+        Version("8", spec=_SOURS),
     ]
     build_versions(tool, versions)
     place = home / "rack"
@@ -54,7 +66,7 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 @pytest.fixture(scope="module")
 def host(rack: Rack) -> Iterator[Host]:
-    shelf = rack.shelf({version: rack.image(f"host@{version}") for version in "1234567"})
+    shelf = rack.shelf({version: rack.image(f"host@{version}") for version in "12345678"})
     with rack.host(rack.disk(rack.image("host@1")), rack.variables(), shelf) as machine:
         machine.wait_for_boot()
         machine.settled("host_1")
@@ -168,6 +180,14 @@ def test_a_hang_is_ended_by_the_deadline_and_falls_back(host: Host) -> None:
     assert (last["image"], last["outcome"]) == ("host_5", "not healthy after 25 seconds")
 
 
+def test_a_check_that_fails_within_the_soak_time_falls_back(host: Host) -> None:
+    upgrade(host, "8")
+    host.restart()
+    host.settled("host_2")
+    last = host.json("history")["history"][-2]
+    assert (last["image"], last["outcome"]) == ("host_8", "failed: sours")
+
+
 def test_state_goes_back_with_its_image(host: Host) -> None:
     host.run("echo old >/var/lib/thing; echo mine >/home/mine")
     upgrade(host, "6")
@@ -203,3 +223,21 @@ def test_what_nothing_declares_is_drift(host: Host) -> None:
     assert (found["/var/lib/stray"]["size"], found["/var/lib/stray"]["owner"]) == (5000, "root")
     assert "/var/lib/obelisk" not in found
     assert "/var/lib/thing" in found
+
+
+def test_a_damaged_block_of_the_running_image_is_left_for_the_other_image(host: Host, rack: Rack) -> None:
+    running = host.json("status")["status"]
+    assert (running["version"], running["fallback"]) == ("2", "host_6")
+    at = find_bytes(rack.image("host@2").part_path(PartKind.ROOT), b"version 2\n" * 10)
+    assert at is not None
+    device = "/dev/vda2" if running["booted"] == "a" else "/dev/vda4"
+    host.run(f"dd if=/dev/urandom of={device} bs=4096 count=1 seek={at // 4096} oflag=direct conv=notrunc 2>&1")
+    known = len(host.boots)
+    host.begin("echo 3 >/proc/sys/vm/drop_caches; cat /usr/share/marker")
+    while len(host.boots) == known:
+        host.wait_for_boot()
+    host.settled("host_6")
+    assert host.json("history")["history"][-1]["why"] == "rollback from host_2"
+    assert "damaged" in host.run("cat /run/obelisk/host/journal.jsonl")
+    open_shelf(host)
+    assert host.json("verify --repair /run/shelf/2")["findings"] == []

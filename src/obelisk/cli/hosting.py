@@ -27,6 +27,7 @@ def host(arguments: Namespace) -> int:
         "reset": _reset,
         "settle": _settle,
         "condemn": _condemn,
+        "damaged": _damaged,
     }
     return actions[arguments.action](here(), arguments)
 
@@ -223,5 +224,18 @@ def _condemn(this: Here, arguments: Namespace) -> int:
     console.say(f"obelisk: {this.label} is {what}")
     answer(f"{this.label} is {what}", json_wanted=arguments.json, restarting=restarting)
     if restarting:
+        power.reboot()
+    return 0
+
+
+def _damaged(this: Here, arguments: Namespace) -> int:
+    from obelisk.events import silent
+    from obelisk.host.rollback import leave_damaged
+
+    other = leave_damaged(this, silent)
+    what = f"restarting into {other}" if other else "there is no other that is whole; `obelisk host verify --repair` mends it"
+    console.say(f"obelisk: {this.label} is damaged on the disk: {what}")
+    answer(f"{this.label} is damaged: {what}", json_wanted=arguments.json, next=other)
+    if other:
         power.reboot()
     return 0

@@ -68,6 +68,7 @@ _HOST_COMMANDS = {
     "reset": ("start the next boot with fresh state", "obelisk host reset --yes --keep /var/lib/obelisk --reboot"),
     "settle": ("bless the running image, which is healthy; the machine itself runs this", "obelisk host settle"),
     "condemn": ("note that the running image is not healthy; the machine itself runs this", "obelisk host condemn"),
+    "damaged": ("leave the running image, of which a block is damaged; the machine itself runs this", "obelisk host damaged"),
 }
 
 

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from obelisk.errors import InputError, StateError, TrustError
+from obelisk.errors import InputError, TrustError
 from obelisk.events import Sink, task
-from obelisk.host import esp, hashtree, journal
+from obelisk.host import esp, hashtree, journal, staging
 from obelisk.host.here import Here
 from obelisk.host.source import Source
-from obelisk.host.upgrade import copy_runs, read_tree, write_changed
 from obelisk.model import uki
 from obelisk.model.host import Entry, Event, Slot, known_good
 from obelisk.model.image import Manifest, PartKind
@@ -43,7 +42,7 @@ def check_slot(
         root_hash = manifest.root_hash if manifest else uki.root_hash(program.read_bytes())
         blocks = (manifest.part(PartKind.ROOT).size_bytes if manifest else slot.root.size_bytes) // BLOCK_BYTES
         with BlockDevice(Path(slot.tree.device)) as device:
-            tree = read_tree(device, blocks, root_hash)
+            tree = staging.read_tree(device, blocks, root_hash)
     except TrustError as error:
         return (*findings, Finding(label, error.message))
     if slot.root.uuid.replace("-", "") != root_hash[:32]:
@@ -107,17 +106,9 @@ def repair(here: Here, source: Source, sink: Sink) -> int:
                 f"{manifest.label} of {source.directory} is in no slot here", code="source-other", hint=f"images on this disk: {known}"
             )
         with task(sink, "repair", f"Repairing {manifest.label} in slot {slot.letter}") as running:
-            with BlockDevice(Path(slot.tree.device), writable=True) as target:
-                written = write_changed(target, source.path(PartKind.VERITY).read_bytes())
-                target.flush()
-            with BlockDevice(Path(slot.root.device), writable=True) as target, BlockDevice(source.path(PartKind.ROOT)) as given:
-                wrong = hashtree.find_wrong(target, source.tree, on_bytes=lambda _count: None)
-                written += copy_runs(given, target, wrong, source.tree)
-                target.flush()
-                if hashtree.find_wrong(target, source.tree, runs=wrong, on_bytes=lambda _count: None):
-                    raise StateError(
-                        f"slot {slot.letter} does not keep what is written to it", code="slot-damaged", hint="replace the disk"
-                    )
+            root, tree = Path(slot.root.device), Path(slot.tree.device)
+            written, wrong = staging.write_image(root, tree, source, on_bytes=lambda _count: None)
+            staging.check_image(root, tree, source, wrong, on_bytes=lambda _count: None)
             with here.esp() as place:
                 entry = esp.find(place, manifest.label)
                 part = manifest.part(PartKind.UKI)

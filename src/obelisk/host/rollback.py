@@ -67,6 +67,18 @@ def rollback(here: Here, sink: Sink, *, with_state: bool) -> Way:
     return way
 
 
+def leave_damaged(here: Here, sink: Sink) -> str:
+    """A block of the running image is damaged: have the next boot start the other one, where that is good and whole.
+
+    Returns the label of the image that boots next; empty when there is nothing better than this one.
+    """
+    here.note(Event.DAMAGED, here.label, detail="a block of the running image was refused when it was read")
+    try:
+        return rollback(here, sink, with_state=False).entry.label
+    except (StateError, TrustError):
+        return ""
+
+
 def _find_way(here: Here, entries: tuple[Entry, ...], slots: tuple[Slot, ...], *, with_state: bool) -> Way:
     good = known_good(journal.read(here.keep))
     ways = [

@@ -6,12 +6,13 @@ has a label and ids that nothing boots until all of it was read back, and the la
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from obelisk.errors import ObeliskError, StateError, TrustError
+from obelisk.errors import ObeliskError, StateError
 from obelisk.events import Sink, Task, task
-from obelisk.host import admission, esp, hashtree, journal, snapshots
+from obelisk.host import admission, esp, journal, snapshots, staging
 from obelisk.host.admission import Facts
 from obelisk.host.here import Here
 from obelisk.host.source import Source
@@ -19,7 +20,7 @@ from obelisk.model.host import PARTIAL, Entry, Event, Pending, Phase, Slot, Unde
 from obelisk.model.image import PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.system import efivars, sbverify, sfdisk
-from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
+from obelisk.system.blocks import BLOCK_BYTES
 from obelisk.system.filesystem import space
 
 SPARE_STATE_BYTES = 64 << 20
@@ -85,7 +86,7 @@ class _Upgrade:
         self.retry = retry
         self.entry = Entry(self.manifest.name, self.manifest.version, tries)
         self.slot: Slot | None = None
-        self.unread: list[hashtree.Run] | None = None  # None: nothing of the slot was read in this run
+        self.unread: list[range] = []
         self.written_bytes = 0
 
     def run(self) -> Outcome:
@@ -182,46 +183,18 @@ class _Upgrade:
         for partition in (slot.root, slot.tree):
             sfdisk.set_label(self.here.disk, partition.number, PARTIAL + self.manifest.label)
             sfdisk.set_uuid(self.here.disk, partition.number, str(uuid.uuid4()))
-        tree = self.source.tree
-        total = tree.data_blocks * BLOCK_BYTES
-        read = [0]
-
-        def on_bytes(count: int) -> None:
-            read[0] += count
-            running.progress(read[0], total)
-
-        with BlockDevice(Path(slot.root.device), writable=True) as target, BlockDevice(self.source.path(PartKind.ROOT)) as given:
-            wrong = hashtree.find_wrong(target, tree, on_bytes=on_bytes)
-            self.unread = wrong
-            self.written_bytes += copy_runs(given, target, wrong, tree)
-            target.flush()
-        with BlockDevice(Path(slot.tree.device), writable=True) as target:
-            self.written_bytes += write_changed(target, self.source.path(PartKind.VERITY).read_bytes())
-            target.flush()
+        total = self.source.tree.data_blocks * BLOCK_BYTES
+        self.written_bytes, self.unread = staging.write_image(
+            Path(slot.root.device), Path(slot.tree.device), self.source, on_bytes=_counting(running, total)
+        )
         running.detail = f"{self.written_bytes >> 20} of {total >> 20} MiB"
 
     def verify(self, running: Task) -> None:
         """Every block of the slot was read from the disk and is what the root hash promises."""
         slot = self._slot
-        with BlockDevice(Path(slot.tree.device)) as device:
-            tree = read_tree(device, self.source.tree.data_blocks, self.manifest.root_hash)
         # What `stage` found to be right was read from the disk a moment ago.
-        runs = self.unread
-        total = sum(len(run) for run in runs) * BLOCK_BYTES if runs is not None else tree.data_blocks * BLOCK_BYTES
-        read = [0]
-
-        def on_bytes(count: int) -> None:
-            read[0] += count
-            running.progress(read[0], total)
-
-        with BlockDevice(Path(slot.root.device)) as device:
-            wrong = hashtree.find_wrong(device, tree, runs=runs, on_bytes=on_bytes)
-        if wrong:
-            raise TrustError(
-                f"slot {slot.letter} does not keep what is written to it: {sum(len(run) for run in wrong)} blocks read back wrong",
-                code="slot-damaged",
-                hint="the disk may be failing: look at the kernel's messages",
-            )
+        total = sum(len(run) for run in self.unread) * BLOCK_BYTES
+        staging.check_image(Path(slot.root.device), Path(slot.tree.device), self.source, self.unread, on_bytes=_counting(running, total))
 
     def snapshot(self, running: Task) -> None:
         """The state as the running image leaves it."""
@@ -251,43 +224,16 @@ class _Upgrade:
             esp.install(place, self.entry, self.source.path(PartKind.UKI), self.manifest, uki.sha256)
 
 
-def read_tree(device: BlockDevice, data_blocks: int, root_hash: str) -> hashtree.HashTree:
-    """The hash tree of a slot, checked against the root hash.
+def _counting(running: Task, total: int) -> Callable[[int], None]:
+    """Reports the bytes that it is told of."""
+    done = 0
 
-    Raises:
-        TrustError: it is damaged.
-    """
-    size = min(hashtree.tree_bytes(data_blocks), device.size_bytes)
-    data = b"".join(bytes(device.read(at, min(CHUNK_BYTES, size - at))) for at in range(0, size, CHUNK_BYTES))
-    return hashtree.parse(data, root_hash)
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        running.progress(done, total)
 
-
-def copy_runs(given: BlockDevice, target: BlockDevice, runs: list[hashtree.Run], tree: hashtree.HashTree) -> int:
-    """Copy blocks, each checked before it is written; return how many bytes."""
-    per_chunk = CHUNK_BYTES // BLOCK_BYTES
-    for run in runs:
-        for at in range(run.start, run.stop, per_chunk):
-            chunk = range(at, min(at + per_chunk, run.stop))
-            data = given.read(chunk.start * BLOCK_BYTES, len(chunk) * BLOCK_BYTES)
-            digests = tree.leaves[chunk.start * hashtree.DIGEST_BYTES : chunk.stop * hashtree.DIGEST_BYTES]
-            if len(data) < len(chunk) * BLOCK_BYTES or hashtree.wrong_blocks(data, tree.salt, digests):
-                raise TrustError(f"{given.path} is not what its hash tree says", code="part-damaged", hint="copy the image again, whole")
-            target.write(chunk.start * BLOCK_BYTES, data)
-    return sum(len(run) for run in runs) * BLOCK_BYTES
-
-
-def write_changed(target: BlockDevice, data: bytes) -> int:
-    """Make the beginning of `target` be `data`, writing only blocks that differ; return how many bytes that were."""
-    written = 0
-    for at in range(0, len(data), CHUNK_BYTES):
-        wanted = data[at : at + CHUNK_BYTES]
-        found = bytes(target.read(at, len(wanted)))
-        for block in range(0, len(wanted), BLOCK_BYTES):
-            piece = wanted[block : block + BLOCK_BYTES]
-            if found[block : block + BLOCK_BYTES] != piece:
-                target.write(at + block, piece)
-                written += len(piece)
-    return written
+    return on_bytes
 
 
 def now() -> str:
