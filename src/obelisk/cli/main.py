@@ -52,6 +52,7 @@ _COMMANDS = {
     "show": _Command("showing", "tell what an image is and holds", "obelisk show shop"),
     "diff": _Command("showing", "tell two images apart", "obelisk diff shop@1 shop@2"),
     "export": _Command("showing", "write an image to a file", "obelisk export shop --format qcow2 --output shop.qcow2"),
+    "install": _Command("showing", "write an image onto a disk", "obelisk install shop /dev/sdb --erase sdb"),
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
     "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade /mnt/shop-2 --reboot"),
@@ -176,8 +177,10 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         "--update", nargs="*", metavar="PACKAGE", help="take the newest of these packages (of all, when none is named); others stay"
     )
     parsers["build"].add_argument("--reproduce", action="store_true", help="build once more in a fresh place and compare bit by bit")
-    for name in ("test", "run", "show", "export"):
+    for name in ("test", "run", "show", "export", "install"):
         image_argument(name)
+    parsers["install"].add_argument("target", metavar="DEVICE|FILE", help="a whole disk, or a file to make one in")
+    parsers["install"].add_argument("--erase", metavar="NAME", help="the name of the disk or file (sdb for /dev/sdb), all of which goes")
     parsers["test"].add_argument("--report", metavar="FILE", help="write the report as JSON")
     parsers["test"].add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
     parsers["run"].add_argument("--port", action="append", default=[], metavar="HOST:GUEST", help="forward a TCP port of 127.0.0.1")

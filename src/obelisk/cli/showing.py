@@ -1,4 +1,4 @@
-"""Commands that show what is there, and that look after the store: images, show, diff, export, gc, verify."""
+"""Commands that show what is there, and that look after the store: images, show, diff, export, install, gc, verify."""
 
 from argparse import Namespace
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from obelisk.build.compare import compare
 from obelisk.build.export import export as write_export
+from obelisk.build.install import install as write_disk
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting, size
@@ -73,6 +74,19 @@ def export(arguments: Namespace) -> int:
         room = tools_room(None, store, sink)
         write_export(image, store, room, arguments.format, Path(arguments.output).absolute(), sink)
     answer(arguments.output, json_wanted=arguments.json, output=arguments.output, format=arguments.format)
+    return 0
+
+
+def install(arguments: Namespace) -> int:
+    """Write an image onto a disk."""
+    store = open_store(arguments)
+    image = find_image(store, arguments.image)
+    target = Path(arguments.target).absolute()
+    with reporting(json_wanted=arguments.json) as sink:
+        room = tools_room(None, store, sink)
+        written = write_disk(image, target, erase=arguments.erase, store=store, room=room, sink=sink)
+    text = f"{image.manifest.label} is on {target}; its first boot completes the disk"
+    answer(text, json_wanted=arguments.json, target=str(target), id=image.id, written=written)
     return 0
 
 
