@@ -6,24 +6,34 @@ would boot. Some states of each phase are also really booted; such a host has to
 """
 
 import argparse
-import json
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/unit")]
+from apparatus.measure import Goal, conclude, print_table, workplace
 
-from explorer import Explorer, Verdict  # noqa: E402
-from host import Rack, build_versions  # noqa: E402
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
+
+from explorer import Explorer, Tally, Verdict  # noqa: E402 - found by the path above
 from story import VERSIONS, Story, tell  # noqa: E402
 from tool import Tool  # noqa: E402
 
-from apparatus.measure import CACHE  # noqa: E402 - after the path that tests are found by
+from host import Rack, build_versions  # noqa: E402
+
+_SIGN_OF_LIFE_S = 10
+_CHANCE = 0.03  # that a torn state is booted, as long as its phase wants one
+
+
+@dataclass
+class Booted:
+    """States that were really booted, by phase, and what was wrong with those that did not settle."""
+
+    count: dict[str, int] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
 
 def main() -> int:
@@ -32,57 +42,65 @@ def main() -> int:
     parser.add_argument("--boots", type=int, default=3, metavar="N", help="states of each phase that are really booted (default: 3)")
     parser.add_argument("--seed", type=int, default=2026, metavar="N", help="what the torn states are drawn with (default: 2026)")
     arguments = parser.parse_args()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="crash-", dir=CACHE) as scratch:
-        home = Path(scratch)
+    with workplace("crash") as home:
         tool = Tool.with_example(home, "web")
-        print("… building three versions", file=sys.stderr)
+        _say("building three versions")
         build_versions(tool, VERSIONS)
         (home / "rack").mkdir()
         rack = Rack(tool, home / "rack")
-        print("… recording a host's life", file=sys.stderr)
+        _say("recording a host's life")
         story = tell(rack)
-        result = _explore(rack, story, home, arguments)
-    (CACHE / "crash.json").write_text(json.dumps(result, indent=1) + "\n")
-    _show(result)
-    return 1 if result["lost"] or result["failed_boots"] else 0
-
-
-def _explore(rack: Rack, story: Story, home: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    work = home / "work.raw"
-    subprocess.run(["cp", "--sparse=always", story.before, work], check=True)
-    walk = Explorer(work, story.log, story.images, seed=arguments.seed)
-    draw = random.Random(arguments.seed)  # noqa: S311 - a sample that can be drawn again
-    booted: dict[str, int] = {}
-    failed: list[str] = []
-    last = [0.0]
-
-    def look(index: int, verdict: Verdict) -> None:
-        if time.monotonic() - last[0] > 5:  # noqa: PLR2004 - seconds between signs of life
-            last[0] = time.monotonic()
-            print(f"… write {index} of {len(walk.writes)}, {walk.tally.total} states, {len(walk.tally.lost)} lost", file=sys.stderr)
-        if not walk.disk.over or booted.get(verdict.phase, 0) >= arguments.boots or draw.random() > 0.03:  # noqa: PLR2004
-            return
-        booted[verdict.phase] = booted.get(verdict.phase, 0) + 1
-        if reason := _boot(rack, story, walk):
-            failed.append(f"after write {index} ({verdict.phase}): {reason}")
-
-    began = time.monotonic()
-    tally = walk.explore(torn=arguments.torn, on_state=look)
-    walk.disk.close()
+        _say("cutting its power")
+        began = time.monotonic()
+        walk, tally, booted = _explore(rack, story, home, arguments)
     flushes = sum(write.flush for write in walk.writes)
-    return {
+    print(f"\n{len(walk.writes)} writes, {flushes} flushes, seed {arguments.seed}, {time.monotonic() - began:.0f} s\n")
+    rows = [(phase, str(count), str(booted.count.get(phase, 0))) for phase, count in tally.states.items()]
+    print_table(("phase", "states tried", "really booted"), rows)
+    for line in (*tally.lost[:20], *booted.failed[:20]):
+        print(f"  {line}")
+    print(f"\nstates tried: {tally.total}, states lost: {len(tally.lost)}")
+    figures = {
         "seed": arguments.seed,
         "writes": len(walk.writes),
         "flushes": flushes,
         "states": tally.states,
-        "total": tally.total,
         "would_boot": tally.boots,
         "lost": tally.lost,
-        "booted": booted,
-        "failed_boots": failed,
-        "seconds": round(time.monotonic() - began),
+        "booted": booted.count,
+        "failed": booted.failed,
     }
+    goals = (Goal("states lost", len(tally.lost), 0), Goal("boots that failed", len(booted.failed), 0))
+    return conclude("crash", figures, goals)
+
+
+def _say(what: str) -> None:
+    print(f"… {what}", file=sys.stderr, flush=True)
+
+
+def _explore(rack: Rack, story: Story, home: Path, arguments: argparse.Namespace) -> tuple[Explorer, Tally, Booted]:
+    work = home / "work.raw"
+    subprocess.run(["cp", "--sparse=always", story.before, work], check=True)
+    walk = Explorer(work, story.log, story.images, seed=arguments.seed)
+    draw = random.Random(arguments.seed)  # noqa: S311 - a sample that can be drawn again
+    booted = Booted()
+    told = time.monotonic()
+
+    def look(index: int, verdict: Verdict) -> None:
+        nonlocal told
+        if time.monotonic() - told > _SIGN_OF_LIFE_S:
+            told = time.monotonic()
+            done = f"write {index} of {len(walk.writes)}, {walk.tally.total} states, {len(walk.tally.lost)} lost"
+            _say(f"{done}, {sum(booted.count.values())} booted")
+        if not walk.disk.over or booted.count.get(verdict.phase, 0) >= arguments.boots or draw.random() > _CHANCE:
+            return
+        booted.count[verdict.phase] = booted.count.get(verdict.phase, 0) + 1
+        if reason := _boot(rack, story, walk):
+            booted.failed.append(f"after write {index} ({verdict.phase}): {reason}")
+
+    tally = walk.explore(torn=arguments.torn, on_state=look)
+    walk.disk.close()
+    return walk, tally, booted
 
 
 def _boot(rack: Rack, story: Story, walk: Explorer) -> str:
@@ -110,22 +128,6 @@ def _boot(rack: Rack, story: Story, walk: Explorer) -> str:
     finally:
         raw.unlink()
     return ""
-
-
-def _show(result: dict[str, object]) -> None:
-    states, booted = result["states"], result["booted"]
-    assert isinstance(states, dict)  # noqa: S101 - made above
-    assert isinstance(booted, dict)  # noqa: S101
-    print(f"\n{result['writes']} writes, {result['flushes']} flushes, seed {result['seed']}, {result['seconds']} s\n")
-    print("| phase       | states tried | really booted |\n| ----------- | -----------: | ------------: |")
-    for phase, count in states.items():
-        print(f"| {phase:<11} | {count:>12} | {booted.get(phase, 0):>13} |")
-    lost, failed = result["lost"], result["failed_boots"]
-    assert isinstance(lost, list)  # noqa: S101
-    assert isinstance(failed, list)  # noqa: S101
-    print(f"\nstates tried: {result['total']}, states lost: {len(lost)}, boots that failed: {len(failed)}")
-    for line in (*lost[:20], *failed[:20]):
-        print(f"  {line}")
 
 
 if __name__ == "__main__":
