@@ -1,9 +1,12 @@
 """The disk's arithmetic: ids from the root hash, hash trees that fit, definitions that agree with each other."""
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
+from host_samples import manifest
 
+from obelisk.build import slots
 from obelisk.build.slots import MIB, Layout, host_definitions, host_disk_bytes, shipped_definitions, verity_bytes
 from obelisk.model.partitions import partition_uuids
 
@@ -39,3 +42,16 @@ def test_what_is_shipped_is_the_beginning_of_what_the_host_has() -> None:
 
 def test_a_host_disk_has_room_for_two_slots_and_state() -> None:
     assert host_disk_bytes(LAYOUT, state=4 << 30) >= (2 << 30) + 2 * ((1 << 30) + verity_bytes(1 << 30)) + (4 << 30)
+
+
+def test_an_image_that_fills_its_slot_is_told_releases_ahead() -> None:
+    assert slots.outgrown(manifest(root_mib=400), ()) == ()
+    (said,) = slots.outgrown(manifest(root_mib=500), ())
+    assert "98% of its slot (512 MiB)" in said
+
+
+def test_an_image_too_large_for_the_slots_of_older_hosts_names_them() -> None:
+    older = [replace(manifest("1"), root_slot_bytes=300 * MIB), replace(manifest("0", name="other"), root_slot_bytes=300 * MIB)]
+    (said,) = slots.outgrown(manifest("2", root_mib=400), older)
+    assert "shop_1" in said
+    assert "other" not in said

@@ -10,9 +10,10 @@
 Partition ids of a slot follow from the root hash: its first 128 bits name the root, its last the verity partition.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from obelisk.model.image import Manifest
+from obelisk.model.image import Manifest, PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.model.spec import Spec
 
@@ -21,6 +22,7 @@ STATE_LEAST_BYTES = 512 << 20
 DEFAULT_SLOT_BYTES = 2 << 30
 MIB = 1 << 20
 STATE_LABEL = "state"
+_CROWDED = 0.85  # of a slot: then it is time to say so
 
 
 def root_bytes(spec: Spec) -> int:
@@ -50,6 +52,23 @@ class Layout:
 def layout_of(manifest: Manifest) -> Layout:
     """The layout of an image's disk."""
     return Layout(manifest.label, manifest.root_hash, manifest.root_slot_bytes, manifest.epoch)
+
+
+def outgrown(manifest: Manifest, others: Iterable[Manifest]) -> tuple[str, ...]:
+    """What to say, releases ahead, of an image that fills its slot; and of hosts of other versions whose slots it no longer fits into."""
+    said = []
+    size = manifest.part(PartKind.ROOT).size_bytes
+    share = size / manifest.root_slot_bytes
+    if share > _CROWDED:
+        said.append(
+            f"the root fills {share:.0%} of its slot ({manifest.root_slot_bytes // MIB} MiB): raise `size_budget` before hosts are "
+            "installed, for they keep the slots that they have"
+        )
+    small = [other for other in others if other.name == manifest.name and other.root_slot_bytes < size]
+    if small:
+        labels = ", ".join(sorted({other.label for other in small}))
+        said.append(f"hosts that were installed with {labels} have slots that are too small for it")
+    return tuple(said)
 
 
 def shipped_definitions(layout: Layout) -> dict[str, str]:

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from obelisk import spec as specs
-from obelisk.build import image, locking
+from obelisk.build import image, locking, slots
 from obelisk.build.graph import execute
 from obelisk.build.keys import SigningKey, create, load
 from obelisk.build.lockfile import read_lock
@@ -65,6 +65,8 @@ def build(arguments: Namespace) -> int:
         built = image.build(spec, pinned, key, store, sink)
         if key.test_key:
             sink(Note("signed with a test key; make your own with `obelisk keys`"))
+        for line in slots.outgrown(built.manifest, (found.manifest for found in store.images())):
+            sink(Note(line))
         differences: tuple[str, ...] = ()
         if arguments.reproduce:
             from obelisk.build.reproduce import reproduce
