@@ -241,3 +241,36 @@ def test_a_damaged_block_of_the_running_image_is_left_for_the_other_image(host: 
     assert "damaged" in host.run("cat /run/obelisk/host/journal.jsonl")
     open_shelf(host)
     assert host.json("verify --repair /run/shelf/2")["findings"] == []
+
+
+def test_a_snapshot_comes_back_and_what_it_replaced_is_kept(host: Host) -> None:
+    host.run("echo one >/var/lib/thing")
+    made = host.json("snapshot create by-hand")["snapshot"]
+    host.run("echo two >/var/lib/thing")
+    host.json(f"snapshot restore {made}")
+    assert host.run("cat /var/lib/thing") == "two"
+    host.restart()
+    host.settled("host_6")
+    assert host.run("cat /var/lib/thing") == "one"
+    kept = [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
+    assert made in kept
+    newest = kept[-1]
+    assert "replaced-host-6" in newest
+    host.json(f"snapshot delete {newest}")
+    assert newest not in [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
+
+
+def test_a_reset_leaves_nothing_but_what_was_to_be_kept(host: Host) -> None:
+    assert "deletes the whole state" in host.run("obelisk host reset 2>&1", status=2)
+    assert "is no state" in host.run("obelisk host reset --yes --keep /etc/passwd 2>&1", status=2)
+    host.run("mkdir -p /home/somebody/deep; echo kept >/home/somebody/deep/file; chown -R 1234 /home/somebody")
+    before = host.run("cat /etc/machine-id")
+    assert host.json("reset --yes --keep /home/somebody/deep/file")["kept"] == ["/home/somebody/deep/file"]
+    assert host.run("cat /var/lib/thing") == "one"
+    host.restart()
+    host.settled("host_6")
+    assert host.run("cat /home/somebody/deep/file; stat -c %u /home/somebody/deep") == "kept\n1234"
+    assert host.try_run("ls /var/lib/thing").status != 0
+    assert host.run("cat /etc/machine-id") != before
+    assert host.json("history")["history"][0]["image"] == "host_1"
+    assert host.json("snapshot list")["snapshots"] == []

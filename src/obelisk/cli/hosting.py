@@ -169,10 +169,9 @@ def _snapshot(this: Here, arguments: Namespace) -> int:
                 answer("\n".join(lines) or "there are no snapshots", json_wanted=arguments.json, snapshots=listed)
             case "restore":
                 chosen = snapshots.find(top, _named(arguments))
-                replaced = f"{snapshots.next_number(top):04}-replaced-{this.label}".replace("_", "-")
                 about = f"the state that restoring {chosen.directory} replaced"
-                snapshots.prepare_replaced(top, replaced, at=now(), image=this.label, reason=about)
-                snapshots.order_restore(this.keep, chosen, image=None, replaced=replaced)
+                replaced = snapshots.replaced_state(top, at=now(), image=this.label, reason=about)
+                snapshots.order_restore(top, this.keep, chosen, image=None, replaced=replaced)
                 answer(f"the next boot restores {chosen.directory}", json_wanted=arguments.json, snapshot=chosen.directory)
             case "delete":
                 chosen = snapshots.find(top, _named(arguments))

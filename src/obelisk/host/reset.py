@@ -6,11 +6,9 @@ from obelisk.errors import InputError
 from obelisk.host import snapshots
 from obelisk.host.here import Here
 from obelisk.host.upgrade import now
-from obelisk.model.canonical import canonical
 from obelisk.model.host import Event
 from obelisk.system import btrfs
 from obelisk.system.command import run
-from obelisk.system.files import write_durably
 
 _PLACES = ("/var", "/home", "/root")
 
@@ -27,23 +25,16 @@ def reset(here: Here, keep: tuple[str, ...]) -> tuple[str, ...]:
         if not Path(path).exists():
             raise InputError(f"{path} does not exist", code="keep-missing", hint="nothing was changed")
     with here.alone(), here.top() as top:
-        number = snapshots.next_number(top)
-        fresh = snapshots.Snapshot(number, "fresh", now(), here.label, "made by a reset", automatic=True)
-        place = top / snapshots.PLACE / fresh.directory
-        place.mkdir(parents=True)
-        btrfs.create(place / "tree")
+        fresh, tree = snapshots.make_fresh(top, at=now(), image=here.label)
         for name, mode in (("var", 0o755), ("home", 0o755), ("root", 0o700)):
-            (place / "tree" / name).mkdir(mode=mode)
+            (tree / name).mkdir(mode=mode)
         for path in keep:
             # With its parents, as they are.
-            run(["cp", "--archive", "--reflink=auto", "--parents", path, place / "tree"], timeout_s=3600)
-        write_durably(
-            place / "about.json", canonical({"at": fresh.at, "image": fresh.image, "reason": fresh.reason, "automatic": fresh.automatic})
-        )
+            run(["cp", "--archive", "--reflink=auto", "--parents", path, tree], timeout_s=3600)
         btrfs.sync(top)
         for old in snapshots.snapshots(top):
-            if old.number != number:
+            if old.number != fresh.number:
                 snapshots.delete(top, old)
-        snapshots.order_restore(here.keep, fresh, image=None, replaced=None)
+        snapshots.order_reset(here.keep, fresh)
     here.note(Event.RESTORED, here.label, detail="a reset was ordered")
     return keep

@@ -49,11 +49,9 @@ def rollback(here: Here, sink: Sink, *, with_state: bool) -> Way:
         snapshots.cancel_restore(here.keep)
         if way.snapshot is not None:
             with here.top() as top:
-                replaced = f"{snapshots.next_number(top):04}-replaced-{here.label}".replace("_", "-")
                 about = f"the state of {here.label} that a rollback replaced"
-                snapshots.prepare_replaced(top, replaced, at=now(), image=here.label, reason=about)
-            # Nothing happens by this alone: only a boot of that image carries it out.
-            snapshots.order_restore(here.keep, way.snapshot, image=way.entry.label, replaced=replaced)
+                replaced = snapshots.replaced_state(top, at=now(), image=here.label, reason=about)
+                snapshots.order_restore(top, here.keep, way.snapshot, image=way.entry.label, replaced=replaced)
         with here.esp() as place:
             # First the way back is free, then this one is closed: cut in between, the newer one boots as before.
             if way.entry.counted:

@@ -68,11 +68,16 @@ def create(top: Path, name: str, *, at: str, image: str, reason: str, automatic:
     draft = top / PLACE / f".{made.directory}.new"
     _clear(draft)
     draft.mkdir(parents=True)
-    write_durably(draft / "about.json", canonical({"at": at, "image": image, "reason": reason, "automatic": automatic}))
+    write_durably(draft / "about.json", _about(made))
     btrfs.snapshot(top / LIVE, draft / "tree", read_only=True)
     draft.rename(top / PLACE / made.directory)
     btrfs.sync(top)
     return made
+
+
+def replaced_state(top: Path, *, at: str, image: str, reason: str) -> Snapshot:
+    """What the state of the running `image` becomes when a snapshot takes its place."""
+    return Snapshot(next_number(top), f"replaced-{image}".replace("_", "-"), at, image, reason, automatic=True)
 
 
 def find(top: Path, name: str) -> Snapshot:
@@ -87,6 +92,16 @@ def find(top: Path, name: str) -> Snapshot:
             return each
     names = ", ".join(each.directory for each in known) or "there are none"
     raise InputError(f"there is no snapshot {name!r}", code="snapshot-unknown", hint=f"snapshots: {names}")
+
+
+def make_fresh(top: Path, *, at: str, image: str) -> tuple[Snapshot, Path]:
+    """A snapshot that is still empty and can be written, and where its tree is: what a reset puts in the place of the state."""
+    fresh = Snapshot(next_number(top), "fresh", at, image, "made by a reset", automatic=True)
+    place = top / PLACE / fresh.directory
+    place.mkdir(parents=True)
+    btrfs.create(place / "tree")
+    write_durably(place / "about.json", _about(fresh))
+    return fresh, place / "tree"
 
 
 def delete(top: Path, snapshot: Snapshot) -> None:
@@ -111,16 +126,28 @@ def next_number(top: Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def prepare_replaced(top: Path, directory: str, *, at: str, image: str, reason: str) -> None:
-    """Make the place where the next boot puts the state that a restore replaces. Without a tree in it, it is no snapshot yet."""
-    place = top / PLACE / directory
-    place.mkdir(parents=True, exist_ok=True)
-    write_durably(place / "about.json", canonical({"at": at, "image": image, "reason": reason, "automatic": True}))
+def order_restore(top: Path, keep: Path, snapshot: Snapshot, *, image: str | None, replaced: Snapshot) -> None:
+    """Have the next boot (of `image`, if given) put a snapshot in the place of the state, which becomes the snapshot `replaced`.
+
+    Nothing happens by this alone, and `cancel_restore` undoes it. `replaced.number` is to be `next_number`.
+    """
+    place = top / PLACE / replaced.directory
+    place.mkdir(parents=True, exist_ok=True)  # without a tree in it, it is no snapshot yet
+    write_durably(place / "about.json", _about(replaced))
+    _order(keep, snapshot, image or "-", replaced.directory)
 
 
-def order_restore(keep: Path, snapshot: Snapshot, *, image: str | None, replaced: str | None) -> None:
-    """Have the next boot (of `image`, if given) restore a snapshot; the state it replaces becomes the snapshot `replaced`, or goes."""
-    write_durably(keep / RESTORE, f"{image or '-'} {snapshot.directory} {replaced or '-'}\n".encode())
+def order_reset(keep: Path, fresh: Snapshot) -> None:
+    """Have the next boot put `fresh` in the place of the state, which is deleted."""
+    _order(keep, fresh, "-", "-")
+
+
+def _order(keep: Path, snapshot: Snapshot, image: str, replaced: str) -> None:
+    write_durably(keep / RESTORE, f"{image} {snapshot.directory} {replaced}\n".encode())
+
+
+def _about(snapshot: Snapshot) -> bytes:
+    return canonical({"at": snapshot.at, "image": snapshot.image, "reason": snapshot.reason, "automatic": snapshot.automatic})
 
 
 def cancel_restore(keep: Path) -> None:
