@@ -23,7 +23,6 @@ FAILED = manifest("2")
         (facts("10"), manifest("9"), "downgrade"),
         (facts(entries=(Entry("shop", "1", 2, 1),)), manifest("2"), "on-trial"),
         (facts(entries=(Entry("shop", "1", 0, 3),)), manifest("2"), "on-trial"),
-        (facts(progress=Trying("shop_1", "id", ("boot",))), manifest("2"), "on-trial"),
         (facts(failed=frozenset({FAILED.id})), FAILED, "failed-before"),
     ],
 )
@@ -36,8 +35,13 @@ def test_what_must_not_be_installed_is_refused_with_a_reason_and_a_remedy(given:
 
 @pytest.mark.parametrize(
     "given",
-    [facts(), facts(entries=(Entry("shop", "1"), Entry("shop", "2", 3))), facts(progress=Pending("shop_2", "id", "boot"))],
-    ids=["plain", "another is pending", "pending"],
+    [
+        facts(),
+        facts(entries=(Entry("shop", "1"), Entry("shop", "2", 3))),
+        facts(progress=Pending("shop_2", "id", "boot")),
+        facts(progress=Trying("shop_2", "id", ("boot",))),
+    ],
+    ids=["plain", "another has an entry", "another is pending", "another was tried and nobody has noted yet that it failed"],
 )
 def test_a_newer_image_is_taken(given: Facts) -> None:
     assert refusal(given, manifest("3"), retry=False) is None

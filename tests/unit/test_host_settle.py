@@ -3,8 +3,8 @@
 import pytest
 from host_samples import record
 
-from obelisk.host.settle import reason_of
-from obelisk.model.host import Event, Pending, Record, Trying
+from obelisk.host.settle import has_fallen, reason_of
+from obelisk.model.host import Event, Idle, Pending, Progress, Record, Trying, Underway
 
 PENDING = Pending("shop_2", "id", "boot-1")
 TRIED = Trying("shop_2", "id", ("boot-2", "boot-3"))
@@ -23,3 +23,20 @@ TRIED = Trying("shop_2", "id", ("boot-2", "boot-3"))
 )
 def test_the_reason_is_what_the_failed_boots_said_or_did_not_say(state: Pending | Trying, records: tuple[Record, ...], reason: str) -> None:
     assert reason_of(state, records).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("state", "running", "boot", "fallen"),
+    [
+        (Idle(), "shop_1", "boot-1", False),
+        (Underway("shop_2", "id"), "shop_1", "boot-9", False),
+        (PENDING, "shop_1", "boot-1", False),
+        (PENDING, "shop_1", "boot-2", True),
+        (PENDING, "shop_2", "boot-2", False),
+        (TRIED, "shop_2", "boot-3", False),
+        (TRIED, "shop_1", "boot-4", True),
+    ],
+    ids=["nothing", "not complete", "not started yet", "started, and it is not there", "it runs", "it is on trial", "it was tried"],
+)
+def test_an_image_has_fallen_when_it_was_to_run_and_another_does(state: Progress, running: str, boot: str, *, fallen: bool) -> None:
+    assert has_fallen(state, running=running, boot=boot) is fallen

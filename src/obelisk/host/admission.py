@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from obelisk.errors import InputError, ObeliskError, StateError, TrustError
-from obelisk.model.host import PARTIAL, Entry, Progress, Slot, Trying
+from obelisk.model.host import PARTIAL, Entry, Progress, Slot
 from obelisk.model.image import Manifest, PartKind
 from obelisk.model.version import compare
 
@@ -45,7 +45,7 @@ def refusal(facts: Facts, manifest: Manifest, *, retry: bool) -> ObeliskError | 
             code="other-image",
             hint="another image takes another disk: `obelisk install`",
         )
-    if facts.on_trial or isinstance(facts.progress, Trying):
+    if facts.on_trial:
         return StateError(
             f"{facts.label} is still on trial: until it is blessed, its fallback must stay",
             code="on-trial",

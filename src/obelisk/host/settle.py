@@ -32,28 +32,17 @@ def settle(here: Here, settings: Settings) -> str:
     """The machine is healthy: bless its image, and tell what became of one that was tried before. Returns a line for people."""
     said = f"{here.label} is healthy"
     with here.alone():
-        records = journal.read(here.keep)
-        state = progress(records)
+        state = progress(journal.read(here.keep))
         here.note(Event.HEALTHY, here.label, duration_ms=_uptime_ms())
         with here.esp() as place:
-            if _is_counted(here, esp.find(place, here.label)):
-                entry = esp.find(place, here.label)
-                if entry is not None:
-                    esp.change(place, entry, Entry(here.name, here.version))
+            entry = esp.find(place, here.label)
+            if entry is not None and _is_counted(here, entry):
+                esp.change(place, entry, Entry(here.name, here.version))
                 here.note(Event.BLESSED, here.label, image_id=_image_id(state), duration_ms=_uptime_ms())
                 said = f"{here.label} is healthy and blessed"
-            if isinstance(state, (Pending, Trying)) and state.image != here.label:
-                failed = esp.find(place, state.image)
-                if failed is not None and failed.left:
-                    esp.change(place, failed, Entry(failed.name, failed.version, 0, failed.done))
-                reason = reason_of(state, records)
-                here.note(Event.FELL_BACK, state.image, image_id=state.image_id, detail=reason)
-                said += f"; {state.image} fell back: {reason}"
+        said += note_fallen(here)
         with here.top() as top:
             snapshots.prune(top, settings.snapshots)
-    if isinstance(state, Trying) and state.image != here.label:
-        for boot in state.boots:
-            keep_evidence(here, state.image, boot)
     (here.run / SETTLED).touch()
     return said
 
@@ -65,13 +54,46 @@ def condemn(here: Here) -> bool:
         here.note(Event.UNHEALTHY, here.label, duration_ms=_uptime_ms(), detail=f"failed: {failing}")
         with here.esp() as place:
             entry = esp.find(place, here.label)
-            on_trial = _is_counted(here, entry)
-            if on_trial and entry is not None and entry.left:
+            on_trial = entry is not None and _is_counted(here, entry)
+            if entry is not None and on_trial and entry.left:
                 esp.change(place, entry, Entry(entry.name, entry.version, 0, entry.done))
-    if on_trial:
-        keep_evidence(here, here.label, here.boot)
+        if on_trial:
+            keep_evidence(here, here.label, here.boot)
+        else:
+            note_fallen(here)
     (here.run / SETTLED).touch()
     return on_trial
+
+
+def note_fallen(here: Here) -> str:
+    """Note that an image was tried and does not run, if that is so, and give it no more boots. Returns what to say of it.
+
+    Whoever changes this host next asks for this first, so that no failure is forgotten.
+    """
+    records = journal.read(here.keep)
+    state = progress(records)
+    if not isinstance(state, (Pending, Trying)) or not has_fallen(state, running=here.label, boot=here.boot):
+        return ""
+    with here.esp() as place:
+        failed = esp.find(place, state.image)
+        if failed is not None and failed.left:
+            esp.change(place, failed, Entry(failed.name, failed.version, 0, failed.done))
+    reason = reason_of(state, records)
+    for boot in state.boots if isinstance(state, Trying) else ():
+        keep_evidence(here, state.image, boot)
+    here.note(Event.FELL_BACK, state.image, image_id=state.image_id, detail=reason)
+    return f"; {state.image} fell back: {reason}"
+
+
+def has_fallen(state: Progress, *, running: str, boot: str) -> bool:
+    """Whether an image that was to be tried is not the one that runs, although the machine was started anew."""
+    match state:
+        case Pending(image=image, boot=installed):
+            return image != running and installed != boot
+        case Trying(image=image):
+            return image != running
+        case _:
+            return False
 
 
 def reason_of(state: Pending | Trying, records: tuple[Record, ...]) -> str:
@@ -105,11 +127,11 @@ def keep_evidence(here: Here, image: str, boot: str) -> None:
     sync_filesystem(here.keep)
 
 
-def _is_counted(here: Here, entry: Entry | None) -> bool:
+def _is_counted(here: Here, entry: Entry) -> bool:
     """The loader counts this boot, and it counts it for the image that runs."""
     named = efivars.counted_entry()
     counted = Entry.parse(PurePosixPath(named).name) if named else None
-    return entry is not None and entry.counted and counted is not None and counted.label == here.label
+    return entry.counted and counted is not None and counted.label == here.label
 
 
 def _image_id(state: Progress) -> str:

@@ -15,6 +15,7 @@ from obelisk.events import Sink, Task, task
 from obelisk.host import admission, esp, journal, snapshots, staging
 from obelisk.host.admission import Facts
 from obelisk.host.here import Here
+from obelisk.host.settle import note_fallen
 from obelisk.host.source import Source
 from obelisk.model.host import PARTIAL, Entry, Event, Pending, Phase, Slot, Underway, failed_images, known_good, next_phase, progress
 from obelisk.model.image import PartKind
@@ -91,6 +92,7 @@ class _Upgrade:
 
     def run(self) -> Outcome:
         """All phases that are left."""
+        note_fallen(self.here)
         with self.here.esp() as place:
             facts = gather(self.here, esp.entries(place))
         image_bytes = self.manifest.part(PartKind.ROOT).size_bytes + self.manifest.part(PartKind.VERITY).size_bytes
