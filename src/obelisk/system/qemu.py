@@ -93,7 +93,8 @@ def argv(settings: Settings, accel: str) -> list[str]:
         words += ["-drive", f"if=none,id=disk,driver=blklogwrites,{disk},{log},cache=writeback"]
     # Requests that QEMU has merged may have more pieces than the log's driver can write at once.
     words += ["-device", f"virtio-blk-pci,drive=disk,bootindex=1{',request-merging=off' if settings.write_log else ''}"]
-    words += ["-qmp", f"unix:{settings.directory}/monitor,server=on,wait=off"]
+    # Relative, for the path of a socket has a hundred characters at most.
+    words += ["-qmp", "unix:monitor,server=on,wait=off"]
     if settings.console is None:
         words += ["-serial", "mon:stdio"]
     else:
@@ -121,7 +122,8 @@ def start(room: Room, settings: Settings, *, binds: Sequence[Bind], accel: str) 
     """Start the machine. Its own messages go to `directory`/qemu.log, or to this terminal where the console is there."""
     devices = ("/dev/kvm",) if accel == "kvm" else ()
     # The network of the room is this machine's loopback only where a port is forwarded.
-    words = room.argv(argv(settings, accel), binds=binds, network=bool(settings.forwards) or not settings.isolated, devices=devices)
+    network = bool(settings.forwards) or not settings.isolated
+    words = room.argv(argv(settings, accel), binds=binds, network=network, devices=devices, cwd=str(settings.directory))
     if settings.console is None:
         return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT)
     with (settings.directory / "qemu.log").open("wb") as log:
@@ -138,7 +140,11 @@ def command(socket: Path, name: str, **arguments: str) -> None:
 
     async def send() -> None:
         client = QMPClient("obelisk")
-        await client.connect(str(socket))
+        directory = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            await client.connect(f"/proc/self/fd/{directory}/{socket.name}")
+        finally:
+            os.close(directory)
         try:
             await client.execute(name, dict(arguments))
         finally:
