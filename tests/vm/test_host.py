@@ -12,9 +12,6 @@ import pytest
 from host import Host, Rack, Version, build_versions
 from tool import Tool
 
-from obelisk.model.image import PartKind
-from obelisk.system.files import find_bytes
-
 _FAILS = """
 [health.bad]
 command = "false"
@@ -224,54 +221,3 @@ def test_what_nothing_declares_is_drift(host: Host) -> None:
     assert (found["/var/lib/stray"]["size"], found["/var/lib/stray"]["owner"]) == (5000, "root")
     assert "/var/lib/obelisk" not in found
     assert "/var/lib/thing" in found
-
-
-def test_a_damaged_block_of_the_running_image_is_left_for_the_other_image(host: Host, rack: Rack) -> None:
-    running = host.json("status")["status"]
-    assert (running["version"], running["fallback"]) == ("2", "host_6")
-    at = find_bytes(rack.image("host@2").part_path(PartKind.ROOT), b"version 2\n" * 10)
-    assert at is not None
-    device = "/dev/vda2" if running["booted"] == "a" else "/dev/vda4"
-    host.run(f"dd if=/dev/urandom of={device} bs=4096 count=1 seek={at // 4096} oflag=direct conv=notrunc 2>&1")
-    known = len(host.boots)
-    host.begin("echo 3 >/proc/sys/vm/drop_caches; cat /usr/share/marker")
-    while len(host.boots) == known:
-        host.wait_for_boot()
-    host.settled("host_6")
-    assert host.json("history")["history"][-1]["why"] == "rollback from host_2"
-    assert "damaged" in host.run("cat /run/obelisk/host/journal.jsonl")
-    open_shelf(host)
-    assert host.json("verify --repair /run/shelf/2")["findings"] == []
-
-
-def test_a_snapshot_comes_back_and_what_it_replaced_is_kept(host: Host) -> None:
-    host.run("echo one >/var/lib/thing")
-    made = host.json("snapshot create by-hand")["snapshot"]
-    host.run("echo two >/var/lib/thing")
-    host.json(f"snapshot restore {made}")
-    assert host.run("cat /var/lib/thing") == "two"
-    host.restart()
-    host.settled("host_6")
-    assert host.run("cat /var/lib/thing") == "one"
-    kept = [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
-    assert made in kept
-    newest = kept[-1]
-    assert "replaced-host-6" in newest
-    host.json(f"snapshot delete {newest}")
-    assert newest not in [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
-
-
-def test_a_reset_leaves_nothing_but_what_was_to_be_kept(host: Host) -> None:
-    assert "deletes the whole state" in host.run("obelisk host reset 2>&1", status=2)
-    assert "is no state" in host.run("obelisk host reset --yes --keep /etc/passwd 2>&1", status=2)
-    host.run("mkdir -p /home/somebody/deep; echo kept >/home/somebody/deep/file; chown -R 1234 /home/somebody")
-    before = host.run("cat /etc/machine-id")
-    assert host.json("reset --yes --keep /home/somebody/deep/file")["kept"] == ["/home/somebody/deep/file"]
-    assert host.run("cat /var/lib/thing") == "one"
-    host.restart()
-    host.settled("host_6")
-    assert host.run("cat /home/somebody/deep/file; stat -c %u /home/somebody/deep") == "kept\n1234"
-    assert host.try_run("ls /var/lib/thing").status != 0
-    assert host.run("cat /etc/machine-id") != before
-    assert host.json("history")["history"][0]["image"] == "host_1"
-    assert host.json("snapshot list")["snapshots"] == []
