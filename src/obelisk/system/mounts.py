@@ -16,8 +16,3 @@ def mounted(device: Path, place: Path, kind: str, *options: str) -> Iterator[Pat
         yield place
     finally:
         run(["umount", place], timeout_s=300)
-
-
-def is_mounted(place: Path) -> bool:
-    """Whether something is mounted at `place`."""
-    return place.is_mount()

@@ -38,8 +38,8 @@ from obelisk.trial.report import Outcome
 _SHELF = "/run/obelisk-shelf"
 _MOUNT = f"mkdir -p {_SHELF} && mount -t erofs -o ro /dev/vdb {_SHELF}"
 _UPGRADE_S = 900
-_LOST = Finding(255, 0, "the guest did not report this")
-NOT_INSTALLED = _LOST
+LOST = Finding(255, 0, "the guest did not report this")
+"""What stands for the finding of a probe that never came."""
 SABOTAGE = "sabotage"
 
 
@@ -151,7 +151,7 @@ class HostTrial:
             copyfile(self.settings.variables, variables)
         machine = replace(self.settings, disk=disk, directory=work, attached=(shelf,), console=artefacts / "console-upgrade.log")
         upgrade = Probe("upgrade", f"{_MOUNT} && obelisk host upgrade {_SHELF}/this", _UPGRADE_S)
-        found = lab.inside(machine, before.uki, [upgrade], timeout_s=self.limit_s + _UPGRADE_S).get("upgrade", _LOST)
+        found = lab.inside(machine, before.uki, [upgrade], timeout_s=self.limit_s + _UPGRADE_S).get("upgrade", LOST)
         if found.status != 0:
             detail = f"from {before.manifest.label}: {found.output}"
             return [Outcome(plan.UPGRADED, passed=False, duration_ms=since(began), detail=detail)], ()
@@ -166,7 +166,7 @@ class HostTrial:
         asked = [Probe("history", "obelisk host history"), Probe("rollback", "obelisk host rollback --no-reboot", _UPGRADE_S)]
         inside = replace(machine, attached=(), console=artefacts / "console-rollback.log")
         said = lab.inside(inside, self.image.part_path(PartKind.UKI), asked, timeout_s=self.limit_s + _UPGRADE_S)
-        told = said.get("rollback", _LOST)
+        told = said.get("rollback", LOST)
         detail, passed = told.output, told.status == 0
         if passed:
             try:
@@ -174,7 +174,7 @@ class HostTrial:
             except CommandError as error:
                 detail, passed = str(error), False
         outcomes.append(Outcome(plan.ROLLED_BACK, passed=passed, duration_ms=since(began), detail=detail))
-        return outcomes, tuple(said.get("history", _LOST).output.splitlines())
+        return outcomes, tuple(said.get("history", LOST).output.splitlines())
 
     def leave_the_failing(self, installed: Finding, artefacts: Path) -> tuple[Outcome, tuple[str, ...]]:
         """Boots F and H, on the disk of boot B; and the history that the host tells, a line an iteration."""
@@ -195,8 +195,8 @@ class HostTrial:
             asked,
             timeout_s=self.limit_s,
         )
-        history = found.get("history", _LOST)
-        passed, detail = _told_truly(found.get("status", _LOST), history, failing)
+        history = found.get("history", LOST)
+        passed, detail = _told_truly(found.get("status", LOST), history, failing)
         return Outcome(plan.SABOTAGED, passed=passed, duration_ms=since(began), detail=detail), tuple(history.output.splitlines())
 
     def _watch(self, lab: Lab, settings: qemu.Settings, pattern: str) -> None:

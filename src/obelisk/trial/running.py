@@ -62,7 +62,7 @@ def run(image: StoredImage, maker: Maker, artefacts: Path, sink: Sink) -> Report
     outcomes: list[Outcome] = []
     boot: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
-    installed = hosting.NOT_INSTALLED
+    installed = hosting.LOST
     with store.workspace() as work:
         with task(sink, "siblings", "Building images to upgrade from and to"):
             siblings = maker.siblings(image, work, silent)
@@ -155,7 +155,7 @@ class _Trial:
         if "end" not in found:
             outcomes.append(Outcome("second boot ends", passed=False, duration_ms=since(began), detail=f"read {settings.console}"))
         times = tuple(found["time"].output.splitlines()) if "time" in found else ()
-        return outcomes, times, found.get(hosting.SABOTAGE, hosting.NOT_INSTALLED)
+        return outcomes, times, found.get(hosting.SABOTAGE, hosting.LOST)
 
     def boot_foreign(self) -> Outcome:
         """Boot C."""
