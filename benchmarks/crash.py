@@ -19,10 +19,9 @@ from apparatus.measure import Goal, conclude, print_table, workplace
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
 from explorer import Explorer, Tally, Verdict  # noqa: E402 - found by the path above
+from host import Rack, build_versions  # noqa: E402
 from story import VERSIONS, Story, tell  # noqa: E402
 from tool import Tool  # noqa: E402
-
-from host import Rack, build_versions  # noqa: E402
 
 _SIGN_OF_LIFE_S = 10
 _CHANCE = 0.03  # that a torn state is booted, as long as its phase wants one

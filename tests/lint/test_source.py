@@ -22,7 +22,7 @@ SHELL_SCRIPTS = sorted(
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "check"],
+        ["ruff", "check", "--no-cache"],  # a cache does not know which modules are new
         ["ruff", "format", "--check"],
         ["mypy"],
         ["lint-imports", "--no-logo", "--cache-dir", ".cache/import-linter"],

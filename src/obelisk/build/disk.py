@@ -1,5 +1,6 @@
 """The disk of an image as it is shipped: ESP and slot A; see `obelisk.build.slots`. Output of the step: disk/disk.raw."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def disk_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]
         assemble_disk(Room(needs["tools"] / "tree"), work, files, manifest_of(spec, lock, key, needs))
 
     decides = (spec.name, spec.version, slots.root_bytes(spec), key.certificate_sha256, specs.digest_inputs(spec), lock.sha256)
-    return Step("disk", "Disk", decides, tuple(steps[name] for name in ("tools", *STEPS)), produce, revision=2)
+    return Step("disk", "Disk", decides, tuple(steps[name] for name in ("tools", *STEPS)), produce, revision=3)
 
 
 _ESP_PARTS = {
@@ -76,3 +77,5 @@ def lay_out_esp(esp: Path, files: Mapping[PartKind, Path], manifest: Manifest) -
     (esp / "loader/loader.conf").write_text("timeout 0\nsecure-boot-enroll force\neditor no\n")
     for kind in (PartKind.ENROL_PK, PartKind.ENROL_KEK, PartKind.ENROL_DB):
         shutil.copyfile(files[kind], esp / "loader/keys/auto" / _ESP_PARTS[kind])
+    for path in (esp, *esp.rglob("*")):  # FAT keeps their times
+        os.utime(path, (manifest.epoch, manifest.epoch))

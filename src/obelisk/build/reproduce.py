@@ -3,16 +3,19 @@
 import shutil
 from pathlib import Path
 
-from obelisk.build.image import build
+from obelisk.build.image import build, disk_of
 from obelisk.build.keys import SigningKey
 from obelisk.events import Sink
 from obelisk.model.lock import Lock
 from obelisk.model.spec import Spec
 from obelisk.store import Store, StoredImage
+from obelisk.system.bubblewrap import Room
 from obelisk.system.namespace import remove_tree
 
 
-def reproduce(spec: Spec, lock: Lock, key: SigningKey, store: Store, first: StoredImage, sink: Sink) -> tuple[str, ...]:
+def reproduce(  # noqa: PLR0913 - what is built, where, and who hears of it
+    spec: Spec, lock: Lock, key: SigningKey, store: Store, first: StoredImage, sink: Sink, *, room: Room
+) -> tuple[str, ...]:
     """What differs between `first` and a second build of the same lock: nothing, or the parts and where they differ first.
 
     Only packages are shared with the first build, after their SHA-256 has been checked again; every step runs anew.
@@ -26,9 +29,12 @@ def reproduce(spec: Spec, lock: Lock, key: SigningKey, store: Store, first: Stor
             if blob is not None:
                 fresh.add_blob(blob, sha256=package.sha256)
         second = build(spec, lock, key, fresh, sink)
-        if second.id == first.id:
-            return ()
-        return tuple(_differences(first, second, keep=store.root / "differs"))
+        if second.id != first.id:
+            return tuple(_differences(first, second, keep=store.root / "differs"))
+        with store.workspace() as work:
+            one, other = disk_of(first, store, room, work), disk_of(second, fresh, room, work)
+            at = _first_difference(one, other)
+        return () if at is None else (f"disk.raw from byte {at} on; its parts agree",)
     finally:
         remove_tree(place)
 
@@ -44,7 +50,7 @@ def _differences(first: StoredImage, second: StoredImage, *, keep: Path) -> list
     return lines or ["the manifests differ although all parts agree"]
 
 
-def _first_difference(one: Path, other: Path) -> int:
+def _first_difference(one: Path, other: Path) -> int | None:
     position = 0
     with one.open("rb") as left, other.open("rb") as right:
         while True:
@@ -52,5 +58,5 @@ def _first_difference(one: Path, other: Path) -> int:
             if a != b:
                 return position + next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             if not a:
-                return position
+                return None
             position += len(a)

@@ -71,7 +71,7 @@ def build(arguments: Namespace) -> int:
         if arguments.reproduce:
             from obelisk.build.reproduce import reproduce
 
-            differences = reproduce(spec, pinned, key, store, built, sink)
+            differences = reproduce(spec, pinned, key, store, built, sink, room=tools_room(pinned, store, sink))
     if not arguments.json:
         for line in differences:
             print(f"differs: {line}", file=sys.stderr)
