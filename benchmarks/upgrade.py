@@ -78,12 +78,17 @@ def _stage(rack: Rack, home: Path, rounds: int) -> tuple[float, float, int, int]
 
 
 def _differing(slot: Path, wanted: Path) -> list[tuple[int, int]]:
-    found = []
+    """Offsets and lengths of what differs, put together to at most a chunk."""
+    found: list[tuple[int, int]] = []
     with slot.open("rb") as one, wanted.open("rb") as other:
         at = 0
         while piece := other.read(BLOCK_BYTES):
             if one.read(BLOCK_BYTES) != piece:
-                found.append((at, len(piece)))
+                start, length = found[-1] if found else (0, 0)
+                if found and start + length == at and length < CHUNK_BYTES:
+                    found[-1] = (start, length + len(piece))
+                else:
+                    found.append((at, len(piece)))
             at += len(piece)
     return found
 

@@ -308,6 +308,12 @@ class Rack:
         self._bases.append(raw.parent)
         return target
 
+    def blank(self, name: str, size: int) -> Path:
+        """An empty disk of `size` bytes."""
+        target = self.place / name
+        self.room.run(["qemu-img", "create", "-q", "-f", "qcow2", f"/out/{name}", str(size)], binds=[writable(self.place, "/out")])
+        return target
+
     def as_raw(self, disk: Path, target: Path) -> None:
         """Write all of a disk to a raw file."""
         binds = [writable(self.place), *(read_only(base) for base in self._bases)]
@@ -327,9 +333,16 @@ class Rack:
 
     @contextmanager
     def host(
-        self, disk: Path, variables: Path, shelf: Path | None = None, *, name: str = "host", write_log: Path | None = None
+        self,
+        disk: Path,
+        variables: Path,
+        shelf: Path | None = None,
+        *,
+        name: str = "host",
+        write_log: Path | None = None,
+        spares: tuple[Path, ...] = (),
     ) -> Iterator[Host]:
-        """The host that starts from that disk; what it writes is logged to `write_log`."""
+        """The host that starts from that disk; what it writes is logged to `write_log`. `spares` are disks more."""
         run = self.place / name
         run.mkdir(exist_ok=True)
         if write_log is not None:
@@ -343,6 +356,7 @@ class Rack:
             console=run / "console.log",
             sockets={PORT: run / "agent"},
             attached=(shelf,) if shelf else (),
+            spares=spares,
             write_log=write_log,
         )
         binds: list[Bind] = [writable(self.place), *(read_only(base) for base in self._bases)]

@@ -1,6 +1,6 @@
 """A host's life, on one disk and in this order: each test goes on where the one before has left it.
 
-The product is one small image in several versions: 2 and 6 are good. 3 fails its check, 4 panics, 5 hangs, 7 is signed by a stranger,
+The product is one small image in several versions: 2, 6 and 9 are good. 3 fails its check, 4 panics, 5 hangs, 7 is signed by a stranger,
 8 fails while it soaks.
 """
 
@@ -11,6 +11,9 @@ from collections.abc import Iterator
 import pytest
 from host import Host, Rack, Version, build_versions
 from tool import Tool
+
+from obelisk.model.image import PartKind
+from obelisk.system.files import find_bytes
 
 _FAILS = """
 [health.bad]
@@ -53,6 +56,7 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         Version("6"),
         Version("7", keys="stranger"),
         Version("8", spec=_SOURS),
+        Version("9"),
     ]
     build_versions(tool, versions)
     place = home / "rack"
@@ -63,7 +67,7 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 @pytest.fixture(scope="module")
 def host(rack: Rack) -> Iterator[Host]:
-    shelf = rack.shelf({version: rack.image(f"host@{version}") for version in "12345678"})
+    shelf = rack.shelf({version: rack.image(f"host@{version}") for version in "123456789"})
     with rack.host(rack.disk(rack.image("host@1")), rack.variables(), shelf) as machine:
         machine.wait_for_boot()
         machine.settled("host_1")
@@ -221,3 +225,93 @@ def test_what_nothing_declares_is_drift(host: Host) -> None:
     assert (found["/var/lib/stray"]["size"], found["/var/lib/stray"]["owner"]) == (5000, "root")
     assert "/var/lib/obelisk" not in found
     assert "/var/lib/thing" in found
+
+
+def test_an_image_whose_slot_was_overwritten_is_left_for_the_one_before(host: Host) -> None:
+    upgrade(host, "9")
+    slot = next(slot for slot in host.json("status")["status"]["slots"] if slot["holds"] == "host_9")
+    tree = "/dev/vda3" if slot["slot"] == "a" else "/dev/vda5"
+    # Behind the superblock lies the top of the tree: nothing of the image is what the root hash names.
+    host.run(f"dd if=/dev/urandom of={tree} bs=4096 count=1 seek=1 oflag=direct conv=notrunc 2>&1")
+    host.restart()
+    host.settled("host_2")
+    last, now = host.json("history")["history"][-2:]
+    assert last["image"] == "host_9"
+    assert "never came as far" in last["outcome"]
+    assert now["why"] == "fell back from host_9"
+
+
+def test_a_kernel_image_that_was_cut_is_left_for_the_one_before(host: Host) -> None:
+    open_shelf(host)
+    host.json("upgrade /run/shelf/6")
+    host.run("mkdir -p /run/look; mount /dev/vda1 /run/look; truncate -s -1000000 /run/look/EFI/Linux/host_6+1.efi; umount /run/look")
+    host.restart()
+    host.settled("host_2")
+    assert host.json("status")["status"]["version"] == "2"
+    assert {finding["image"] for finding in host.json("verify", status=3)["findings"]} == {"host_6"}
+    last = host.json("history")["history"][-2]
+    assert last["image"] == "host_6"
+    assert "never came as far" in last["outcome"]
+
+
+def test_what_fell_back_is_tried_again_when_it_is_named(host: Host) -> None:
+    open_shelf(host)
+    assert host.json("upgrade /run/shelf/6 --retry 6")["changed"]
+    host.restart()
+    host.settled("host_6")
+    known = len(host.boots)
+    host.begin("obelisk host rollback")
+    while len(host.boots) == known:
+        host.wait_for_boot()
+    host.settled("host_2")
+
+
+def test_a_damaged_block_of_the_running_image_is_left_for_the_other_image(host: Host, rack: Rack) -> None:
+    running = host.json("status")["status"]
+    assert (running["version"], running["fallback"]) == ("2", "host_6")
+    at = find_bytes(rack.image("host@2").part_path(PartKind.ROOT), b"version 2\n" * 10)
+    assert at is not None
+    device = "/dev/vda2" if running["booted"] == "a" else "/dev/vda4"
+    host.run(f"dd if=/dev/urandom of={device} bs=4096 count=1 seek={at // 4096} oflag=direct conv=notrunc 2>&1")
+    known = len(host.boots)
+    host.begin("echo 3 >/proc/sys/vm/drop_caches; cat /usr/share/marker")
+    while len(host.boots) == known:
+        host.wait_for_boot()
+    host.settled("host_6")
+    assert host.json("history")["history"][-1]["why"] == "rollback from host_2"
+    assert "damaged" in host.run("cat /run/obelisk/host/journal.jsonl")
+    open_shelf(host)
+    assert host.json("verify --repair /run/shelf/2")["findings"] == []
+
+
+def test_a_snapshot_comes_back_and_what_it_replaced_is_kept(host: Host) -> None:
+    host.run("echo one >/var/lib/thing")
+    made = host.json("snapshot create by-hand")["snapshot"]
+    host.run("echo two >/var/lib/thing")
+    host.json(f"snapshot restore {made}")
+    assert host.run("cat /var/lib/thing") == "two"
+    host.restart()
+    host.settled("host_6")
+    assert host.run("cat /var/lib/thing") == "one"
+    kept = [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
+    assert made in kept
+    newest = kept[-1]
+    assert "replaced-host-6" in newest
+    host.json(f"snapshot delete {newest}")
+    assert newest not in [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
+
+
+def test_a_reset_leaves_nothing_but_what_was_to_be_kept(host: Host) -> None:
+    assert "deletes the whole state" in host.run("obelisk host reset 2>&1", status=2)
+    assert "is no state" in host.run("obelisk host reset --yes --keep /etc/passwd 2>&1", status=2)
+    host.run("mkdir -p /home/somebody/deep; echo kept >/home/somebody/deep/file; chown -R 1234 /home/somebody")
+    before = host.run("cat /etc/machine-id")
+    assert host.json("reset --yes --keep /home/somebody/deep/file")["kept"] == ["/home/somebody/deep/file"]
+    assert host.run("cat /var/lib/thing") == "one"
+    host.restart()
+    host.settled("host_6")
+    assert host.run("cat /home/somebody/deep/file; stat -c %u /home/somebody/deep") == "kept\n1234"
+    assert host.try_run("ls /var/lib/thing").status != 0
+    assert host.run("cat /etc/machine-id") != before
+    assert host.json("history")["history"][0]["image"] == "host_1"
+    assert host.json("snapshot list")["snapshots"] == []

@@ -32,6 +32,21 @@ def host(arguments: Namespace) -> int:
     return actions[arguments.action](here(), arguments)
 
 
+def install(arguments: Namespace) -> int:
+    """Write the running image onto another disk."""
+    from obelisk.host.install import install as write_disk
+
+    if os.geteuid() != 0:
+        raise StateError("this takes root rights", code="not-root", hint=f"sudo obelisk install {arguments.image} {arguments.target}")
+    this = here()
+    target = Path(arguments.target).absolute()
+    with reporting(json_wanted=arguments.json) as sink:
+        written = write_disk(this, arguments.image, target, erase=arguments.erase, sink=sink)
+    text = f"{this.label} is on {target}; its first boot, without the disk that runs now, completes it"
+    answer(text, json_wanted=arguments.json, target=str(target), image=this.label, written=written)
+    return 0
+
+
 def _status(this: Here, arguments: Namespace) -> int:
     from obelisk.host.status import status
 

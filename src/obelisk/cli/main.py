@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from obelisk import __version__
 from obelisk.errors import ObeliskError
 
+_IMAGE = "directory of a spec, image id or its beginning, name, or name@version"
 _JSON = "events and results as JSON lines, for programs"
 
 _EPILOG = """\
@@ -29,6 +30,7 @@ on this machine:
   obelisk host status                what runs here, and what it would fall back to
   obelisk host upgrade /mnt/shop-2   install an image beside the running one
   obelisk host rollback              go back to the one before
+  obelisk install shop /dev/sdb --erase sdb   the running image onto another disk
 """
 
 
@@ -58,6 +60,12 @@ _COMMANDS = {
     "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade /mnt/shop-2 --reboot"),
 }
 
+# On a machine that runs an image, and on which nothing is built.
+_HOST_ONLY = {
+    "install": _Command("hosting", "write the running image onto another disk", "obelisk install shop /dev/sdb --erase sdb"),
+    "host": _COMMANDS["host"],
+}
+
 _HOST_COMMANDS = {
     "status": ("what runs here, what it would fall back to, and how it is", "obelisk host status --json"),
     "upgrade": ("install an image beside the running one; the next boot tries it", "obelisk host upgrade /mnt/shop-2 --reboot"),
@@ -80,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 2
-    command = importlib.import_module(f"obelisk.cli.{_COMMANDS[arguments.command].module}")
+    command = importlib.import_module(f"obelisk.cli.{_commands()[arguments.command].module}")
     try:
         status: int = getattr(command, arguments.command)(arguments)
     except ObeliskError as error:
@@ -93,6 +101,10 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     return status
+
+
+def _commands() -> dict[str, _Command]:
+    return _COMMANDS if find_spec("obelisk.cli.making") is not None else _HOST_ONLY
 
 
 def _explain(error: ObeliskError, *, json_wanted: bool) -> None:
@@ -110,7 +122,7 @@ def _explain(error: ObeliskError, *, json_wanted: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    builder = find_spec("obelisk.cli.making") is not None
+    builder = _commands() is _COMMANDS
     parser = argparse.ArgumentParser(
         prog="obelisk",
         description="Immutable operating-system images, described in one file.",
@@ -120,17 +132,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"obelisk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {}
-    # On a host there is nothing but what it needs.
-    for name, command in _COMMANDS.items():
-        if find_spec(f"obelisk.cli.{command.module}") is None:
-            continue
+    for name, command in _commands().items():
         parsers[name] = commands.add_parser(
             name, help=command.summary, description=f"{command.summary}.", epilog=f"example: {command.example}", formatter_class=formatter
         )
         if name != "host":
             parsers[name].add_argument("--json", action="store_true", help=_JSON)
-            parsers[name].add_argument("--store", metavar="DIR", help="use this store")
+            if builder:
+                parsers[name].add_argument("--store", metavar="DIR", help="use this store")
     _host_arguments(parsers["host"])
+    install = parsers["install"]
+    install.add_argument("image", metavar="IMAGE", help=_IMAGE if builder else "the running image: its name, or name_version")
+    install.add_argument("target", metavar="DEVICE|FILE", help="a whole disk, or a file to make one in")
+    install.add_argument("--erase", metavar="NAME", help="the name of the disk or file (sdb for /dev/sdb), all of which goes")
     if builder:
         _builder_arguments(parsers)
     return parser
@@ -167,7 +181,7 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         parsers[name].add_argument("spec", nargs="?", default=".", metavar="SPEC", help="directory of an obelisk.toml (default: this one)")
 
     def image_argument(name: str) -> None:
-        parsers[name].add_argument("image", metavar="IMAGE", help="directory of a spec, image id or its beginning, name, or name@version")
+        parsers[name].add_argument("image", metavar="IMAGE", help=_IMAGE)
 
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
     parsers["new"].add_argument("--role", choices=("server", "workstation"), default="server")
@@ -177,10 +191,8 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         "--update", nargs="*", metavar="PACKAGE", help="take the newest of these packages (of all, when none is named); others stay"
     )
     parsers["build"].add_argument("--reproduce", action="store_true", help="build once more in a fresh place and compare bit by bit")
-    for name in ("test", "run", "show", "export", "install"):
+    for name in ("test", "run", "show", "export"):
         image_argument(name)
-    parsers["install"].add_argument("target", metavar="DEVICE|FILE", help="a whole disk, or a file to make one in")
-    parsers["install"].add_argument("--erase", metavar="NAME", help="the name of the disk or file (sdb for /dev/sdb), all of which goes")
     parsers["test"].add_argument("--report", metavar="FILE", help="write the report as JSON")
     parsers["test"].add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
     parsers["run"].add_argument("--port", action="append", default=[], metavar="HOST:GUEST", help="forward a TCP port of 127.0.0.1")

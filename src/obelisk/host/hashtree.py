@@ -6,16 +6,17 @@ format of the superblock.
 """
 
 import hashlib
-import os
 import struct
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from obelisk.errors import TrustError
 from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
+from obelisk.system.forked import in_parallel
 
 DIGEST_BYTES = 32
+_CHUNK_BLOCKS = CHUNK_BYTES // BLOCK_BYTES
+_WORTH_FORKING = 16  # chunks
 _FANOUT = BLOCK_BYTES // DIGEST_BYTES
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s")
 
@@ -81,32 +82,45 @@ def tree_bytes(data_blocks: int) -> int:
 
 def wrong_blocks(data: bytes | memoryview, salt: bytes, digests: bytes) -> list[int]:
     """Which of the blocks in `data`, counted from 0, do not have the digest that stands at their place in `digests`."""
-    salted = hashlib.sha256(salt)
-    wrong = []
-    for number in range(len(data) // BLOCK_BYTES):
-        hasher = salted.copy()
-        hasher.update(data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES])
-        if hasher.digest() != digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
-            wrong.append(number)
-    return wrong
+    fresh = hashlib.sha256(salt).copy
+    found = []
+    for start in range(0, len(data) // BLOCK_BYTES * BLOCK_BYTES, BLOCK_BYTES):
+        hasher = fresh()
+        hasher.update(data[start : start + BLOCK_BYTES])
+        found.append(hasher.digest())
+    if b"".join(found) == digests:
+        return []
+    return [number for number, digest in enumerate(found) if digest != digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]]
 
 
 def find_wrong(device: BlockDevice, tree: HashTree, *, runs: list[Run] | None = None, on_bytes: Callable[[int], None]) -> list[Run]:
-    """The blocks of `device` that are not what the tree says: all are read, or those in `runs`, on all processors at once."""
-    per_chunk = CHUNK_BYTES // BLOCK_BYTES
+    """The blocks of `device` that are not what the tree says, or cannot be read: of all, or of those in `runs`."""
     wanted = [range(tree.data_blocks)] if runs is None else runs
-    chunks = [run[at : at + per_chunk] for run in wanted for at in range(0, len(run), per_chunk)]
+    chunks = [run[at : at + _CHUNK_BLOCKS] for run in wanted for at in range(0, len(run), _CHUNK_BLOCKS)]
 
-    def look(chunk: Run) -> list[int]:
+    def look(index: int, count: int) -> Iterator[str]:
+        for chunk in chunks[index::count]:
+            yield " ".join(map(str, (len(chunk), *_wrong_in(device, tree, chunk))))
+
+    wrong = []
+    for line in in_parallel(look) if len(chunks) >= _WORTH_FORKING else look(0, 1):
+        blocks, *found = map(int, line.split())
+        wrong += found
+        on_bytes(blocks * BLOCK_BYTES)
+    return as_runs(sorted(wrong))
+
+
+def _wrong_in(device: BlockDevice, tree: HashTree, chunk: Run) -> list[int]:
+    try:
         data = device.read(chunk.start * BLOCK_BYTES, len(chunk) * BLOCK_BYTES)
-        digests = tree.leaves[chunk.start * DIGEST_BYTES : chunk.stop * DIGEST_BYTES]
-        wrong = [chunk.start + number for number in wrong_blocks(data, tree.salt, digests)]
-        wrong += range(chunk.start + len(data) // BLOCK_BYTES, chunk.stop)  # beyond the device's end
-        on_bytes(len(chunk) * BLOCK_BYTES)
-        return wrong
-
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        return as_runs([block for found in pool.map(look, chunks) for block in found])
+    except OSError:
+        if len(chunk) == 1:
+            return [chunk.start]
+        return [block for single in chunk for block in _wrong_in(device, tree, range(single, single + 1))]
+    read = len(data) // BLOCK_BYTES
+    digests = tree.leaves[chunk.start * DIGEST_BYTES : (chunk.start + read) * DIGEST_BYTES]
+    beyond = range(chunk.start + read, chunk.stop)  # the device's end
+    return [*(chunk.start + number for number in wrong_blocks(data, tree.salt, digests)), *beyond]
 
 
 def as_runs(blocks: list[int]) -> list[Run]:

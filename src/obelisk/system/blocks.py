@@ -6,6 +6,7 @@ Where a file system does not offer that (tmpfs), reads and writes go through the
 import errno
 import mmap
 import os
+import stat
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ class BlockDevice:
                 raise
             self._descriptor = os.open(path, flags)
         self.size_bytes = os.lseek(self._descriptor, 0, os.SEEK_END)
+        self.is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
         self._buffers = threading.local()
 
     def __enter__(self) -> Self:
@@ -58,13 +60,17 @@ class BlockDevice:
         while done < len(aligned):
             done += os.pwritev(self._descriptor, [aligned[done:]], offset + done)
 
+    def fileno(self) -> int:
+        """The descriptor, for what only the kernel can do."""
+        return self._descriptor
+
     def flush(self) -> None:
         """Make everything durable that was written."""
         os.fsync(self._descriptor)
 
     def _buffer(self) -> memoryview:
-        # Direct input and output wants aligned memory, which a mapping is.
+        # Direct input and output wants aligned memory, which a mapping is; and a forked process its own.
         if not hasattr(self._buffers, "view"):
-            self._buffers.view = memoryview(mmap.mmap(-1, CHUNK_BYTES))
+            self._buffers.view = memoryview(mmap.mmap(-1, CHUNK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         view: memoryview = self._buffers.view
         return view

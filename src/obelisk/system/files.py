@@ -55,6 +55,26 @@ def written_by_name(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def drafted(path: Path, *, size: int) -> Iterator[Path]:
+    """A new sparse file of `size` bytes beside `path`, which takes its name when the block ends well, and goes when it does not.
+
+    Raises:
+        StateError: the operating system refuses.
+    """
+    draft = path.with_name(f".{path.name}.new")
+    with written_by_name(path):
+        draft.unlink(missing_ok=True)
+        with draft.open("wb") as file:
+            file.truncate(size)
+    try:
+        with written_by_name(path):
+            yield draft
+            draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def ensure_writable(path: Path) -> None:
     """Find out, before long work, whether `path` could be written at its end.
 

@@ -42,7 +42,8 @@ class Settings:
     """One virtual machine. `variables` is the firmware's own store, written by the guest; `console` None: this terminal.
 
     `ports` are virtio-serial ports by name, each a file that takes what the guest writes; `sockets` likewise, each a Unix socket that
-    one program can connect to and talk with the guest. `attached` are read-only raw disks more. `isolated`: no traffic but the forwards.
+    one program can connect to and talk with the guest. `attached` are read-only raw disks more, `spares` qcow2 disks.
+    `isolated`: no traffic but the forwards.
     `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes.
     """
 
@@ -56,6 +57,7 @@ class Settings:
     ports: dict[str, Path] = field(default_factory=dict)
     sockets: dict[str, Path] = field(default_factory=dict)
     attached: tuple[Path, ...] = ()
+    spares: tuple[Path, ...] = ()
     write_log: Path | None = None
     forwards: tuple[Forward, ...] = ()
     isolated: bool = True
@@ -106,6 +108,9 @@ def argv(settings: Settings, accel: str) -> list[str]:
             "-device",
             f"virtio-blk-pci,drive=attached{index}",
         ]
+    for index, path in enumerate(settings.spares):
+        words += ["-drive", f"if=none,id=spare{index},file={path},format=qcow2,cache=unsafe,discard=unmap"]
+        words += ["-device", f"virtio-blk-pci,drive=spare{index}"]
     if settings.ports or settings.sockets:
         words += ["-device", "virtio-serial-pci"]
     for index, (name, path) in enumerate(settings.sockets.items()):

@@ -1,6 +1,7 @@
 """sfdisk(8): the partition table of a disk that is in use. Each change is one write of the table, and one partition's."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def set_label(disk: Path, number: int, label: str) -> None:
 def set_uuid(disk: Path, number: int, uuid: str) -> None:
     """Give a partition another id. Durable when this returns."""
     _change(disk, "--part-uuid", number, uuid)
+
+
+def write_table(disk: Path, entries: Sequence[TableEntry]) -> None:
+    """Give a disk, or a file in its place, a new GPT with these partitions; of `device`, nothing is used. Durable when this returns."""
+    lines = ["label: gpt", "unit: sectors", "sector-size: 512"]
+    lines += [
+        f"{entry.number}: start={entry.start_bytes // 512}, size={entry.size_bytes // 512}, type={entry.type}, uuid={entry.uuid}, "
+        f'name="{entry.label}"' + (", attrs=GUID:60" if entry.type in {ROOT, ROOT_VERITY} else "")
+        for entry in entries
+    ]
+    words = ["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "never"]
+    run([*words, disk], stdin="\n".join(lines).encode(), timeout_s=60)
 
 
 def _change(disk: Path, what: str, number: int, value: str) -> None:
