@@ -64,6 +64,7 @@ kernel = "linux-image-cloud-amd64"
 soak = "2s"
 deadline = "{deadline}"
 tries = 1
+slots = {slots}
 
 [[scripts]]
 run = "slim.sh"
@@ -86,7 +87,7 @@ rm -rf /usr/share/zoneinfo/[A-TV-Z]* /usr/lib/udev/hwdb.bin
 class Version:
     """What tells a version of the tests' product from the others.
 
-    More lines of its spec, more files, how long a trial may take, and the keys that sign it.
+    More lines of its spec, more files, how long a trial may take, the keys that sign it, and how many slots its host gets.
     """
 
     number: str
@@ -94,6 +95,7 @@ class Version:
     files: Mapping[str, str] = field(default_factory=dict)
     deadline: str = "5min"
     keys: str = "keys"
+    slots: int = 2
 
 
 def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
@@ -104,7 +106,8 @@ def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
         lay(spec / "tree", AGENT | dict(version.files) | {"usr/share/marker": f"version {version.number}\n" * 1000})
         (spec / "slim.sh").write_text(_SLIM)
         (spec / "slim.sh").chmod(0o755)
-        (spec / "obelisk.toml").write_text(SPEC.format(version=version.number, deadline=version.deadline) + version.spec)
+        text = SPEC.format(version=version.number, deadline=version.deadline, slots=version.slots)
+        (spec / "obelisk.toml").write_text(text + version.spec)
         tool.run("lock", str(spec))
         replace(tool, keys=tool.home / version.keys).build()
 

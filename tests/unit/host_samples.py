@@ -31,6 +31,7 @@ def manifest(
         root_hash=root_hash,
         root_slot_bytes=512 * MIB,
         verity_slot_bytes=5 * MIB,
+        slot_count=2,
         secure_boot_certificate="c" * 64,
         test_key=True,
         spec_sha256="",

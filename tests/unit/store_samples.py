@@ -61,6 +61,7 @@ def manifest_of(root: bytes, uki: bytes = b"uki", *, name: str = "shop", version
         root_hash=sha256(b"hash tree" + root),
         root_slot_bytes=1 << 30,
         verity_slot_bytes=1 << 24,
+        slot_count=2,
         secure_boot_certificate=sha256(b"certificate"),
         test_key=True,
         spec_sha256=sha256(b"spec"),

@@ -82,6 +82,7 @@ def test_a_manifest_and_its_id() -> None:
         root_hash="0" * 64,
         root_slot_bytes=1 << 30,
         verity_slot_bytes=9 << 20,
+        slot_count=2,
         secure_boot_certificate="c" * 64,
         test_key=False,
         spec_sha256="1" * 64,

@@ -29,19 +29,23 @@ def test_the_hash_tree_fits_its_partition_and_wastes_less_than_a_mebibyte(root_m
     assert size % MIB == 0
 
 
-def test_what_is_shipped_is_the_beginning_of_what_the_host_has() -> None:
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_what_is_shipped_is_the_beginning_of_what_the_host_has(count: int) -> None:
     shipped = shipped_definitions(LAYOUT)
-    host = host_definitions(LAYOUT.root_bytes)
+    host = host_definitions(LAYOUT.root_bytes, count)
     for name, text in shipped.items():
         sizes = [line for line in text.splitlines() if line.startswith(("Type=", "Size"))]
         assert [line for line in host[name].splitlines() if line.startswith(("Type=", "Size"))] == sizes
     assert list(host)[: len(shipped)] == list(shipped)
-    assert sum("Label=_empty" in text for text in host.values()) == 4
+    assert sum("Label=_empty" in text for text in host.values()) == 2 * count
+    assert list(host) == sorted(host)
     assert "Label=state" in host["90-state.conf"]
 
 
-def test_a_host_disk_has_room_for_two_slots_and_state() -> None:
-    assert host_disk_bytes(LAYOUT, state=4 << 30) >= (2 << 30) + 2 * ((1 << 30) + verity_bytes(1 << 30)) + (4 << 30)
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_host_disk_has_room_for_all_slots_and_state(count: int) -> None:
+    layout = replace(LAYOUT, slots=count)
+    assert host_disk_bytes(layout, state=4 << 30) >= (2 << 30) + count * ((1 << 30) + verity_bytes(1 << 30)) + (4 << 30)
 
 
 def test_an_image_that_fills_its_slot_is_told_releases_ahead() -> None:

@@ -13,7 +13,7 @@ from tool import Tool
 def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
     home = tmp_path_factory.mktemp("live")
     tool = workshop.copied_to(home)
-    build_versions(tool, [Version("1")])
+    build_versions(tool, [Version("1", slots=3)])
     place = home / "rack"
     place.mkdir()
     yield Rack(tool, place)
@@ -44,6 +44,6 @@ def test_a_live_image_installs_itself_onto_another_disk(rack: Rack) -> None:
         installed.settled("host_1")
         assert installed.json("verify")["findings"] == []
         status = installed.json("status")["status"]
-        assert (status["booted"], status["secure_boot"], len(status["slots"])) == ("a", True, 2)
+        assert (status["booted"], status["secure_boot"], len(status["slots"])) == ("a", True, 3)
         assert installed.run("cat /etc/machine-id") != machine
         assert installed.try_run("ls /var/lib/of-the-live-system").status != 0

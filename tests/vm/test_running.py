@@ -99,7 +99,7 @@ def test_run_gives_a_shell_in_the_terminal_and_forwards_ports(tool: Tool) -> Non
 
 @pytest.mark.parametrize(
     ("room_bytes", "damaged", "reason"),
-    [(0, 0, "has no room for the second slot and the state volume"), (8 << 30, 4096, "the root file system cannot be")],
+    [(0, 0, "has no room for all slots and the state volume"), (8 << 30, 4096, "the root file system cannot be")],
     ids=["small disk", "damaged root"],
 )
 def test_a_machine_that_cannot_start_says_why_and_restarts(tool: Tool, tmp_path: Path, room_bytes: int, damaged: int, reason: str) -> None:

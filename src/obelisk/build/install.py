@@ -1,6 +1,6 @@
 """`obelisk install` on a builder: an image's disk onto a device, or into a file that becomes one.
 
-Only what the disk has is written; its first boot completes it (slot B, state).
+Only what the disk has is written; its first boot completes it (slots, state).
 """
 
 import os

@@ -50,6 +50,7 @@ def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, P
         root_hash=root_hash,
         root_slot_bytes=root_bytes,
         verity_slot_bytes=slots.verity_bytes(root_bytes),
+        slot_count=spec.upgrade.slots,
         secure_boot_certificate=key.certificate_sha256,
         test_key=key.test_key,
         spec_sha256=specs.digest_inputs(spec),

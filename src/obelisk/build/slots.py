@@ -4,7 +4,7 @@
     root 2              slot A: <name>_<version>          EROFS
     verity 3            slot A: <name>_<version>_verity   dm-verity's hash tree
     root 4              slot B: _empty                    made by the first boot
-    verity 5            slot B: _empty
+    verity 5            slot B: _empty                    and so on, as many slots as the spec asks for
     state 6             Btrfs, the rest of the disk       made by the first boot, grows with the disk
 
 Partition ids of a slot follow from the root hash: its first 128 bits name the root, its last the verity partition.
@@ -12,6 +12,7 @@ Partition ids of a slot follow from the root hash: its first 128 bits name the r
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 from obelisk.model.image import Manifest, PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
@@ -47,11 +48,12 @@ class Layout:
     root_hash: str
     root_bytes: int
     epoch: int
+    slots: int = 2
 
 
 def layout_of(manifest: Manifest) -> Layout:
     """The layout of an image's disk."""
-    return Layout(manifest.label, manifest.root_hash, manifest.root_slot_bytes, manifest.epoch)
+    return Layout(manifest.label, manifest.root_hash, manifest.root_slot_bytes, manifest.epoch, manifest.slot_count)
 
 
 def outgrown(manifest: Manifest, others: Iterable[Manifest]) -> tuple[str, ...]:
@@ -89,11 +91,11 @@ def shipped_definitions(layout: Layout) -> dict[str, str]:
     return {"10-esp.conf": esp, "20-root-a.conf": root, "21-verity-a.conf": verity}
 
 
-def host_definitions(root: int) -> dict[str, str]:
-    """repart.d(5) definitions that the machine itself applies: what is shipped, slot B and the state volume."""
+def host_definitions(root: int, count: int) -> dict[str, str]:
+    """repart.d(5) definitions that the machine itself applies: what is shipped, the other slots and the state volume."""
     verity = verity_bytes(root)
     definitions = {"10-esp.conf": _definition(Type="esp", Label="esp", **_exactly(ESP_BYTES))}
-    for index, slot in enumerate("ab"):
+    for index, slot in enumerate(ascii_lowercase[:count]):
         definitions[f"{20 + 10 * index}-root-{slot}.conf"] = _definition(
             Type="root-x86-64", Label="_empty", ReadOnly="yes", **_exactly(root)
         )
@@ -105,8 +107,8 @@ def host_definitions(root: int) -> dict[str, str]:
 
 
 def host_disk_bytes(layout: Layout, *, state: int = 4 << 30) -> int:
-    """The size of a disk that holds both slots and `state` bytes."""
-    return ESP_BYTES + 2 * (layout.root_bytes + verity_bytes(layout.root_bytes)) + state + 16 * MIB
+    """The size of a disk that holds all slots and `state` bytes."""
+    return ESP_BYTES + layout.slots * (layout.root_bytes + verity_bytes(layout.root_bytes)) + state + 16 * MIB
 
 
 def _exactly(size: int) -> dict[str, str]:

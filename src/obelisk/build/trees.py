@@ -194,7 +194,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
             "replace": list(spec.allow.replace),
         },
         "health": health.configuration(spec.health),
-        "repart": slots.host_definitions(root_bytes),
+        "repart": slots.host_definitions(root_bytes, spec.upgrade.slots),
         "host": hostpart.settings(spec),
         "declared": list(spec.state.declare),
         "python": "python3" in {package.name for package in lock.system.packages},

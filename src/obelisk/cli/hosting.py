@@ -145,7 +145,7 @@ def _verify(this: Here, arguments: Namespace) -> int:
     if findings and arguments.repair is None:
         lines.append("write what is damaged again: obelisk host verify --repair DIRECTORY_OF_THE_IMAGE")
     answer(
-        "\n".join(lines) or "both slots, their kernel images and entries are sound",
+        "\n".join(lines) or "all slots, their kernel images and entries are sound",
         json_wanted=arguments.json,
         findings=[{"image": finding.image, "what": finding.what, "blocks": finding.blocks} for finding in findings],
         written=written,

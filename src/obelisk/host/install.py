@@ -46,11 +46,13 @@ def install(here: Here, image: str, target: Path, *, erase: str | None, sink: Si
     device = is_device(target, erase, again=f"obelisk install {here.label} {target}")
     with here.alone(), ExitStack() as held:
         table = sfdisk.read_table(here.disk)
-        slot = here.booted_slot(here.slots())
+        slots = here.slots()
+        slot = here.booted_slot(slots)
         with here.esp() as place:
             manifest = _manifest(place, here.label)
         entries = _table(table, slot)
-        wanted = entries[-1].start_bytes + 2 * entries[-1].size_bytes + entries[1].size_bytes
+        _, root, tree = entries
+        wanted = root.start_bytes + len(slots) * (root.size_bytes + tree.size_bytes)
         if device:
             require_size(target, wanted + _STATE_LEAST_BYTES, here.label)
             goal = target

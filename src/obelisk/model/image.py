@@ -12,6 +12,7 @@ from obelisk.errors import TrustError
 from obelisk.model.canonical import Json, canonical, digest
 
 SCHEMA = "obelisk.image/1"
+_SLOTS = 2
 
 
 class PartKind(StrEnum):
@@ -63,6 +64,7 @@ class Manifest:
     root_hash: str
     root_slot_bytes: int
     verity_slot_bytes: int
+    slot_count: int
     secure_boot_certificate: str
     test_key: bool
     spec_sha256: str
@@ -74,6 +76,8 @@ class Manifest:
 
     def to_json(self) -> Json:
         """The manifest as plain data, ready for `canonical`."""
+        # What came later is left out where it says nothing new, so that the ids of older images stay.
+        count: dict[str, Json] = {"count": self.slot_count} if self.slot_count != _SLOTS else {}
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -85,7 +89,7 @@ class Manifest:
             "kernel": self.kernel,
             "cmdline": self.cmdline,
             "root_hash": self.root_hash,
-            "slot": {"root": self.root_slot_bytes, "verity": self.verity_slot_bytes},
+            "slot": {"root": self.root_slot_bytes, "verity": self.verity_slot_bytes, **count},
             "secure_boot": {"certificate_sha256": self.secure_boot_certificate, "test_key": self.test_key},
             "inputs": {"spec": self.spec_sha256, "lock": self.lock_sha256, "tools": self.tools_sha256},
             "setuid": list(self.setuid),
@@ -145,6 +149,7 @@ def parse_manifest(data: bytes, *, image_id: str | None = None) -> Manifest:
             root_hash=raw["root_hash"],
             root_slot_bytes=raw["slot"]["root"],
             verity_slot_bytes=raw["slot"]["verity"],
+            slot_count=raw["slot"].get("count", _SLOTS),
             secure_boot_certificate=raw["secure_boot"]["certificate_sha256"],
             test_key=raw["secure_boot"]["test_key"],
             spec_sha256=raw["inputs"]["spec"],

@@ -171,11 +171,12 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """How a host proves a new image that it runs: see `obelisk.host.settings`."""
+    """How a host proves a new image that it runs (see `obelisk.host.settings`), and how many slots it has for images."""
 
     soak_s: int = 30
     deadline_s: int = 900
     tries: int = 3
+    slots: int = 2
 
 
 @dataclass(frozen=True, slots=True)

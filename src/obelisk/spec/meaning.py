@@ -294,7 +294,7 @@ def _test(name: str, table: Table) -> TestCase:
 
 
 def _upgrade(table: Table) -> Upgrade:
-    return Upgrade(_seconds(table.get("soak", str)), _seconds(table.get("deadline", str)), table.get("tries", int))
+    return Upgrade(_seconds(table.get("soak", str)), _seconds(table.get("deadline", str)), table.get("tries", int), table.get("slots", int))
 
 
 def _state(table: Table, findings: Findings) -> State:
