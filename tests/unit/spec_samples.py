@@ -109,6 +109,10 @@ mode = "4755"
 owner = "deploy"
 group = "app"
 
+[hardening]
+lockdown = "confidentiality"
+state_mounts = ["nosuid"]
+
 [sources.pgdg]
 uri = "https://apt.example/debian"
 suites = ["trixie-pgdg"]

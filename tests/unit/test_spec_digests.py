@@ -32,6 +32,8 @@ IMAGE_ONLY = [
     ('locale = "de_DE.UTF-8"', 'locale = "C.UTF-8"'),
     ('timezone = "Europe/Berlin"', 'timezone = "UTC"'),
     ('compression = "zstd"', 'compression = "lz4"'),
+    ('lockdown = "confidentiality"', 'lockdown = "integrity"'),
+    ('state_mounts = ["nosuid"]', "state_mounts = []"),
     ("documentation = true", "documentation = false"),
     ('"console=ttyS0", "rootwait"', '"rootwait", "console=ttyS0"'),
     ('disable = ["apt-daily.timer"]', "disable = []"),

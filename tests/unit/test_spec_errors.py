@@ -155,6 +155,10 @@ RULES = [
         "setuid and setgid",
         "allow.setuid",
     ),
+    # hardening
+    ("[hardening]\nmodule_signatures = false", "3:hardening.module_signatures", "spec-conflict", "no unsigned modules either", "lockdown"),
+    ('hardening.lockdown = "on"', "2:hardening.lockdown", "spec-value", "one of integrity, confidentiality, none", ""),
+    ('hardening.state_mounts = ["ro"]', "2:hardening.state_mounts[0]", "spec-value", "one of nodev, noexec, nosuid", ""),
     # the kernel's command line
     *[
         (f'boot.cmdline = ["quiet", "{word}"]', "2:boot.cmdline[1]", "spec-forbidden", reason, "leave it out")
@@ -173,6 +177,8 @@ RULES = [
             ("systemd.image_policy=root=unprotected", "verified hash"),
             ("dm-mod.create=x", "verified hash"),
             ("dm_verity.error_behavior=0", "damaged"),
+            ("lockdown=none", "under `hardening`"),
+            ("module.sig-enforce=0", "under `hardening`"),
             ("init=/bin/sh", "own system"),
             ("rdinit=/bin/sh", "own system"),
             ("initrd=/x", "own system"),

@@ -42,4 +42,5 @@ def modules() -> Iterator[Path]:
 def settings(spec: Spec) -> str:
     """What /usr/lib/obelisk/host.conf says; see `obelisk.host.settings`."""
     upgrade = spec.upgrade
-    return f"soak={upgrade.soak_s}\ndeadline={upgrade.deadline_s}\ntries={upgrade.tries}\nsnapshots={spec.state.snapshots}\n"
+    numbers = f"soak={upgrade.soak_s}\ndeadline={upgrade.deadline_s}\ntries={upgrade.tries}\nsnapshots={spec.state.snapshots}\n"
+    return f"{numbers}state_options={','.join(('noatime', *spec.hardening.state_mounts))}\n"

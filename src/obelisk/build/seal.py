@@ -20,7 +20,7 @@ from obelisk.errors import InputError
 from obelisk.events import Task
 from obelisk.model.canonical import Json, digest
 from obelisk.model.lock import Lock
-from obelisk.model.spec import Compression, Role, Spec
+from obelisk.model.spec import Compression, Lockdown, Role, Spec
 from obelisk.system import erofs, namespace, sbsign, ukify, verity
 from obelisk.system.bubblewrap import Room, read_only, writable
 from obelisk.system.files import hash_file, sync_file
@@ -87,6 +87,8 @@ def initrd_step(foundation: Step, tools: Step) -> Step:
 def command_line(spec: Spec, root_hash: str) -> str:
     """The kernel command line that the UKI seals."""
     consoles = ("console=ttyS0", "console=tty0") if spec.role is Role.WORKSTATION else ("console=tty0", "console=ttyS0")
+    lockdown = () if spec.hardening.lockdown is Lockdown.NONE else (f"lockdown={spec.hardening.lockdown}",)
+    signatures = ("module.sig_enforce=1",) if spec.hardening.module_signatures else ()
     # gpt: a partition table whose first copy was cut while it was written is read from the second. panic: a host falls back by itself.
     words = (
         "root=/dev/mapper/root",
@@ -95,6 +97,8 @@ def command_line(spec: Spec, root_hash: str) -> str:
         f"roothash={root_hash}",
         "gpt",
         "panic=10",
+        *lockdown,
+        *signatures,
         *consoles,
         "quiet",
         "loglevel=4",

@@ -196,6 +196,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         "health": health.configuration(spec.health),
         "repart": slots.host_definitions(root_bytes, spec.upgrade.slots),
         "host": hostpart.settings(spec),
+        "module_signatures": spec.hardening.module_signatures,
         "declared": list(spec.state.declare),
         "python": "python3" in {package.name for package in lock.system.packages},
     }

@@ -1,6 +1,6 @@
 """What the running image's spec says about upgrades and state; sealed in the image as /usr/lib/obelisk/host.conf.
 
-One KEY=NUMBER a line, so that the shell reads it too.
+One KEY=NUMBER a line, so that the shell reads it too; and `state_options`, which are `start`'s alone.
 """
 
 from dataclasses import dataclass

@@ -35,6 +35,14 @@ class Distribution:
         return f"{self.name}:{self.suite}"
 
 
+class Lockdown(StrEnum):
+    """What the kernel keeps from root: changing it (`integrity`), and also reading its memory (`confidentiality`)."""
+
+    INTEGRITY = "integrity"
+    CONFIDENTIALITY = "confidentiality"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class AptSource:
     """One more apt archive. `key` is an OpenPGP public key file, armoured or binary."""
@@ -161,6 +169,15 @@ class Boot:
 
 
 @dataclass(frozen=True, slots=True)
+class Hardening:
+    """What the kernel refuses. `state_mounts` are mount options of /var, /home and /root."""
+
+    lockdown: Lockdown = Lockdown.INTEGRITY
+    module_signatures: bool = True
+    state_mounts: tuple[str, ...] = ("nodev", "nosuid")
+
+
+@dataclass(frozen=True, slots=True)
 class Allowed:
     """What may be in the tree although it is refused by default: absolute paths inside the image."""
 
@@ -221,6 +238,7 @@ class Spec:
     compression: Compression = Compression.NONE
     upgrade: Upgrade = field(default_factory=Upgrade)
     state: State = field(default_factory=State)
+    hardening: Hardening = field(default_factory=Hardening)
     allow: Allowed = field(default_factory=Allowed)
     documentation: bool = False
 

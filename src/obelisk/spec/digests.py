@@ -49,6 +49,7 @@ def digest_inputs(spec: Spec) -> str:
             "health": {check.name: [_check(check.check), check.timeout_s] for check in spec.health},
             "upgrade": asdict(spec.upgrade),
             "state": {"snapshots": spec.state.snapshots, "declare": sorted(spec.state.declare)},
+            "hardening": asdict(spec.hardening),
             "compression": spec.compression.value,
             "allow": {"setuid": sorted(allow.setuid), "devices": sorted(allow.devices), "replace": sorted(allow.replace)},
             "documentation": spec.documentation,

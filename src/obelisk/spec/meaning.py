@@ -19,9 +19,11 @@ from obelisk.model.spec import (
     CommandCheck,
     Compression,
     Distribution,
+    Hardening,
     HealthCheck,
     HttpCheck,
     InlineFile,
+    Lockdown,
     Role,
     Script,
     Services,
@@ -85,6 +87,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         compression=Compression(root.get("compression", str)),
         upgrade=_upgrade(root.table("upgrade")),
         state=_state(root.table("state"), findings),
+        hardening=_hardening(root.table("hardening"), findings),
         allow=allow,
         documentation=root.get("documentation", bool),
     )
@@ -304,6 +307,14 @@ def _state(table: Table, findings: Findings) -> State:
             message = f"'{path}' is part of the image, not of the state"
             findings.report(table.at("declare", number), message, code="spec-value", hint="state lies below /var, /home and /root")
     return State(table.get("snapshots", int), paths)
+
+
+def _hardening(table: Table, findings: Findings) -> Hardening:
+    lockdown, signatures = Lockdown(table.get("lockdown", str)), table.get("module_signatures", bool)
+    if lockdown is not Lockdown.NONE and not signatures:
+        message = f"lockdown '{lockdown}' takes no unsigned modules either"
+        findings.report(table.at("module_signatures"), message, code="spec-conflict", hint='also say lockdown = "none"')
+    return Hardening(lockdown, signatures, tuple(sorted(table.texts("state_mounts"))))
 
 
 def _seconds(text: str) -> int:

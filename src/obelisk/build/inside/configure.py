@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 NOLOGIN_DAYS = "1"
 SECRET_BYTES = 1 << 16  # no key is larger
+SIGNED = b"~Module signature appended~\n"
 UNIT_PLACES = ("usr/lib/systemd/system", "etc/systemd/system")
 # Of Python's library, what is left out of images that have no Python of their own.
 UNUSED_PYTHON = (
@@ -422,12 +423,24 @@ def inspect(tree: Path, request: dict[str, Any], setuid: set[str], devices: set[
         refuse("setuid", f"{path} has a set-id bit that no package gave it: list it in [allow] setuid if you mean it")
     for path in sorted(devices - set(request["allow"]["devices"])):
         refuse("device", f"{path} is a device node, socket or pipe: list it in [allow] devices if you mean it")
+    if request["module_signatures"]:
+        for file in sorted((tree / "usr/lib/modules").rglob("*.ko")):
+            if not is_signed(file):
+                name = str(file).removeprefix(str(tree))
+                refuse("module-unsigned", f"{name} is not signed, and the kernel will not load it: sign it, or say so under [hardening]")
     for file in (tree / "etc").rglob("*"):
         if file.is_file() and not file.is_symlink() and file.stat().st_size < SECRET_BYTES and b"PRIVATE KEY-----" in file.read_bytes():
             name = str(file).removeprefix(str(tree))
             refuse(
                 "secret", f"{name} holds a private key, and every copy of the image would share it: keep secrets in state or credentials"
             )
+
+
+def is_signed(module: Path) -> bool:
+    """Whether a kernel module ends in a signature, by whomever. Source: Linux, Documentation/admin-guide/module-signing.rst."""
+    with module.open("rb") as file:
+        file.seek(-min(len(SIGNED), module.stat().st_size), os.SEEK_END)
+        return file.read() == SIGNED
 
 
 def refuse(code: str, message: str) -> NoReturn:
