@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from obelisk.build import hostpart
+from obelisk.model.spec import Policy, State
 
 
 @pytest.fixture
@@ -36,3 +39,27 @@ def test_what_it_is_in_git_is_what_it_is_in_the_list() -> None:
     listed = {str(module) for module in hostpart.modules()}
     assert {"cli/hosting.py", "host/upgrade.py", "model/host.py", "system/blocks.py"} <= listed
     assert not any(name.startswith(("build/", "spec/", "store/")) for name in listed)
+
+
+def test_all_state_is_kept_without_a_list() -> None:
+    assert hostpart.kept(State(declare=("/var/lib/shop",))) == ()
+    assert hostpart.mounts(State(declare=("/var/lib/shop",)), ("nodev",)) == ""
+
+
+def test_memory_comes_first_and_a_place_that_is_kept_has_none() -> None:
+    lines = hostpart.mounts(State(policy=Policy.DECLARED, declare=("/home", "/var/lib/my shop")), ("nodev", "nosuid")).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("tmpfs")] == ["/var", "/root"]
+    assert [line.split()[1] for line in lines[2:]] == [
+        *("/home", "/var/lib/my\\040shop", "/var/lib/obelisk", "/var/lib/systemd", "/var/log/journal")
+    ]
+    assert lines[3].split()[0] == "/run/obelisk/state/var/lib/my\\040shop"
+
+
+PATHS = st.lists(st.lists(st.sampled_from(["a", "ab", "b", "lib", "obelisk"]), min_size=1, max_size=4).map(lambda p: "/var/" + "/".join(p)))
+
+
+@given(PATHS)
+def test_everything_declared_is_kept_once(paths: list[str]) -> None:
+    found = hostpart.kept(State(policy=Policy.DECLARED, declare=tuple(paths)))
+    for path in (*paths, "/var/lib/obelisk"):
+        assert sum(path == place or path.startswith(f"{place}/") for place in found) == 1

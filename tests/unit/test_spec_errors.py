@@ -35,6 +35,12 @@ RULES = [
     ("[users.x]", "2:users.x", "spec-missing", "`uid` is missing", "uid = 1000"),
     ('[files."/etc/x"]', '2:files."/etc/x"', "spec-missing", "exactly one of `content`, `source`", ""),
     ('health.x = {unit = "a.service", status = 200}', "2:health.x.status", "spec-conflict", "`status` goes with `http` only", ""),
+    # state
+    ('state.policy = "some"', "2:state.policy", "spec-value", "one of all, declared", ""),
+    ('state.declare = ["/srv/x"]', "2:state.declare[0]", "spec-value", "part of the image", "/var, /home and /root"),
+    ('state.declare = ["/var/x", "/var"]', "2:state.declare[1]", "spec-value", "is all of it", 'policy = "all"'),
+    ('state.declare = ["/var/lib/dpkg/info"]', "2:state.declare[0]", "spec-value", "a link out of the state", "leave it out"),
+    ('state.declare = ["/var/lib/x/"]', "2:state.declare[0]", "spec-value", "trailing slashes", ""),
     # name, version, time zone, services, ports
     ('timezone = "Europe/Berln"', "2:timezone", "spec-value", "no time zone 'Europe/Berln'", "`Europe/Berlin`"),
     ('services = {enable = ["a.service"], mask = ["a.service"]}', "2:services.enable[0]", "spec-conflict", "services.mask", "keep one"),

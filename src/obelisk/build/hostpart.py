@@ -1,9 +1,9 @@
 """The part of Obelisk that goes into every image: `obelisk host`, as the very files that this installation runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from obelisk.model.spec import Spec
+from obelisk.model.spec import Policy, Spec, State
 
 PACKAGE = Path(__file__).parents[1]
 _MODULES = (
@@ -31,6 +31,10 @@ _MODULES = (
     "system/sbverify.py",
     "system/sfdisk.py",
 )
+_OWN = ("/var/lib/obelisk", "/var/lib/systemd", "/var/log/journal")
+"""What every host keeps: identity; the random seed and the stamps of timers; the journal."""
+_MEMORY = {"/var": "mode=0755,size=25%", "/home": "mode=0755,size=10%", "/root": "mode=0700,size=5%"}
+_ESCAPES = {ord(character): f"\\{ord(character):03o}" for character in " #\\"}
 
 
 def modules() -> Iterator[Path]:
@@ -44,3 +48,20 @@ def settings(spec: Spec) -> str:
     upgrade = spec.upgrade
     numbers = f"soak={upgrade.soak_s}\ndeadline={upgrade.deadline_s}\ntries={upgrade.tries}\nsnapshots={spec.state.snapshots}\n"
     return f"{numbers}state_options={','.join(('noatime', *spec.hardening.state_mounts))}\n"
+
+
+def kept(state: State) -> tuple[str, ...]:
+    """The directories that outlive a boot, parents first and without what is below another; none when all of the state does."""
+    if state.policy is Policy.ALL:
+        return ()
+    wanted = {*_OWN, *state.declare}
+    return tuple(sorted(path for path in wanted if not any(path.startswith(f"{other}/") for other in wanted)))
+
+
+def mounts(state: State, options: Sequence[str]) -> str:
+    """The lines of fstab(5) that put memory, and in it what is kept, in the place of the state; none when all of it is kept."""
+    paths, flags = kept(state), "".join(f",{word}" for word in options)
+    lines = [f"tmpfs {place} tmpfs {options}{flags}" for place, options in _MEMORY.items() if paths and place not in paths]
+    names = (path.translate(_ESCAPES) for path in paths)
+    lines += [f"/run/obelisk/state{name} {name} none bind{flags},X-mount.mkdir" for name in names]
+    return "".join(f"{line}\n" for line in lines)

@@ -198,6 +198,8 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         "host": hostpart.settings(spec),
         "module_signatures": spec.hardening.module_signatures,
         "declared": list(spec.state.declare),
+        "kept": list(hostpart.kept(spec.state)),
+        "mounts": hostpart.mounts(spec.state, spec.hardening.state_mounts),
         "python": "python3" in {package.name for package in lock.system.packages},
     }
 

@@ -2,6 +2,7 @@
 
 Declared is what the image's packages brought, what its tmpfiles.d and its units' own directories name, the homes of its users, and what
 the spec lists. A declared directory declares all below it, except for the few that hold everybody's (/var/lib, /var/log and their like).
+Where the image keeps only what its spec lists, the rest of the state volume is what was there before: no program sees it any more.
 """
 
 import os
@@ -39,18 +40,19 @@ class Stray:
         return {"path": self.path, "owner": self.owner, "since": self.since, "files": self.files, "size": self.size_bytes}
 
 
-def drift(root: Path = Path("/")) -> tuple[Stray, ...]:
-    """All such paths, the topmost of each, largest first."""
-    known = declared(root)
+def drift(root: Path = Path("/"), state: Path = Path("/run/obelisk/state")) -> tuple[Stray, ...]:
+    """All such paths on the state volume at `state`, the topmost of each, largest first."""
+    listed = root / "usr/lib/obelisk/state.kept"
+    known = frozenset(listed.read_text().splitlines()) if listed.exists() else declared(root)
     found = []
-    for top in ("/var", "/home", "/root"):
-        found += [_measure(root, path) for path in _strays(root, top, known)]
+    for top in {"/var", "/home", "/root"} - known:
+        found += [_measure(state, path) for path in _strays(state, top, known)]
     return tuple(sorted(found, key=lambda each: (-each.size_bytes, each.path)))
 
 
 def declared(root: Path) -> frozenset[str]:
     """The paths that the image declares."""
-    paths = set(_ALWAYS)
+    paths: set[str] = set()
     for line in run(["systemd-tmpfiles", "--cat-config", f"--root={root}"], timeout_s=60).stdout.splitlines():
         words = line.split()
         if len(words) > 1 and words[0][0] in "dDvqQfFLCpbcwe":
@@ -62,10 +64,9 @@ def declared(root: Path) -> frozenset[str]:
         home = line.split(":")[5]
         if home.startswith("/home/"):
             paths.add(home)
+    found = {path.rstrip("/") for path in paths if path.startswith(("/var/", "/home/", "/root/"))} - _SHARED
     own = root / "usr/lib/obelisk/state.declared"
-    if own.exists():
-        paths.update(own.read_text().splitlines())
-    return frozenset(path.rstrip("/") for path in paths if path.startswith(("/var/", "/home/", "/root/")))
+    return frozenset({*found, *_ALWAYS, *(own.read_text().splitlines() if own.exists() else ())})
 
 
 def _directories_of_units(root: Path) -> Iterator[str]:
@@ -91,11 +92,11 @@ def _strays(root: Path, top: str, known: frozenset[str]) -> Iterator[str]:
             continue
         for entry in entries:
             path = f"{place}/{entry.name}"
-            if path in known and path not in _SHARED:
+            if path in known:
                 continue
             if entry.is_dir(follow_symlinks=False) and (path in above or path in _SHARED):
                 pending.append(path)
-            elif path not in known:
+            elif path not in _SHARED:
                 yield path
 
 

@@ -196,11 +196,19 @@ class Upgrade:
     slots: int = 2
 
 
+class Policy(StrEnum):
+    """What of the state outlives a boot: all of it, or the declared directories alone."""
+
+    ALL = "all"
+    DECLARED = "declared"
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """How many snapshots of upgrades a host keeps, and absolute paths that the machine's job keeps in its state."""
 
     snapshots: int = 3
+    policy: Policy = Policy.ALL
     declare: tuple[str, ...] = ()
 
 

@@ -48,7 +48,7 @@ def digest_inputs(spec: Spec) -> str:
             "scripts": [[script.name, _sha256(script.source)] for script in spec.scripts],
             "health": {check.name: [_check(check.check), check.timeout_s] for check in spec.health},
             "upgrade": asdict(spec.upgrade),
-            "state": {"snapshots": spec.state.snapshots, "declare": sorted(spec.state.declare)},
+            "state": {"snapshots": spec.state.snapshots, "policy": spec.state.policy.value, "declare": sorted(spec.state.declare)},
             "hardening": asdict(spec.hardening),
             "compression": spec.compression.value,
             "allow": {"setuid": sorted(allow.setuid), "devices": sorted(allow.devices), "replace": sorted(allow.replace)},

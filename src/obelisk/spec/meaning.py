@@ -24,6 +24,7 @@ from obelisk.model.spec import (
     HttpCheck,
     InlineFile,
     Lockdown,
+    Policy,
     Role,
     Script,
     Services,
@@ -36,7 +37,7 @@ from obelisk.model.spec import (
 )
 from obelisk.spec.accounts import accounts
 from obelisk.spec.cmdline import refused
-from obelisk.spec.places import image_path, refusal
+from obelisk.spec.places import image_path, refusal, undeclarable
 from obelisk.spec.positions import KeyPath
 from obelisk.spec.problems import Findings, nearest
 from obelisk.spec.reader import Table
@@ -303,10 +304,9 @@ def _upgrade(table: Table) -> Upgrade:
 def _state(table: Table, findings: Findings) -> State:
     paths = table.texts("declare")
     for number, path in enumerate(paths):
-        if not path.startswith(("/var/", "/home/", "/root/")):
-            message = f"'{path}' is part of the image, not of the state"
-            findings.report(table.at("declare", number), message, code="spec-value", hint="state lies below /var, /home and /root")
-    return State(table.get("snapshots", int), paths)
+        if closed := undeclarable(path):
+            findings.report(table.at("declare", number), f"'{path}' {closed.reason}", code="spec-value", hint=closed.hint)
+    return State(table.get("snapshots", int), Policy(table.get("policy", str)), paths)
 
 
 def _hardening(table: Table, findings: Findings) -> Hardening:

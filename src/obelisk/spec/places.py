@@ -59,6 +59,11 @@ _WRITTEN = {
     "/etc/os-release": _OS_RELEASE,
     "/usr/lib/os-release": _OS_RELEASE,
 }
+# What of /var belongs to the image or to memory: there are links in these places.
+_LINKS = ("/var/run", "/var/lock", "/var/lib/dpkg")
+_LINK = Refusal("is a link out of the state", "leave it out")
+_ALL = Refusal("is all of it", 'leave it out and say `policy = "all"`')
+_NO_STATE = Refusal("is part of the image, not of the state", "state lies below /var, /home and /root")
 _HOST_KEY = re.compile(r"/etc/ssh/ssh_host_[^/]*_key(\.pub)?")
 _IDENTITY = Refusal("differs from machine to machine", "leave it out: the first boot makes host keys")
 
@@ -74,6 +79,15 @@ def refusal(path: str) -> Refusal | None:
     if _HOST_KEY.fullmatch(path):
         return _IDENTITY
     return _AREAS.get("/" + path.split("/", 2)[1]) or _WRITTEN.get(path)
+
+
+def undeclarable(path: str) -> Refusal | None:
+    """Why `path` cannot be declared as state that a machine keeps, or None when it can."""
+    if path == "/var":
+        return _ALL
+    if path not in {"/home", "/root"} and not path.startswith(("/var/", "/home/", "/root/")):
+        return _NO_STATE
+    return _LINK if any(path == link or path.startswith(f"{link}/") for link in _LINKS) else None
 
 
 def parents(path: str) -> tuple[str, ...]:

@@ -337,6 +337,8 @@ def settle_host(tree: Path, request: dict[str, Any]) -> None:
     """`obelisk host`, and of Python what it needs where nothing else in the image uses it."""
     write(tree / "usr/lib/obelisk/host.conf", request["host"].encode())
     write(tree / "usr/lib/obelisk/state.declared", "".join(f"{path}\n" for path in request["declared"]).encode())
+    if request["kept"]:
+        keep_declared(tree, request)
     place = tree / "usr/lib/obelisk/python/obelisk"
     for module in request["modules"]:
         write(place / module, (Path(request["package"]) / module).read_bytes())
@@ -358,6 +360,19 @@ def settle_host(tree: Path, request: dict[str, Any]) -> None:
                         shutil.rmtree(path)
                     else:
                         path.unlink()
+
+
+def keep_declared(tree: Path, request: dict[str, Any]) -> None:
+    """Only these directories outlive a boot; see `start`."""
+    for path in request["kept"]:
+        place = tree / path.lstrip("/")
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            refuse("declared-file", f"{path} is a file or link of a package, and only directories can be kept: declare the one it lies in")
+    write(tree / "usr/lib/obelisk/state.kept", "".join(f"{path}\n" for path in request["kept"]).encode())
+    table = tree / "usr/lib/obelisk/state.fstab"
+    places = ("/var ", "/home ", "/root ")
+    others = [line for line in table.read_text().splitlines() if not line.removeprefix("/run/obelisk/state").startswith(places)]
+    write(table, (request["mounts"] + "\n".join(others) + "\n").encode())
 
 
 def seed_state(tree: Path, request: dict[str, Any]) -> None:
