@@ -50,6 +50,16 @@ def test_an_image_that_never_came_up_has_its_place_too() -> None:
     ]
 
 
+def test_an_image_that_ran_before_and_does_not_come_up_again_has_two_places() -> None:
+    before = (boot("shop_1", 1), INSTALLED, boot("shop_2", 2), record(Event.BLESSED), record(Event.ROLLED_BACK), boot("shop_1", 3))
+    assert told(*before, INSTALLED, boot("shop_1", 4), record(Event.FELL_BACK, detail="refused"))[1:] == [
+        ("shop_2", "upgrade from shop_1", 1, "blessed"),
+        ("shop_1", "rollback from shop_2", 1, ""),
+        ("shop_2", "upgrade", 0, "failed: refused"),
+        ("shop_1", "fell back from shop_2", 1, "healthy"),
+    ]
+
+
 def test_a_rollback_says_from_what() -> None:
     assert told(boot("shop_2", 1), record(Event.ROLLED_BACK), boot("shop_1", 2))[-1] == ("shop_1", "rollback from shop_2", 1, "")
 

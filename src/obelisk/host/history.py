@@ -39,10 +39,12 @@ def iterations(records: Iterable[Record]) -> tuple[Iteration, ...]:
     found: list[Iteration] = []
     boots: set[str] = set()
     why = "first boot"
+    since = 0  # where iterations of the image begin that was installed last; it may have run here before
     for record in records:
         match record.event:
             case Event.DONE if record.phase is Phase.PENDING:
                 why = f"upgrade from {found[-1].image}" if found else "upgrade"
+                since = len(found)
             case Event.ROLLED_BACK:
                 why = f"rollback from {record.image}"
             case Event.RESTORED if found:
@@ -60,15 +62,15 @@ def iterations(records: Iterable[Record]) -> tuple[Iteration, ...]:
                 found[-1] = replace(found[-1], outcome=record.detail)
             case Event.FELL_BACK:
                 why = ""
-                _fall_back(found, record)
+                _fall_back(found, record, since)
             case _:
                 pass
     return tuple(found)
 
 
-def _fall_back(found: list[Iteration], record: Record) -> None:
+def _fall_back(found: list[Iteration], record: Record, since: int) -> None:
     """`record` names an image that was tried and does not run: its iteration failed, and the present one is what it fell back to."""
-    places = [index for index, each in enumerate(found) if each.image == record.image]
+    places = [index for index, each in enumerate(found) if index >= since and each.image == record.image]
     if places:
         failed = found[places[-1]]
         found[places[-1]] = replace(failed, outcome=failed.outcome or f"failed: {record.detail}")
