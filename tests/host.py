@@ -87,7 +87,8 @@ rm -rf /usr/share/zoneinfo/[A-TV-Z]* /usr/lib/udev/hwdb.bin
 class Version:
     """What tells a version of the tests' product from the others.
 
-    More lines of its spec, more files, how long a trial may take, the keys that sign it, and how many slots its host gets.
+    More lines of its spec, more files, how long a trial may take, the keys that sign it, how many slots its host gets, and programs beside
+    its spec.
     """
 
     number: str
@@ -96,6 +97,7 @@ class Version:
     deadline: str = "5min"
     keys: str = "keys"
     slots: int = 2
+    programs: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
@@ -104,8 +106,10 @@ def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
     for version in versions:
         shutil.rmtree(spec / "tree")
         lay(spec / "tree", AGENT | dict(version.files) | {"usr/share/marker": f"version {version.number}\n" * 1000})
-        (spec / "slim.sh").write_text(_SLIM)
-        (spec / "slim.sh").chmod(0o755)
+        programs = {"slim.sh": _SLIM} | dict(version.programs)
+        lay(spec, programs)
+        for name in programs:
+            (spec / name).chmod(0o755)
         text = SPEC.format(version=version.number, deadline=version.deadline, slots=version.slots)
         (spec / "obelisk.toml").write_text(text + version.spec)
         tool.run("lock", str(spec))

@@ -24,6 +24,8 @@ def write(directory: Path, text: str) -> Path:
         ("keys/good.asc", "-----BEGIN PGP PUBLIC KEY BLOCK-----\n", 0o644),
         ("keys/secret.asc", "-----BEGIN PGP PRIVATE KEY BLOCK-----\n", 0o600),
         ("scripts/build.sh", "#!/bin/sh\n", 0o755),
+        ("scripts/up-3", "#!/bin/sh\n", 0o755),
+        ("scripts/down-3", "#!/bin/sh\n", 0o755),
         ("scripts/plain.sh", "#!/bin/sh\n", 0o644),
         ("scripts/nothing", "echo\n", 0o755),
         ("scripts/dos.sh", "#!/bin/sh\r\necho\r\n", 0o755),
@@ -125,6 +127,15 @@ key = "./keys/good.asc"
 
 [[scripts]]
 run = "scripts/build.sh"
+
+[state]
+policy = "declared"
+declare = ["/var/lib/shop"]
+version = 3
+[[state.migrations]]
+to = 3
+up = "scripts/up-3"
+down = "scripts/down-3"
 
 [health.web]
 http = "http://localhost:8080/a?b=c"

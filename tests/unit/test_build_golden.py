@@ -5,6 +5,7 @@ After a change that is meant: `GOLDEN=write ./test tests/unit/test_build_golden.
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from obelisk import spec as specs
@@ -95,3 +96,7 @@ def test_a_manifest_and_its_id() -> None:
     same("manifest.json", {"id": manifest.id, "manifest": manifest.to_json()})
     assert manifest.to_bytes() == canonical(manifest.to_json())
     assert parse_manifest(manifest.to_bytes(), image_id=manifest.id) == manifest
+    # A manifest from before state had versions is one of the first version, under the id that it has.
+    later = replace(manifest, state_version=3, state_oldest=2)
+    assert parse_manifest(later.to_bytes(), image_id=later.id) == later
+    assert "state" not in json.loads(manifest.to_bytes())

@@ -24,6 +24,8 @@ FAILED = manifest("2")
         (facts(entries=(Entry("shop", "1", 2, 1),)), manifest("2"), "on-trial"),
         (facts(entries=(Entry("shop", "1", 0, 3),)), manifest("2"), "on-trial"),
         (facts(failed=frozenset({FAILED.id})), FAILED, "failed-before"),
+        (replace(facts(), state_version=2), manifest("2"), "state-older"),
+        (facts(), replace(manifest("2"), state_version=3, state_oldest=2), "state-gap"),
     ],
 )
 def test_what_must_not_be_installed_is_refused_with_a_reason_and_a_remedy(given: Facts, image: Manifest, code: str) -> None:
@@ -45,6 +47,12 @@ def test_what_must_not_be_installed_is_refused_with_a_reason_and_a_remedy(given:
 )
 def test_a_newer_image_is_taken(given: Facts) -> None:
     assert refusal(given, manifest("3"), retry=False) is None
+
+
+def test_an_image_that_migrates_the_state_from_where_it_is_is_taken() -> None:
+    given = replace(facts(), state_version=2)
+    for version, oldest in ((2, 2), (2, 1), (3, 2), (4, 1)):
+        assert refusal(given, replace(manifest("2"), state_version=version, state_oldest=oldest), retry=False) is None
 
 
 def test_an_image_that_failed_is_taken_when_it_is_named() -> None:

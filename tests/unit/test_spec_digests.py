@@ -49,6 +49,9 @@ IMAGE_ONLY = [
     ('owner = "deploy"', 'owner = "root"'),
     ('group = "app"', 'group = "root"'),
     ('[[scripts]]\nrun = "scripts/build.sh"\n', ""),
+    ('policy = "declared"', 'policy = "all"'),
+    ('declare = ["/var/lib/shop"]', "declare = []"),
+    ('down = "scripts/down-3"\n', ""),
     ("status = 204", "status = 200"),
     ('contains = "Hello"\n', ""),
     ('timeout = "30s"', 'timeout = "31s"'),
@@ -90,7 +93,13 @@ def test_a_changed_key_changes_what_it_must_and_no_more(
 
 @pytest.mark.parametrize(
     ("file", "lock_changes"),
-    [("tree/etc/motd.d/hello", False), ("files/motd", False), ("scripts/build.sh", False), ("keys/good.asc", True)],
+    [
+        ("tree/etc/motd.d/hello", False),
+        ("files/motd", False),
+        ("scripts/build.sh", False),
+        ("scripts/down-3", False),
+        ("keys/good.asc", True),
+    ],
 )
 def test_a_changed_file_changes_the_image_and_only_a_key_the_lock(tmp_path: Path, file: str, *, lock_changes: bool) -> None:
     spec = load_text(tmp_path, EVERYTHING)

@@ -45,9 +45,10 @@ def modules() -> Iterator[Path]:
 
 def settings(spec: Spec) -> str:
     """What /usr/lib/obelisk/host.conf says; see `obelisk.host.settings`."""
-    upgrade = spec.upgrade
-    numbers = f"soak={upgrade.soak_s}\ndeadline={upgrade.deadline_s}\ntries={upgrade.tries}\nsnapshots={spec.state.snapshots}\n"
-    return f"{numbers}state_options={','.join(('noatime', *spec.hardening.state_mounts))}\n"
+    upgrade, state = spec.upgrade, spec.state
+    trials = f"soak={upgrade.soak_s}\ndeadline={upgrade.deadline_s}\ntries={upgrade.tries}\n"
+    options = ",".join(("noatime", *spec.hardening.state_mounts))
+    return f"{trials}snapshots={state.snapshots}\nstate_version={state.version}\nstate_options={options}\n"
 
 
 def kept(state: State) -> tuple[str, ...]:

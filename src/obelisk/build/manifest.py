@@ -59,6 +59,8 @@ def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, P
         setuid=tuple(configured["setuid"]),
         parts=parts,
         packages=tuple(ImagePackage(p.name, p.version, p.architecture, p.sha256) for p in lock.system.packages),
+        state_version=spec.state.version,
+        state_oldest=spec.state.oldest,
     )
 
 

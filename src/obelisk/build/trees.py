@@ -211,6 +211,12 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         for index, script in enumerate(spec.scripts):
             binds.append(read_only(script.source, f"/scripts/{index}"))
             scripts.append({"name": script.name, "source": f"/scripts/{index}"})
+        migrations: list[Json] = []
+        for each in spec.state.migrations:
+            for way, source in (("up", each.up), ("down", each.down)):
+                if source is not None:
+                    binds.append(read_only(source, f"/migrations/{each.to}.{way}"))
+                    migrations.append(f"{each.to}.{way}")
         guest = ["/obelisk/guest/root", "/obelisk/guest/both"]
         binds.append(read_only(hostpart.PACKAGE, "/package"))
         files_of_host: list[Json] = [str(path) for path in hostpart.modules()]
@@ -223,6 +229,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
             "code": "/obelisk/inside",
             "files": files,
             "scripts": scripts,
+            "migrations": migrations,
         }
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         with _upper(room, work, LAYERS[1:]) as layers:

@@ -28,6 +28,7 @@ def host(arguments: Namespace) -> int:
         "settle": _settle,
         "condemn": _condemn,
         "damaged": _damaged,
+        "migrate": _migrate,
     }
     return actions[arguments.action](here(), arguments)
 
@@ -56,7 +57,7 @@ def _status(this: Here, arguments: Namespace) -> int:
         f"slot      {found.booted} on {this.disk}" + (", on trial: not blessed yet" if found.on_trial else ""),
         f"fallback  {found.fallback or 'none'}",
         f"health    {found.health}" + (f": {', '.join(found.failing)}" if found.failing else ""),
-        f"state     {size(found.state_free_bytes)} free of {size(found.state_total_bytes)}",
+        f"state     {size(found.state_free_bytes)} free of {size(found.state_total_bytes)}, version {found.state_version}",
         f"boot      Secure Boot {'on' if found.secure_boot else 'off'}",
         f"upgrade   {found.upgrade}",
     ]
@@ -107,8 +108,10 @@ def _rollback(this: Here, arguments: Namespace) -> int:
     from obelisk.host.rollback import rollback
 
     with reporting(json_wanted=arguments.json) as sink:
-        way = rollback(this, sink, with_state=arguments.with_state)
+        way = rollback(this, sealed.read(), sink, with_state=arguments.with_state)
     state = f", with the state of {way.snapshot.directory}" if way.snapshot else ""
+    if way.steps:
+        state = f", with the state taken back to version {way.steps[-1] - 1}"
     then = "the next boot starts it" if arguments.no_reboot else "restarting now"
     snapshot = way.snapshot.directory if way.snapshot else None
     answer(f"going back to {way.entry.label}{state}: {then}", json_wanted=arguments.json, image=way.entry.label, snapshot=snapshot)
@@ -167,6 +170,7 @@ def _drift(_this: Here, arguments: Namespace) -> int:
 
 
 def _snapshot(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.migration import require_usable
     from obelisk.host.upgrade import now
 
     with this.alone(), this.top() as top:
@@ -184,9 +188,10 @@ def _snapshot(this: Here, arguments: Namespace) -> int:
                 answer("\n".join(lines) or "there are no snapshots", json_wanted=arguments.json, snapshots=listed)
             case "restore":
                 chosen = snapshots.find(top, _named(arguments))
+                require_usable(snapshots.tree(top, chosen), sealed.read())
                 about = f"the state that restoring {chosen.directory} replaced"
                 replaced = snapshots.replaced_state(top, at=now(), image=this.label, reason=about)
-                snapshots.order_restore(top, this.keep, chosen, image=None, replaced=replaced)
+                snapshots.order_restore(top, this.keep, chosen.directory, image=None, replaced=replaced)
                 answer(f"the next boot restores {chosen.directory}", json_wanted=arguments.json, snapshot=chosen.directory)
             case "delete":
                 chosen = snapshots.find(top, _named(arguments))
@@ -246,10 +251,24 @@ def _damaged(this: Here, arguments: Namespace) -> int:
     from obelisk.events import silent
     from obelisk.host.rollback import leave_damaged
 
-    other = leave_damaged(this, silent)
+    other = leave_damaged(this, sealed.read(), silent)
     what = f"restarting into {other}" if other else "there is no other that is whole; `obelisk host verify --repair` mends it"
     console.say(f"obelisk: {this.label} is damaged on the disk: {what}")
     answer(f"{this.label} is damaged: {what}", json_wanted=arguments.json, next=other)
     if other:
         power.reboot()
+    return 0
+
+
+def _migrate(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.migration import migrate
+    from obelisk.host.settle import condemn
+
+    try:
+        migrate(this, sealed.read())
+    except StateError as error:
+        console.say(f"obelisk: {this.label} cannot use the state: {error.message}")
+        condemn(this)
+        raise
+    answer("the state is ready", json_wanted=arguments.json)
     return 0

@@ -78,6 +78,7 @@ _HOST_COMMANDS = {
     "settle": ("bless the running image, which is healthy; the machine itself runs this", "obelisk host settle"),
     "condemn": ("note that the running image is not healthy; the machine itself runs this", "obelisk host condemn"),
     "damaged": ("leave the running image, of which a block is damaged; the machine itself runs this", "obelisk host damaged"),
+    "migrate": ("bring the state to the version of the image; the machine itself runs this before systemd", "obelisk host migrate"),
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from obelisk.errors import InputError, ObeliskError, StateError, TrustError
 from obelisk.model.host import PARTIAL, Entry, Progress, Slot
 from obelisk.model.image import Manifest, PartKind
+from obelisk.model.state import FIRST
 from obelisk.model.version import compare
 
 ARCHITECTURE = "amd64"
@@ -12,7 +13,10 @@ ARCHITECTURE = "amd64"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a host knows about itself. `booted` is the slot that it runs from, `good` are labels of images that were healthy here."""
+    """What a host knows about itself. `booted` is the slot that it runs from, `good` are labels of images that were healthy here.
+
+    `state_version` is that of its state.
+    """
 
     name: str
     version: str
@@ -23,6 +27,7 @@ class Facts:
     progress: Progress
     failed: frozenset[str]
     good: frozenset[str]
+    state_version: int = FIRST
 
     @property
     def label(self) -> str:
@@ -63,6 +68,18 @@ def refusal(facts: Facts, manifest: Manifest, *, retry: bool) -> ObeliskError | 
             f"version {manifest.version} is older than the running {facts.version}",
             code="downgrade",
             hint="`obelisk host rollback` goes back; anything else is a new version",
+        )
+    if manifest.state_version < facts.state_version:
+        return StateError(
+            f"the image works with state of version {manifest.state_version}, this host's is of version {facts.state_version}",
+            code="state-older",
+            hint="say that version under [state] of its spec, and build it again as a newer one",
+        )
+    if manifest.state_oldest > facts.state_version:
+        return StateError(
+            f"the image migrates state of version {manifest.state_oldest} and later, this host's is of version {facts.state_version}",
+            code="state-gap",
+            hint="upgrade to an image between first, whose migrations begin there",
         )
     if manifest.id in facts.failed and not retry:
         return StateError(

@@ -3,6 +3,7 @@
 /run/obelisk/disk   the kernel's name of the disk, written by `start`
 /run/obelisk/host   the subvolume `host` of the state volume: the journal, evidence of failures; it is outside of what a rollback
 takes back
+/run/obelisk/state  the subvolume `live`
 /run/obelisk/esp    the ESP, mounted only while something looks at it
 /run/obelisk/top    the whole state volume, likewise
 """
@@ -44,6 +45,11 @@ class Here:
     def label(self) -> str:
         """`name_version` of the running image."""
         return f"{self.name}_{self.version}"
+
+    @property
+    def state(self) -> Path:
+        """The state that programs use: var/, home/ and root/."""
+        return self.run / "state"
 
     def slots(self) -> tuple[Slot, ...]:
         """The slots, in the order of the partition table."""

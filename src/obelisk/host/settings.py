@@ -6,6 +6,8 @@ One KEY=NUMBER a line, so that the shell reads it too; and `state_options`, whic
 from dataclasses import dataclass
 from pathlib import Path
 
+from obelisk.model.state import FIRST
+
 FILE = Path("/usr/lib/obelisk/host.conf")
 
 
@@ -14,16 +16,17 @@ class Settings:
     """How trials go.
 
     `soak_s`: how long checks have to stay passed on a trial boot; `deadline_s`: when a trial boot is restarted; `tries`: boots of a
-    trial; `snapshots`: automatic ones that are kept.
+    trial; `snapshots`: automatic ones that are kept; `state_version`: of the state that the image works with.
     """
 
     soak_s: int = 30
     deadline_s: int = 900
     tries: int = 3
     snapshots: int = 3
+    state_version: int = FIRST
 
 
 def read(file: Path = FILE) -> Settings:
     """The settings of the running image."""
     values = dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
-    return Settings(int(values["soak"]), int(values["deadline"]), int(values["tries"]), int(values["snapshots"]))
+    return Settings(*(int(values[key]) for key in ("soak", "deadline", "tries", "snapshots", "state_version")))

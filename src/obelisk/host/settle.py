@@ -43,6 +43,8 @@ def settle(here: Here, settings: Settings) -> str:
         said += note_fallen(here)
         with here.top() as top:
             snapshots.prune(top, settings.snapshots)
+            if not (here.keep / snapshots.RESTORE).exists():
+                snapshots.discard_migrated(top)
     (here.run / SETTLED).touch()
     return said
 

@@ -1,11 +1,12 @@
 """Snapshots of the state volume: read-only subvolumes with a note of when, why and by which image they were taken.
 
     snapshots/<number>-<name>/about.json, snapshots/<number>-<name>/tree     one snapshot
+    snapshots/.migrated/tree                                                a copy of the state that is being migrated
     host/restore                                                            what the next boot puts in the place of `live`
 
 A restore is prepared here and done by the next boot, before anything uses the state (see `start`). The file `restore` holds one line:
 IMAGE SNAPSHOT REPLACED — the label of the image whose boot shall do it (`-`: any), the snapshot, and the snapshot that the state which
-it replaces becomes (`-`: that is deleted).
+it replaces becomes (`-`: that is deleted). A migrated copy goes when it was restored, or when the boot is another image's.
 """
 
 import json
@@ -15,12 +16,15 @@ from pathlib import Path
 
 from obelisk.errors import InputError
 from obelisk.model.canonical import canonical
+from obelisk.model.state import FIRST
 from obelisk.system import btrfs
 from obelisk.system.files import sync_directory, write_durably
 
 PLACE = "snapshots"
 LIVE = "live"
 RESTORE = "restore"
+MIGRATED = ".migrated"
+_VERSION = "version"
 _NAME = re.compile(r"(\d{4,})-([a-z0-9][a-z0-9._-]{0,63})")
 
 
@@ -75,9 +79,41 @@ def create(top: Path, name: str, *, at: str, image: str, reason: str, automatic:
     return made
 
 
-def replaced_state(top: Path, *, at: str, image: str, reason: str) -> Snapshot:
-    """What the state of the running `image` becomes when a snapshot takes its place."""
-    return Snapshot(next_number(top), f"replaced-{image}".replace("_", "-"), at, image, reason, automatic=True)
+def tree(top: Path, snapshot: Snapshot) -> Path:
+    """Where the state is that a snapshot holds."""
+    return top / PLACE / snapshot.directory / "tree"
+
+
+def version(tree: Path) -> int:
+    """The version of the state in `tree`."""
+    try:
+        return int((tree / _VERSION).read_text())
+    except FileNotFoundError:
+        return FIRST
+
+
+def set_version(tree: Path, number: int) -> None:
+    """Note the version of the state in `tree`."""
+    write_durably(tree / _VERSION, f"{number}\n".encode())
+
+
+def begin_migrated(top: Path, source: Path) -> Path:
+    """A copy of the state in `source` to run migrations in, in the place of any that there was."""
+    place = top / PLACE / MIGRATED
+    _clear(place)
+    place.mkdir(parents=True)
+    btrfs.snapshot(source, place / "tree", read_only=False)
+    return place / "tree"
+
+
+def discard_migrated(top: Path) -> None:
+    """Remove what `begin_migrated` made. May be repeated."""
+    _clear(top / PLACE / MIGRATED)
+
+
+def replaced_state(top: Path, *, at: str, image: str, reason: str, automatic: bool = True) -> Snapshot:
+    """What the state that `image` left becomes when another takes its place."""
+    return Snapshot(next_number(top), f"replaced-{image}".replace("_", "-"), at, image, reason, automatic)
 
 
 def find(top: Path, name: str) -> Snapshot:
@@ -100,6 +136,7 @@ def make_fresh(top: Path, *, at: str, image: str) -> tuple[Snapshot, Path]:
     place = top / PLACE / fresh.directory
     place.mkdir(parents=True)
     btrfs.create(place / "tree")
+    set_version(place / "tree", version(top / LIVE))
     write_durably(place / "about.json", _about(fresh))
     return fresh, place / "tree"
 
@@ -126,24 +163,24 @@ def next_number(top: Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def order_restore(top: Path, keep: Path, snapshot: Snapshot, *, image: str | None, replaced: Snapshot) -> None:
-    """Have the next boot (of `image`, if given) put a snapshot in the place of the state, which becomes the snapshot `replaced`.
+def order_restore(top: Path, keep: Path, directory: str, *, image: str | None, replaced: Snapshot) -> None:
+    """Have the next boot (of `image`, if given) put the tree of that directory in the place of the state, which becomes `replaced`.
 
     Nothing happens by this alone, and `cancel_restore` undoes it. `replaced.number` is to be `next_number`.
     """
     place = top / PLACE / replaced.directory
     place.mkdir(parents=True, exist_ok=True)  # without a tree in it, it is no snapshot yet
     write_durably(place / "about.json", _about(replaced))
-    _order(keep, snapshot, image or "-", replaced.directory)
+    _order(keep, directory, image or "-", replaced.directory)
 
 
 def order_reset(keep: Path, fresh: Snapshot) -> None:
     """Have the next boot put `fresh` in the place of the state, which is deleted."""
-    _order(keep, fresh, "-", "-")
+    _order(keep, fresh.directory, "-", "-")
 
 
-def _order(keep: Path, snapshot: Snapshot, image: str, replaced: str) -> None:
-    write_durably(keep / RESTORE, f"{image} {snapshot.directory} {replaced}\n".encode())
+def _order(keep: Path, directory: str, image: str, replaced: str) -> None:
+    write_durably(keep / RESTORE, f"{image} {directory} {replaced}\n".encode())
 
 
 def _about(snapshot: Snapshot) -> bytes:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from obelisk.host import esp, journal
+from obelisk.host import esp, journal, snapshots
 from obelisk.host.here import Here
 from obelisk.model.canonical import Json
 from obelisk.model.host import Entry, Event, Idle, Pending, Record, Slot, Trying, Underway, failed_images, known_good, progress
@@ -28,6 +28,7 @@ class Status:
     secure_boot: bool
     state_free_bytes: int
     state_total_bytes: int
+    state_version: int
     upgrade: str
     last: Record | None
 
@@ -46,7 +47,7 @@ class Status:
             "on_trial": self.on_trial,
             "secure_boot": self.secure_boot,
             "upgrade": self.upgrade,
-            "state": {"free": self.state_free_bytes, "total": self.state_total_bytes},
+            "state": {"free": self.state_free_bytes, "total": self.state_total_bytes, "version": self.state_version},
             "slots": [
                 {
                     "slot": slot.letter,
@@ -84,6 +85,7 @@ def status(here: Here) -> Status:
         secure_boot(),
         room.free_bytes,
         room.total_bytes,
+        snapshots.version(here.state),
         _upgrade(records, bad),
         next((record for record in reversed(records) if record.event in {Event.BLESSED, Event.FELL_BACK, Event.ROLLED_BACK}), None),
     )

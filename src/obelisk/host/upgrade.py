@@ -63,6 +63,7 @@ def gather(here: Here, entries: tuple[Entry, ...]) -> Facts:
         progress(records),
         failed_images(records),
         known_good(records) | {here.label},
+        snapshots.version(here.state),
     )
 
 

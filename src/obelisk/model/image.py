@@ -10,6 +10,7 @@ from typing import Any
 
 from obelisk.errors import TrustError
 from obelisk.model.canonical import Json, canonical, digest
+from obelisk.model.state import FIRST
 
 SCHEMA = "obelisk.image/1"
 _SLOTS = 2
@@ -51,7 +52,10 @@ class ImagePackage:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that identifies an image. `slot_bytes` are the sizes of the root and verity partitions that hold any of its versions."""
+    """Everything that identifies an image. `slot_bytes` are the sizes of the root and verity partitions that hold any of its versions.
+
+    It works with state of version `state_version`, and migrates to it what is of `state_oldest` or later.
+    """
 
     name: str
     version: str
@@ -73,12 +77,15 @@ class Manifest:
     setuid: tuple[str, ...]
     parts: tuple[Part, ...]
     packages: tuple[ImagePackage, ...]
+    state_version: int = FIRST
+    state_oldest: int = FIRST
 
     def to_json(self) -> Json:
         """The manifest as plain data, ready for `canonical`."""
         # What came later is left out where it says nothing new, so that the ids of older images stay.
         count: dict[str, Json] = {"count": self.slot_count} if self.slot_count != _SLOTS else {}
-        return {
+        versions: dict[str, Json] = {"state": {"version": self.state_version, "oldest": self.state_oldest}}
+        return (versions if self.state_version != FIRST else {}) | {
             "schema": SCHEMA,
             "name": self.name,
             "version": self.version,
@@ -158,6 +165,8 @@ def parse_manifest(data: bytes, *, image_id: str | None = None) -> Manifest:
             setuid=tuple(raw["setuid"]),
             parts=tuple(Part(PartKind(p["kind"]), p["file"], p["size"], p["sha256"]) for p in raw["parts"]),
             packages=tuple(ImagePackage(*package) for package in raw["packages"]),
+            state_version=raw["state"]["version"] if "state" in raw else FIRST,
+            state_oldest=raw["state"]["oldest"] if "state" in raw else FIRST,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TrustError(f"the manifest is damaged: {error}", code="manifest-damaged", hint="run `obelisk verify`") from error

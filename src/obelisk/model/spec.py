@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from obelisk.model.state import FIRST
+
 
 class Role(StrEnum):
     """What the machine is for; decides the packages and defaults that come along."""
@@ -204,12 +206,31 @@ class Policy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Migration:
+    """Programs that bring state from the version before `to` to it, and back; without `down` there is no way back."""
+
+    to: int
+    up: Path
+    down: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """How many snapshots of upgrades a host keeps, and absolute paths that the machine's job keeps in its state."""
+    """How many snapshots of upgrades a host keeps, and absolute paths that the machine's job keeps in its state.
+
+    The image works with state of `version`; `migrations` are those that lead to it, without a gap.
+    """
 
     snapshots: int = 3
     policy: Policy = Policy.ALL
     declare: tuple[str, ...] = ()
+    version: int = FIRST
+    migrations: tuple[Migration, ...] = ()
+
+    @property
+    def oldest(self) -> int:
+        """The lowest version of state that the image can use."""
+        return self.migrations[0].to - 1 if self.migrations else self.version
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from obelisk.errors import InputError
 from obelisk.model.canonical import Json, digest
-from obelisk.model.spec import Check, InlineFile, Spec
+from obelisk.model.spec import Check, InlineFile, Spec, State
 from obelisk.spec.loading import tree_entries
 from obelisk.spec.tree import EntryKind, TreeEntry
 from obelisk.system.files import hash_file
@@ -48,7 +48,7 @@ def digest_inputs(spec: Spec) -> str:
             "scripts": [[script.name, _sha256(script.source)] for script in spec.scripts],
             "health": {check.name: [_check(check.check), check.timeout_s] for check in spec.health},
             "upgrade": asdict(spec.upgrade),
-            "state": {"snapshots": spec.state.snapshots, "policy": spec.state.policy.value, "declare": sorted(spec.state.declare)},
+            "state": _state(spec.state),
             "hardening": asdict(spec.hardening),
             "compression": spec.compression.value,
             "allow": {"setuid": sorted(allow.setuid), "devices": sorted(allow.devices), "replace": sorted(allow.replace)},
@@ -84,6 +84,16 @@ def _tree_entry(entry: TreeEntry) -> Json:
 def _inline_file(file: InlineFile) -> Json:
     content = hashlib.sha256((file.content or "").encode()).hexdigest() if file.source is None else _sha256(file.source)
     return [content, file.mode, file.owner, file.group]
+
+
+def _state(state: State) -> Json:
+    return {
+        "snapshots": state.snapshots,
+        "policy": state.policy.value,
+        "declare": sorted(state.declare),
+        "version": state.version,
+        "migrations": [[each.to, _sha256(each.up), _sha256(each.down) if each.down else None] for each in state.migrations],
+    }
 
 
 def _check(check: Check) -> Json:

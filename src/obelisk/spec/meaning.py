@@ -24,6 +24,7 @@ from obelisk.model.spec import (
     HttpCheck,
     InlineFile,
     Lockdown,
+    Migration,
     Policy,
     Role,
     Script,
@@ -35,6 +36,7 @@ from obelisk.model.spec import (
     UnitCheck,
     Upgrade,
 )
+from obelisk.model.state import FIRST
 from obelisk.spec.accounts import accounts
 from obelisk.spec.cmdline import refused
 from obelisk.spec.places import image_path, refusal, undeclarable
@@ -87,7 +89,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         size_budget_bytes=_size(budget) if (budget := root.find("size_budget", str)) else None,
         compression=Compression(root.get("compression", str)),
         upgrade=_upgrade(root.table("upgrade")),
-        state=_state(root.table("state"), findings),
+        state=_state(root.table("state"), beside),
         hardening=_hardening(root.table("hardening"), findings),
         allow=allow,
         documentation=root.get("documentation", bool),
@@ -249,22 +251,28 @@ def _scripts(root: Table, beside: _Beside) -> tuple[Script, ...]:
     scripts: list[Script] = []
     for _number, table in root.tables("scripts"):
         name, path = table.get("run", str), table.at("run")
-        if (read := beside.read(path, name)) is None:
-            continue
-        source, begin = read
         if name in {script.name for script in scripts}:
             beside.findings.report(path, f"'{name}' is listed twice", code="spec-conflict", hint="remove one of them")
-        elif not source.stat().st_mode & 0o100:
-            beside.findings.report(path, f"'{name}' is not executable", code="spec-file", hint=f"chmod +x {source}")
-        elif not begin.startswith((b"#!", b"\x7fELF")):
-            beside.findings.report(
-                path, f"'{name}' does not say what runs it", code="spec-file", hint="begin it with a line such as #!/bin/sh"
-            )
-        elif begin.startswith(b"#!") and begin.split(b"\n", 1)[0].endswith(b"\r"):
-            message = f"'{name}' has DOS line ends, so its first line names no program"
-            beside.findings.report(path, message, code="spec-file", hint=f"sed -i 's/\\r$//' {source}")
-        scripts.append(Script(name, source))
+        elif (source := _program(path, name, beside)) is not None:
+            scripts.append(Script(name, source))
     return tuple(scripts)
+
+
+def _program(path: KeyPath, name: str, beside: _Beside) -> Path | None:
+    """A file that can be run, or None after reporting why it is none."""
+    if (read := beside.read(path, name)) is None:
+        return None
+    source, begin = read
+    if not source.stat().st_mode & 0o100:
+        beside.findings.report(path, f"'{name}' is not executable", code="spec-file", hint=f"chmod +x {source}")
+    elif not begin.startswith((b"#!", b"\x7fELF")):
+        beside.findings.report(path, f"'{name}' does not say what runs it", code="spec-file", hint="begin it with a line such as #!/bin/sh")
+    elif begin.startswith(b"#!") and begin.split(b"\n", 1)[0].endswith(b"\r"):
+        message = f"'{name}' has DOS line ends, so its first line names no program"
+        beside.findings.report(path, message, code="spec-file", hint=f"sed -i 's/\\r$//' {source}")
+    else:
+        return source
+    return None
 
 
 def _health(name: str, table: Table, findings: Findings) -> HealthCheck:
@@ -301,12 +309,31 @@ def _upgrade(table: Table) -> Upgrade:
     return Upgrade(_seconds(table.get("soak", str)), _seconds(table.get("deadline", str)), table.get("tries", int), table.get("slots", int))
 
 
-def _state(table: Table, findings: Findings) -> State:
+def _state(table: Table, beside: _Beside) -> State:
     paths = table.texts("declare")
     for number, path in enumerate(paths):
         if closed := undeclarable(path):
-            findings.report(table.at("declare", number), f"'{path}' {closed.reason}", code="spec-value", hint=closed.hint)
-    return State(table.get("snapshots", int), Policy(table.get("policy", str)), paths)
+            beside.findings.report(table.at("declare", number), f"'{path}' {closed.reason}", code="spec-value", hint=closed.hint)
+    version = table.get("version", int)
+    policy = Policy(table.get("policy", str))
+    return State(table.get("snapshots", int), policy, paths, version, _migrations(table, version, beside))
+
+
+def _migrations(state: Table, version: int, beside: _Beside) -> tuple[Migration, ...]:
+    migrations: list[Migration] = []
+    for _number, table in state.tables("migrations"):
+        to = table.get("to", int)
+        if migrations and to != migrations[-1].to + 1:
+            message = f"must be {migrations[-1].to + 1}, one more than that of the migration before it, not {to}"
+            beside.findings.report(table.at("to"), message, code="spec-value", hint="each migration is one step")
+        up = _program(table.at("up"), table.get("up", str), beside)
+        down = _program(table.at("down"), name, beside) if (name := table.find("down", str)) else None
+        migrations.append(Migration(to, up or beside.directory, down))
+    if (last := migrations[-1].to if migrations else FIRST) != version:
+        key = "migrations" if last > version else "version"
+        message = f"the last migration leads to version {last}" if migrations else f"no migration leads to version {version}"
+        beside.findings.report(state.at(key), message, code="spec-conflict", hint="the last of state.migrations leads to state.version")
+    return tuple(migrations)
 
 
 def _hardening(table: Table, findings: Findings) -> Hardening:

@@ -102,7 +102,10 @@ def _section(key: str, shape: Shape) -> Iterator[str]:
         entries = ((f"[[{key}]]", entry) for entry in example) if shape.items else ((f"[{spell((key, n))}]", e) for n, e in example.items())
         for header, entry in entries:
             yield "\n".join(["```toml", header, *(f"{spell((k,))} = {inline(v)}" for k, v in entry.items()), "```\n"])
-    yield from _table(inner.properties, inner.required)
+    yield from _table({name: each for name, each in inner.properties.items() if not _is_section(each)}, inner.required)
+    for name, each in inner.properties.items():
+        if _is_section(each):
+            yield from _section(f"{key}.{name}", each)
 
 
 def _table(shapes: Mapping[str, Shape], required: tuple[str, ...]) -> Iterator[str]:

@@ -337,6 +337,8 @@ def settle_host(tree: Path, request: dict[str, Any]) -> None:
     """`obelisk host`, and of Python what it needs where nothing else in the image uses it."""
     write(tree / "usr/lib/obelisk/host.conf", request["host"].encode())
     write(tree / "usr/lib/obelisk/state.declared", "".join(f"{path}\n" for path in request["declared"]).encode())
+    for name in request["migrations"]:
+        write(tree / "usr/lib/obelisk/migrations" / name, Path("/migrations", name).read_bytes(), 0o755)
     if request["kept"]:
         keep_declared(tree, request)
     place = tree / "usr/lib/obelisk/python/obelisk"
