@@ -1,12 +1,14 @@
 """The template of a machine's state: which lines of tmpfiles.d(5) a tree's /var becomes, and where its files go."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from obelisk.build.inside import scrub, state
+from obelisk.build.inside import configure, scrub, state
+from obelisk.build.programs import GUEST
 
 RULES = "usr/lib/tmpfiles.d/obelisk-var.conf"
 OWNER = f"{os.getuid()} {os.getgid()}"
@@ -163,3 +165,24 @@ def test_equal_trees_give_equal_rules_in_whatever_order_they_were_made(tmp_path:
         directory(tmp_path / place, "var", 0o755)
         found.append(rules(tmp_path / place))
     assert found[0] == found[1]
+
+
+def test_where_only_some_is_kept_memory_and_those_take_the_place_of_all(tree: Path) -> None:
+    (tree / "usr/lib/obelisk").mkdir(parents=True)
+    table = tree / "usr/lib/obelisk/state.fstab"
+    shutil.copyfile(GUEST / "root/usr/lib/obelisk/state.fstab", table)
+    configure.keep_declared(tree, {"kept": ["/var/lib/shop"], "mounts": "tmpfs /var tmpfs\nkept /var/lib/shop none\n"})
+    places = [line.split()[1] for line in table.read_text().splitlines() if not line.startswith("#")]
+    assert places == ["/var", "/var/lib/shop", "/etc/machine-id"]
+    assert (tree / "usr/lib/obelisk/state.kept").read_text() == "/var/lib/shop\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_directory_of_a_package_cannot_be_kept(tree: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    if kind == "file":
+        put(tree, "var/lib/shop")
+    else:
+        (tree / "var/lib/shop").symlink_to("/srv")
+    with pytest.raises(SystemExit):
+        configure.keep_declared(tree, {"kept": ["/var/lib/shop"], "mounts": ""})
+    assert "refused: declared-file: /var/lib/shop" in capsys.readouterr().err
