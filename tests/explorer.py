@@ -348,7 +348,8 @@ class Explorer:
         if esp is None:
             return Verdict("", "?", "no partition table")
         fat = Fat(lambda offset, length: self.disk.read(esp.start + offset, length))
-        files = fat.files("EFI", "Linux")
+        # The loader lists what has the sections of a UKI. Linux writes a renamed file's new name first, which then has no content yet.
+        files = {name: where for name, where in fat.files("EFI", "Linux").items() if where[1]}
         entries = [entry for name in files if (entry := Entry.parse(name)) is not None]
         phase = self._phase(table, entries)
         if not entries:
