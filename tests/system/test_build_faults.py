@@ -63,10 +63,14 @@ def assert_nothing_is_left(tool: Tool) -> None:
 
 def test_a_build_killed_at_any_instant_goes_on_to_the_same_image(workshop: Tool, tmp_path: Path) -> None:
     killed, undisturbed = tool_copy(workshop, tmp_path, "killed"), tool_copy(workshop, tmp_path, "undisturbed")
+    with killed.changed(PAGE, "Hello", "Hello, and how long is this?"):
+        began = time.monotonic()
+        killed.build()
+        whole = time.monotonic() - began
     images, hits = [], 0
     for attempt in range(12):
         with killed.changed(PAGE, "Hello", f"Hello for the {attempt}th time"):
-            hits += kill_after(killed, 0.3 + 0.3 * attempt, "build", str(killed.spec))
+            hits += kill_after(killed, whole * (attempt + 1) / 14, "build", str(killed.spec))
             images.append(killed.build())
     assert hits >= 8
     with undisturbed.changed(PAGE, "Hello", "Hello for the 11th time"):
