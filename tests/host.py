@@ -347,9 +347,9 @@ class Rack:
         *,
         name: str = "host",
         write_log: Path | None = None,
-        spares: tuple[Path, ...] = (),
+        **more: Any,  # noqa: ANN401 - whatever Settings has
     ) -> Iterator[Host]:
-        """The host that starts from that disk; what it writes is logged to `write_log`. `spares` are disks more."""
+        """The host that starts from that disk; what it writes is logged to `write_log`. `more` of its settings: see `qemu.Settings`."""
         run = self.place / name
         run.mkdir(exist_ok=True)
         if write_log is not None:
@@ -363,8 +363,8 @@ class Rack:
             console=run / "console.log",
             sockets={PORT: run / "agent"},
             attached=(shelf,) if shelf else (),
-            spares=spares,
             write_log=write_log,
+            **more,
         )
         binds: list[Bind] = [writable(self.place), *(read_only(base) for base in self._bases)]
         with Host(Machine(self.room, settings, binds=tuple(binds)), run / "agent") as host:

@@ -216,6 +216,10 @@ def secret(spec: Path) -> None:
     (spec / "tree/etc/ssl/private/own.key").write_text("-----BEGIN PRIVATE KEY-----\nMC4C\n-----END PRIVATE KEY-----\n")
 
 
+def secret_elsewhere(spec: Path) -> None:
+    (spec / "tree/srv/own.key").write_text("-----BEGIN PRIVATE KEY-----\nMC4C\n-----END PRIVATE KEY-----\n")
+
+
 def unsigned_module(spec: Path) -> None:
     (spec / "module.sh").write_text("#!/bin/sh\ncd /usr/lib/modules/*/kernel && head -c -28 drivers/net/dummy.ko >own.ko\n")
     (spec / "module.sh").chmod(0o755)
@@ -282,6 +286,7 @@ def appended(text: str) -> Callable[[Path], None]:
     ("spoil", "code", "words"),
     [
         (secret, "secret", "/etc/ssl/private/own.key holds a private key"),
+        (secret_elsewhere, "secret", "/srv/own.key holds a private key"),
         (unsigned_module, "module-unsigned", "kernel/own.ko is not signed"),
         (collision, "collision", "/usr/sbin/nginx belongs to the package nginx"),
         (setuid, "", "become"),

@@ -44,6 +44,19 @@ def test_a_right_port_is_read() -> None:
     assert qemu.forward("8080:80") == qemu.Forward(8080, 80)
 
 
+@pytest.mark.parametrize("text", ["", "name", "=value", "../x=y", "..=y", "a/b=c", "a\nb=c"])
+def test_a_wrong_credential_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not a credential"):
+        qemu.credential(text)
+
+
+def test_a_credential_goes_to_the_machine_whatever_characters_it_has() -> None:
+    given = dict([qemu.credential("network.hosts=192.0.2.1 a=b,c\n")])
+    assert given == {"network.hosts": "192.0.2.1 a=b,c\n"}
+    words = qemu.argv(qemu.Settings(Path("/d/disk"), Path("/d"), credentials=given), "tcg")
+    assert "type=11,value=io.systemd.credential.binary:network.hosts=MTkyLjAuMi4xIGE9YixjCg==" in words
+
+
 def test_sections_of_a_uki_come_out_without_their_padding(tmp_path: Path) -> None:
     contents = {".linux": b"kernel", ".cmdline": b"quiet", ".initrd": b"x" * 1000}
     header = bytearray(1024)

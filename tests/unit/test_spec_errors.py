@@ -206,6 +206,7 @@ RULES = [
             ("systemd.image_policy=root=unprotected", "verified hash"),
             ("dm-mod.create=x", "verified hash"),
             ("dm_verity.error_behavior=0", "damaged"),
+            ("systemd.set_credential=a:b", "everybody can read it"),
             ("lockdown=none", "under `hardening`"),
             ("module.sig-enforce=0", "under `hardening`"),
             ("init=/bin/sh", "own system"),

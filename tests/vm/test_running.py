@@ -83,7 +83,8 @@ def test_run_gives_a_shell_in_the_terminal_and_forwards_ports(tool: Tool) -> Non
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    terminal = Terminal([str(ROOT / "obelisk"), "run", str(tool.spec), "--port", f"{port}:80"], tool.environment)
+    more = ["--port", f"{port}:80", "--credential", "shop.token=open, sesame"]
+    terminal = Terminal([str(ROOT / "obelisk"), "run", str(tool.spec), *more], tool.environment)
     try:
         terminal.wait_for(r"root@\S+#", timeout_s=BOOT_S)
         terminal.wait_for("healthy", timeout_s=BOOT_S)
@@ -91,6 +92,8 @@ def test_run_gives_a_shell_in_the_terminal_and_forwards_ports(tool: Tool) -> Non
             assert b"Hello from an image" in answer.read()
         terminal.type("echo root is $(findmnt -no FSTYPE /)\n")
         terminal.wait_for("root is erofs", timeout_s=30)
+        terminal.type("echo token $(systemd-creds --system cat shop.token)\n")
+        terminal.wait_for("token open, sesame", timeout_s=30)
         terminal.type("systemctl poweroff\n")
         assert terminal.end(timeout_s=120) == 0
     finally:

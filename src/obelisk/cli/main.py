@@ -197,6 +197,9 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     parsers["test"].add_argument("--report", metavar="FILE", help="write the report as JSON")
     parsers["test"].add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
     parsers["run"].add_argument("--port", action="append", default=[], metavar="HOST:GUEST", help="forward a TCP port of 127.0.0.1")
+    parsers["run"].add_argument(
+        "--credential", action="append", default=[], metavar="NAME=VALUE", help="give the machine a credential, such as system.hostname"
+    )
     parsers["run"].add_argument("--memory", type=int, default=1024, metavar="MIB")
     parsers["run"].add_argument("--disk", metavar="FILE", help="keep the machine's disk, state included, in this qcow2 file")
     for side in ("before", "after"):

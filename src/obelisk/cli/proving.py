@@ -78,6 +78,7 @@ def run(arguments: Namespace) -> int:
     store = open_store(arguments)
     image = find_image(store, arguments.image)
     forwards = tuple(qemu.forward(text) for text in arguments.port)
+    credentials = dict(qemu.credential(text) for text in arguments.credential)
     with reporting(json_wanted=arguments.json) as sink:
         room = tools_room(None, store, sink)
     with store.workspace() as work:
@@ -94,7 +95,7 @@ def run(arguments: Namespace) -> int:
         shell = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode()}
         (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))
         kernel = qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
-        settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, forwards=forwards)
+        settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, forwards=forwards, credentials=credentials)
         accel = qemu.acceleration()
         print(f"booting {image.manifest.label} by {accel}; a root shell opens by itself; leave with Ctrl-A X", file=sys.stderr)
         for forward in forwards:

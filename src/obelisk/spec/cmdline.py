@@ -18,6 +18,7 @@ _REASONS = (
         _OTHER_ROOT,
     ),
     (re.compile(r"dm_verity\..*"), "weakens what happens when a block is damaged"),
+    (re.compile(r"systemd\.set_credential(_binary)?"), "everybody can read it, in every copy of the image"),
     (re.compile(r"lockdown|module\.sig_enforce"), "say it under `hardening`, where the image knows of it"),
     (re.compile(r"init|rdinit|initrd|noinitrd|--"), "starts something else than the image's own system"),
     (re.compile(r"(rd\.)?systemd\.(unit|run|run_.*|wants|crash_shell)"), "starts something else than the image's own system"),

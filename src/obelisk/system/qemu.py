@@ -6,6 +6,7 @@ Software emulation wants particular settings (see `argv`); hardware acceleration
 import asyncio
 import os
 import subprocess
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,8 @@ class Settings:
     """One virtual machine. `variables` is the firmware's own store, written by the guest; `console` None: this terminal.
 
     `ports` are virtio-serial ports by name, each a file that takes what the guest writes; `sockets` likewise, each a Unix socket that
-    one program can connect to and talk with the guest. `attached` are read-only raw disks more, `spares` qcow2 disks.
+    one program can connect to and talk with the guest. `credentials` are systemd's, by name. `attached` are read-only raw disks more,
+    `spares` qcow2 disks.
     `isolated`: no traffic but the forwards.
     `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes.
     """
@@ -56,6 +58,7 @@ class Settings:
     console: Path | None = None
     ports: dict[str, Path] = field(default_factory=dict)
     sockets: dict[str, Path] = field(default_factory=dict)
+    credentials: dict[str, str] = field(default_factory=dict)
     attached: tuple[Path, ...] = ()
     spares: tuple[Path, ...] = ()
     write_log: Path | None = None
@@ -86,40 +89,48 @@ def argv(settings: Settings, accel: str) -> list[str]:
         words += ["-drive", f"if=pflash,format=raw,unit=1,file={settings.variables}"]
     if settings.kernel is not None:
         words += ["-kernel", str(settings.kernel.image), "-initrd", str(settings.kernel.initrd), "-append", settings.kernel.command_line]
-    if settings.write_log is None:
-        # A copy that is thrown away need not reach the disk.
-        words += ["-drive", f"if=none,id=disk,file={settings.disk},format=qcow2,cache=unsafe,discard=unmap"]
-    else:
-        disk = f"file.driver=raw,file.file.driver=file,file.file.filename={settings.disk}"
-        log = f"log.driver=file,log.filename={settings.write_log},log-sector-size=512"
-        words += ["-drive", f"if=none,id=disk,driver=blklogwrites,{disk},{log},cache=writeback"]
-    # Requests that QEMU has merged may have more pieces than the log's driver can write at once.
-    words += ["-device", f"virtio-blk-pci,drive=disk,bootindex=1{',request-merging=off' if settings.write_log else ''}"]
+    words += _disks(settings)
     # Relative, for the path of a socket has a hundred characters at most.
     words += ["-qmp", "unix:monitor,server=on,wait=off"]
     if settings.console is None:
         words += ["-serial", "mon:stdio"]
     else:
         words += ["-chardev", f"file,id=console,path={settings.console}", "-serial", "chardev:console"]
+    for name, value in settings.credentials.items():
+        # In base64, for a comma would part QEMU's own words.
+        words += ["-smbios", f"type=11,value=io.systemd.credential.binary:{name}={b64encode(value.encode()).decode()}"]
+    words += _ports(settings)
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in settings.forwards)
+    words += ["-netdev", f"user,id=net,restrict={'on' if settings.isolated else 'off'}{forwards}", "-device", "virtio-net-pci,netdev=net"]
+    return words
+
+
+def _disks(settings: Settings) -> list[str]:
+    if settings.write_log is None:
+        # A copy that is thrown away need not reach the disk.
+        words = ["-drive", f"if=none,id=disk,file={settings.disk},format=qcow2,cache=unsafe,discard=unmap"]
+    else:
+        disk = f"file.driver=raw,file.file.driver=file,file.file.filename={settings.disk}"
+        log = f"log.driver=file,log.filename={settings.write_log},log-sector-size=512"
+        words = ["-drive", f"if=none,id=disk,driver=blklogwrites,{disk},{log},cache=writeback"]
+    # Requests that QEMU has merged may have more pieces than the log's driver can write at once.
+    words += ["-device", f"virtio-blk-pci,drive=disk,bootindex=1{',request-merging=off' if settings.write_log else ''}"]
     for index, path in enumerate(settings.attached):
-        words += [
-            "-drive",
-            f"if=none,id=attached{index},file={path},format=raw,readonly=on",
-            "-device",
-            f"virtio-blk-pci,drive=attached{index}",
-        ]
+        words += ["-drive", f"if=none,id=attached{index},file={path},format=raw,readonly=on"]
+        words += ["-device", f"virtio-blk-pci,drive=attached{index}"]
     for index, path in enumerate(settings.spares):
         words += ["-drive", f"if=none,id=spare{index},file={path},format=qcow2,cache=unsafe,discard=unmap"]
         words += ["-device", f"virtio-blk-pci,drive=spare{index}"]
-    if settings.ports or settings.sockets:
-        words += ["-device", "virtio-serial-pci"]
+    return words
+
+
+def _ports(settings: Settings) -> list[str]:
+    words = ["-device", "virtio-serial-pci"] if settings.ports or settings.sockets else []
     for index, (name, path) in enumerate(settings.sockets.items()):
         words += ["-chardev", f"socket,id=socket{index},path={path},server=on,wait=off"]
         words += ["-device", f"virtserialport,chardev=socket{index},name={name}"]
     for index, (name, file) in enumerate(settings.ports.items()):
         words += ["-chardev", f"file,id=port{index},path={file}", "-device", f"virtserialport,chardev=port{index},name={name}"]
-    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in settings.forwards)
-    words += ["-netdev", f"user,id=net,restrict={'on' if settings.isolated else 'off'}{forwards}", "-device", "virtio-net-pci,netdev=net"]
     return words
 
 
@@ -169,6 +180,18 @@ def overlay(room: Room, base: Path, target: Path, size_bytes: int, *, binds: Seq
 def overwrite(room: Room, disk: Path, offset: int, length: int, *, binds: Sequence[Bind]) -> None:
     """Overwrite `length` bytes (a multiple of 512, like `offset`) of a qcow2 disk that no machine uses."""
     room.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 0xa5 {offset} {length}", str(disk)], binds=binds)
+
+
+def credential(text: str) -> tuple[str, str]:
+    """A credential as people write it, `system.hostname=till-7`.
+
+    Raises:
+        InputError: it is no name and value.
+    """
+    name, found, value = text.partition("=")
+    if not found or not name or "/" in name or name in {".", ".."} or not name.isprintable():
+        raise InputError(f"{text!r} is not a credential", code="credential", hint="write NAME=VALUE, for example system.hostname=till-7")
+    return name, value
 
 
 def forward(text: str) -> Forward:

@@ -445,7 +445,8 @@ def inspect(tree: Path, request: dict[str, Any], setuid: set[str], devices: set[
             if not is_signed(file):
                 name = str(file).removeprefix(str(tree))
                 refuse("module-unsigned", f"{name} is not signed, and the kernel will not load it: sign it, or say so under [hardening]")
-    for file in (tree / "etc").rglob("*"):
+    own = {tree / settle(tree, entry["path"]).lstrip("/") for entry in request["files"]}
+    for file in sorted({*(tree / "etc").rglob("*"), *own}):
         if file.is_file() and not file.is_symlink() and file.stat().st_size < SECRET_BYTES and b"PRIVATE KEY-----" in file.read_bytes():
             name = str(file).removeprefix(str(tree))
             refuse(
