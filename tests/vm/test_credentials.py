@@ -10,7 +10,14 @@ from tool import Tool
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f admin"
 # Of a card that the guest makes: the tests' kernel has no drivers of others.
 _NETWORK = "[Match]\nName=dummy0\n[Network]\nAddress=192.0.2.7/24\n"
-_GIVEN = {"system.hostname": "till-7", "ssh.authorized_keys.root": f"{_KEY}\n", "network.network.10-till": _NETWORK}
+_GIVEN = {"system.hostname": "till-7", "ssh.authorized_keys.root": f"{_KEY}\n", "network.network.10-till": _NETWORK, "lines": "a=b\nc, d\n"}
+_CODE = {
+    "systemd.extra-unit.evil.service": "[Service]\nExecStart=touch /run/evil\n",
+    "tmpfiles.extra": "f /run/evil\n",
+    "udev.rules.evil": 'RUN+="/bin/touch /run/evil"\n',
+    "fstab.extra": "tmpfs /mnt tmpfs\n",
+    "login.noauth": "yes",
+}
 
 _ENROL = """\
 [Unit]
@@ -36,7 +43,7 @@ def host(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
     build_versions(tool, [Version("1", files=_FILES)])
     (home / "rack").mkdir()
     rack = Rack(tool, home / "rack")
-    with rack.host(rack.disk(rack.image("host@1")), rack.variables(), credentials=_GIVEN) as machine:
+    with rack.host(rack.disk(rack.image("host@1")), rack.variables(), credentials=_GIVEN | _CODE) as machine:
         machine.wait_for_boot()
         machine.settled("host_1")
         yield machine
@@ -49,17 +56,26 @@ def test_a_vm_gets_its_name_key_and_address(host: Host) -> None:
     host.run("ip link add dummy0 type dummy; until ip -brief address | grep 192.0.2.7/24; do sleep 0.5; done", timeout_s=60)
 
 
+def test_credentials_are_data_and_never_code(host: Host) -> None:
+    assert host.run("ls /run/credentials/@system").split() == sorted(_GIVEN)
+    assert host.run("cat /run/credentials/@system/lines") == "a=b\nc, d"
+    said = host.run("journalctl -k -b --no-pager | grep -o 'the credential .* is left out: what runs'")
+    assert {line.split()[2] for line in said.splitlines()} == set(_CODE)
+    host.run("[ ! -e /run/evil ] && ! findmnt /mnt")
+    assert host.run("stat -c %a /run/credentials/@system; findmnt -no FSTYPE /run/credentials/@system") == "700\nramfs"
+
+
 def test_the_esp_brings_what_this_machine_can_open_and_nothing_else(host: Host) -> None:
     host.run(f"mkdir -p /run/esp; mount /dev/vda1 /run/esp; mkdir -p {_ESP}")
     host.run(f"printf open-sesame | systemd-creds encrypt --with-key=host --name=shop.token - {_ESP}/shop.token.cred")
     # One that belongs under another name, and one that is no credential.
-    host.run(f"cd {_ESP}; cp shop.token.cred sysctl.extra.cred; echo plain >login.motd.cred; cd /; umount /run/esp")
+    host.run(f"cd {_ESP}; cp shop.token.cred other.token.cred; echo plain >login.motd.cred; cd /; umount /run/esp")
     host.restart()
     host.settled("host_1")
     assert host.run("cat /run/enrolled") == "open-sesame"
     assert host.run("ls /run/credentials/@system").split() == sorted([*_GIVEN, "shop.token"])
     assert host.run("uname -n") == "till-7"
-    said = host.run("journalctl -k -b --no-pager | grep 'of the ESP is left out'")
+    said = host.run("journalctl -k -b --no-pager | grep 'cannot open it'")
     assert len(said.splitlines()) == 2
     assert host.run("ls /run/obelisk/credentials 2>&1", status=2)
     assert host.json("verify")["findings"] == []
