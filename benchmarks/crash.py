@@ -1,8 +1,9 @@
 """Cuts the power of a host at every flush of its disk, and at torn states between them, and counts the states from which nothing boots.
 
-A host in a VM lives through its first boot, two upgrades and a rollback with its state, while QEMU logs every write (tests/story.py). The
-explorer (tests/explorer.py) then judges each state that a cut may leave: partition table, ESP, kernel image, every block of the slot that
-would boot. Some states of each phase are also really booted; such a host has to settle, and the next upgrade has to go on from there.
+A host in a VM lives through its first boot, two upgrades, a migration and a rollback with its state, while QEMU logs every write
+(tests/story.py). The explorer (tests/explorer.py) then judges each state that a cut may leave: partition table, ESP, kernel image, every
+block of the slot that would boot. Some states of each phase are also really booted; such a host has to settle with state that its image
+knows, and the next upgrade has to go on from there.
 """
 
 import argparse
@@ -20,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
 from explorer import Explorer, Tally, Verdict  # noqa: E402 - found by the path above
 from host import Rack, build_versions  # noqa: E402
-from story import VERSIONS, Story, tell  # noqa: E402
+from story import VERSIONS, Story, inspect, tell  # noqa: E402
 from tool import Tool  # noqa: E402
 
 _SIGN_OF_LIFE_S = 10
@@ -80,7 +81,7 @@ def _say(what: str) -> None:
 def _explore(rack: Rack, story: Story, home: Path, arguments: argparse.Namespace) -> tuple[Explorer, Tally, Booted]:
     work = home / "work.raw"
     subprocess.run(["cp", "--sparse=always", story.before, work], check=True)
-    walk = Explorer(work, story.log, story.images, seed=arguments.seed)
+    walk = Explorer(work, story.log, story.images, seed=arguments.seed, windows=story.windows)
     draw = random.Random(arguments.seed)  # noqa: S311 - a sample that can be drawn again
     booted = Booted()
     told = time.monotonic()
@@ -111,22 +112,9 @@ def _boot(rack: Rack, story: Story, walk: Explorer) -> str:
     disk = rack.place / "state.qcow2"
     disk.unlink(missing_ok=True)
     try:
-        with rack.host(rack.over(raw, disk.name), variables, shelf) as host:
-            host.wait_for_boot()
-            version = host.settle_any()
-            findings = host.json("verify")["findings"]
-            if findings:
-                return f"version {version}: {findings}"
-            if version != VERSIONS[-1].number:
-                host.run("mkdir -p /run/shelf; mount -o ro /dev/vdb /run/shelf")
-                answer = host.try_run(f"obelisk host upgrade /run/shelf/{VERSIONS[-1].number}")
-                if answer.status:
-                    return f"version {version}: the next upgrade failed: {answer.output}"
-    except AssertionError as error:
-        return str(error)[-2000:]
+        return inspect(rack, rack.over(raw, disk.name), variables, shelf)
     finally:
         raw.unlink()
-    return ""
 
 
 if __name__ == "__main__":

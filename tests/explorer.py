@@ -13,7 +13,7 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cmp_to_key
 from pathlib import Path
 from uuid import UUID
@@ -225,11 +225,20 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What would boot from a state (a label; empty: nothing), in which phase of an upgrade it is, and what is wrong."""
+    """What would boot from a state (a label; empty: nothing), in which phase of an upgrade (or window) it is, and what is wrong."""
 
     boots: str
     phase: str
     fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time of which partitions and ESP do not tell: its name, and where it begins and ends in the log, in bytes."""
+
+    name: str
+    start: int
+    stop: int
 
 
 class Image:
@@ -247,12 +256,13 @@ class Image:
 class Explorer:
     """Walks along the log of one machine, which ran from the disk in `base` (it is changed) with the images given."""
 
-    def __init__(self, base: Path, log: Path, images: Sequence[Path], *, seed: int) -> None:
+    def __init__(self, base: Path, log: Path, images: Sequence[Path], *, seed: int, windows: Sequence[Window] = ()) -> None:
         self.disk = Disk(base, log)
         self.writes = read_log(log)
         self.images = {image.manifest.label: image for image in map(Image, images)}
         self.random = random.Random(seed)  # noqa: S311 - states that can be drawn again, no secret
         self.tally = Tally()
+        self._windows = windows
         # By where a partition begins and what it should begin with: the blocks in which the two differ now.
         self._wrong: dict[tuple[int, str, PartKind], set[int]] = {}
 
@@ -334,6 +344,10 @@ class Explorer:
 
     def _count(self, index: int, on_state: Callable[[int, Verdict], None] | None) -> None:
         verdict = self.judge()
+        place = self.writes[min(index, len(self.writes) - 1)].at
+        for window in self._windows:
+            if window.start <= place < window.stop:
+                verdict = replace(verdict, phase=window.name)
         self.tally.states[verdict.phase] = self.tally.states.get(verdict.phase, 0) + 1
         self.tally.boots[verdict.boots] = self.tally.boots.get(verdict.boots, 0) + 1
         if verdict.fault:

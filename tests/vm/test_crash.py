@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 from explorer import Explorer, Verdict
 from host import Rack, build_versions
-from story import VERSIONS, Story, tell
+from story import VERSIONS, Story, inspect, tell
 from tool import Tool
 
-BOOTED = ("staging", "trying")
+BOOTED = ("staging", "migrating", "blessing", "swapping")
 """The phases of which one state each is really booted here."""
 
 
@@ -36,17 +37,22 @@ def explorer(story: Story, place: Path, *, seed: int) -> Iterator[Explorer]:
     """An explorer at the beginning of the story."""
     work = place / "work.raw"
     subprocess.run(["cp", "--sparse=always", story.before, work], check=True)
-    walk = Explorer(work, story.log, story.images, seed=seed)
+    walk = Explorer(work, story.log, story.images, seed=seed, windows=story.windows)
     yield walk
     walk.disk.close()
     work.unlink()
 
 
 def test_the_old_or_the_new_image_boots_after_every_cut(story: Story, rack: Rack, tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
     frozen: dict[str, Path] = {}
 
     def keep(_index: int, verdict: Verdict) -> None:
-        if walk.disk.over and verdict.phase in BOOTED and verdict.phase not in frozen:
+        if not walk.disk.over or verdict.phase not in BOOTED:
+            return
+        seen[verdict.phase] += 1
+        # A phase has few states or many, and little happens in its first.
+        if seen[verdict.phase] in {1, 5, 25}:
             frozen[verdict.phase] = rack.place / f"{verdict.phase}.raw"
             walk.freeze(frozen[verdict.phase])
 
@@ -59,10 +65,7 @@ def test_the_old_or_the_new_image_boots_after_every_cut(story: Story, rack: Rack
     for phase, raw in frozen.items():
         variables = rack.place / "variables.fd"
         shutil.copyfile(story.variables, variables)
-        with rack.host(rack.over(raw, f"{phase}.qcow2"), variables) as host:
-            host.wait_for_boot()
-            assert host.settle_any() in {version.number for version in VERSIONS}
-            assert host.json("verify")["findings"] == []
+        assert inspect(rack, rack.over(raw, f"{phase}.qcow2"), variables) == ""
         raw.unlink()
 
 
