@@ -13,19 +13,15 @@ import time
 from pathlib import Path, PurePosixPath
 
 from obelisk.errors import CommandError
-from obelisk.host import esp, journal, snapshots
+from obelisk.host import esp, evidence, journal, snapshots
 from obelisk.host.here import Here
 from obelisk.host.settings import Settings
 from obelisk.model.host import Entry, Event, Pending, Progress, Record, Trying, progress
 from obelisk.system import efivars
 from obelisk.system.command import run
-from obelisk.system.files import sync_directory, write_durably
-from obelisk.system.filesystem import sync_filesystem
+from obelisk.system.files import write_durably
 
-FAILURES = "failures"
 SETTLED = "settled"
-_KEPT_FAILURES = 5
-_EVIDENCE_BYTES = 2 << 20
 
 
 def settle(here: Here, settings: Settings) -> str:
@@ -111,22 +107,16 @@ def reason_of(state: Pending | Trying, records: tuple[Record, ...]) -> str:
 
 def keep_evidence(here: Here, image: str, boot: str) -> None:
     """Keep a boot's journal and its health report where neither a rollback nor the journal's own limits take them."""
-    place = here.keep / FAILURES / f"{image}-{boot[:8]}"
-    place.mkdir(parents=True, exist_ok=True)
-    try:
-        said = run(["journalctl", f"--boot={boot.replace('-', '')}", "--no-pager", "--output=short-precise"], timeout_s=120).stdout
-    except CommandError as error:
-        said = error.output
-    write_durably(place / "journal.txt", said.encode()[-_EVIDENCE_BYTES:])
-    if boot == here.boot and (here.run / "health.json").exists():
-        write_durably(place / "health.json", (here.run / "health.json").read_bytes())
-    for crash in Path("/var/lib/systemd/pstore").glob("**/dmesg*"):
-        shutil.copyfile(crash, place / crash.name)
-    older = sorted((here.keep / FAILURES).iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT_FAILURES]
-    for path in older:
-        shutil.rmtree(path)
-    sync_directory(here.keep / FAILURES)
-    sync_filesystem(here.keep)
+    with evidence.keeping(here.keep, f"{image}-{boot[:8]}") as place:
+        try:
+            said = run(["journalctl", f"--boot={boot.replace('-', '')}", "--no-pager", "--output=short-precise"], timeout_s=120).stdout
+        except CommandError as error:
+            said = error.output
+        write_durably(place / "journal.txt", said.encode()[-evidence.MOST_BYTES :])
+        if boot == here.boot and (here.run / "health.json").exists():
+            write_durably(place / "health.json", (here.run / "health.json").read_bytes())
+        for crash in Path("/var/lib/systemd/pstore").glob("**/dmesg*"):
+            shutil.copyfile(crash, place / crash.name)
 
 
 def _is_counted(here: Here, entry: Entry) -> bool:
