@@ -84,6 +84,17 @@ class Task:
         """Report that `done` units are complete."""
         self.sink(Progress(self.name, done, total))
 
+    def counting(self, total: int) -> Callable[[int], None]:
+        """Reports units of `total` as they are told of, some at a time."""
+        done = 0
+
+        def count(units: int) -> None:
+            nonlocal done
+            done = min(done + units, total)
+            self.progress(done, total)
+
+        return count
+
     def output(self, line: str) -> None:
         """Pass on one line of an external program."""
         self.sink(Output(self.name, line))

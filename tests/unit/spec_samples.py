@@ -128,6 +128,9 @@ key = "./keys/good.asc"
 [[scripts]]
 run = "scripts/build.sh"
 
+[upgrade]
+rehearse = true
+
 [state]
 policy = "declared"
 declare = ["/var/lib/shop"]

@@ -35,6 +35,22 @@ def test_its_command_line_offers_what_a_host_can_do(part: Path) -> None:
     assert "build " not in said
 
 
+def test_what_only_a_rehearsal_needs_is_not_loaded_without_one(part: Path) -> None:
+    loaded = ["upgrade", "migration", "settle", "status", "rollback"]
+    program = (
+        f"import sys; sys.path.insert(0, {str(part)!r}); import obelisk.cli.hosting\n"
+        + "".join(f"import obelisk.host.{name}\n" for name in loaded)
+        + "assert not {'obelisk.host.rehearsal', 'obelisk.system.qemu', 'asyncio'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-IS", "-c", program], check=True)
+
+
+def test_an_upgrade_can_be_rehearsed(part: Path) -> None:
+    program = f"import sys; sys.path.insert(0, {str(part)!r}); from obelisk.cli import main; main(['host', 'upgrade', '--help'])"
+    said = subprocess.run([sys.executable, "-IS", "-c", program], check=False, capture_output=True, text=True).stdout
+    assert "--rehearse" in said
+
+
 def test_what_it_is_in_git_is_what_it_is_in_the_list() -> None:
     listed = {str(module) for module in hostpart.modules()}
     assert {"cli/hosting.py", "host/upgrade.py", "model/host.py", "system/blocks.py"} <= listed

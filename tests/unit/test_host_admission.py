@@ -24,6 +24,7 @@ FAILED = manifest("2")
         (facts(entries=(Entry("shop", "1", 2, 1),)), manifest("2"), "on-trial"),
         (facts(entries=(Entry("shop", "1", 0, 3),)), manifest("2"), "on-trial"),
         (facts(failed=frozenset({FAILED.id})), FAILED, "failed-before"),
+        (replace(facts(), unfit=frozenset({FAILED.id})), FAILED, "unfit-before"),
         (replace(facts(), state_version=2), manifest("2"), "state-older"),
         (facts(), replace(manifest("2"), state_version=3, state_oldest=2), "state-gap"),
     ],
@@ -57,6 +58,7 @@ def test_an_image_that_migrates_the_state_from_where_it_is_is_taken() -> None:
 
 def test_an_image_that_failed_is_taken_when_it_is_named() -> None:
     assert refusal(facts(failed=frozenset({FAILED.id})), FAILED, retry=True) is None
+    assert refusal(replace(facts(), unfit=frozenset({FAILED.id})), FAILED, retry=True) is None
 
 
 def test_retry_opens_no_other_door() -> None:

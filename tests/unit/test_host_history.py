@@ -67,3 +67,19 @@ def test_a_rollback_says_from_what() -> None:
 def test_a_journal_without_a_beginning_is_told_as_far_as_it_goes() -> None:
     assert told(record(Event.BLESSED), record(Event.HEALTHY), boot("shop_2", 1)) == [("shop_2", "first boot", 1, "")]
     assert told(record(Event.FELL_BACK, detail="lost")) == [("shop_2", "upgrade", 0, "failed: lost")]
+
+
+def test_an_image_that_failed_its_rehearsal_has_its_place_behind_what_ran_then() -> None:
+    begun, unfit = record(Event.BEGUN), record(Event.UNFIT, detail="failed: page")
+    begin = (boot("shop_1", 1), record(Event.HEALTHY, "shop_1"), begun, unfit)
+    assert told(*begin, boot("shop_1", 2)) == [
+        ("shop_1", "first boot", 2, "healthy"),
+        ("shop_2", "rehearsal", 0, "failed: page"),
+    ]
+    rehearsed = (begun, record(Event.REHEARSED), INSTALLED, boot("shop_2", 3), record(Event.BLESSED))
+    assert told(*begin, *rehearsed) == [
+        ("shop_1", "first boot", 1, "healthy"),
+        ("shop_2", "rehearsal", 0, "failed: page"),
+        ("shop_2", "upgrade from shop_1, rehearsed", 1, "blessed"),
+    ]
+    assert told(*begin, *rehearsed, begun, INSTALLED, boot("shop_3", 4))[-1] == ("shop_3", "upgrade from shop_2", 1, "")

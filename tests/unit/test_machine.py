@@ -1,7 +1,10 @@
 """Machines: how QEMU is started, how UKIs are read, how initrds grow."""
 
+import signal
 import struct
 import subprocess
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,28 @@ def test_a_guest_is_isolated_unless_asked_otherwise_and_forwards_only_from_loopb
     assert "restrict=on" in " ".join(qemu.argv(SETTINGS, "tcg"))
     forwarding = qemu.Settings(Path("/d/disk"), Path("/d"), forwards=(qemu.Forward(8080, 80),))
     assert "hostfwd=tcp:127.0.0.1:8080-:80" in " ".join(qemu.argv(forwarding, "kvm"))
+
+
+def test_a_disk_is_raw_and_a_restart_the_end_where_that_is_wanted() -> None:
+    words = " ".join(qemu.argv(SETTINGS, "tcg"))
+    assert "format=qcow2" in words
+    assert "-no-reboot" not in words
+    words = " ".join(qemu.argv(replace(SETTINGS, raw=True, restarts=False), "tcg"))
+    assert "format=raw" in words
+    assert "-no-reboot" in words
+
+
+def test_strays_are_the_processes_that_work_in_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    strays = [subprocess.Popen(["sleep", "60"], cwd=place) for place in (tmp_path, tmp_path / "other")]
+    waiting = threading.Thread(target=strays[0].wait)
+    waiting.start()
+    qemu.end_strays(tmp_path)
+    waiting.join(10)
+    assert strays[0].returncode == -signal.SIGKILL
+    assert strays[1].poll() is None
+    strays[1].kill()
+    strays[1].wait()
 
 
 def test_secure_boot_needs_system_management_mode() -> None:

@@ -20,6 +20,7 @@ from obelisk.model.host import (
     known_good,
     next_phase,
     progress,
+    unfit_images,
 )
 
 BEGUN = record(Event.BEGUN)
@@ -67,6 +68,10 @@ def test_other_files_are_no_entries(file: str) -> None:
         ((*ALL_DONE, BOOTED, record(Event.FELL_BACK)), Idle("shop_2")),
         ((*ALL_DONE, BOOTED, record(Event.BLESSED, "shop_1")), Trying("shop_2", "id-shop_2", ("boot-2",))),
         ((*ALL_DONE, record(Event.ROLLED_BACK)), Idle("shop_2")),
+        ((*ALL_DONE[:3], record(Event.UNFIT)), Idle("shop_2")),
+        ((*ALL_DONE[:3], record(Event.UNFIT, "shop_3")), Underway("shop_2", "id-shop_2", (Phase.CHECK, Phase.SPACE))),
+        ((*ALL_DONE[:3], record(Event.REHEARSED)), Underway("shop_2", "id-shop_2", (Phase.CHECK, Phase.SPACE))),
+        ((*ALL_DONE, record(Event.UNFIT)), PENDING),
         ((record(Event.DONE, phase=Phase.PENDING),), Idle()),
     ],
 )
@@ -79,14 +84,31 @@ def test_the_phases_follow_each_other() -> None:
     for count in range(1, len(ALL_DONE)):
         state = progress(ALL_DONE[:count])
         assert isinstance(state, Underway)
-        seen.append(next_phase(state))
+        seen.append(next_phase(state, rehearse=True))
     assert tuple(seen) == PHASES
+
+
+def test_a_rehearsal_is_the_last_phase_before_anything_is_written_and_only_where_it_is_asked_for() -> None:
+    looked = Underway("shop_2", "id-shop_2", (Phase.CHECK, Phase.SPACE))
+    assert next_phase(looked, rehearse=True) is Phase.REHEARSE
+    assert next_phase(looked) is Phase.STAGE
 
 
 def test_an_image_that_fell_back_is_failed_until_it_is_blessed() -> None:
     assert failed_images([record(Event.FELL_BACK)]) == {"id-shop_2"}
     assert failed_images([record(Event.FELL_BACK), record(Event.BLESSED)]) == frozenset()
     assert failed_images([record(Event.UNHEALTHY)]) == frozenset()
+
+
+def test_an_image_whose_rehearsal_failed_is_unfit_until_one_succeeds_or_it_is_blessed() -> None:
+    unfit = record(Event.UNFIT)
+    assert unfit_images([unfit]) == {"id-shop_2"}
+    assert unfit_images([unfit, record(Event.REHEARSED, "shop_3")]) == {"id-shop_2"}
+    for event in (Event.REHEARSED, Event.BLESSED):
+        assert unfit_images([unfit, record(event)]) == frozenset()
+    assert unfit_images([record(Event.REHEARSED), unfit]) == {"id-shop_2"}
+    assert failed_images([unfit]) == frozenset()
+    assert failed_images([record(Event.FELL_BACK), record(Event.REHEARSED)]) == {"id-shop_2"}
 
 
 def test_good_is_what_was_healthy_here() -> None:

@@ -66,6 +66,7 @@ LOCK_TOO = [
     ('"nginx-light"', '"nginx"'),
     ("recommends = true", "recommends = false"),
     ('kernel = "linux-image-cloud-amd64"\n', ""),
+    ("rehearse = true", "rehearse = false"),
     ('suites = ["trixie-pgdg"]', 'suites = ["forky-pgdg"]'),
     ('components = ["main"]', 'components = ["main", "17"]'),
     ("[sources.flat]", "[sources.other]"),

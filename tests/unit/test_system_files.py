@@ -14,6 +14,7 @@ from obelisk.errors import StateError
 from obelisk.model.lock import Lock, PackageSet
 from obelisk.system import files
 from obelisk.system.bubblewrap import Room
+from obelisk.system.filesystem import tree_bytes
 
 
 @pytest.fixture
@@ -92,3 +93,14 @@ def test_a_place_that_will_not_take_a_file_is_known_beforehand(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
     with pytest.raises(StateError, match=r"nowhere/obelisk\.lock cannot be written: No such file"):
         files.ensure_writable(tmp_path / "nowhere/obelisk.lock")
+
+
+def test_a_tree_takes_what_its_files_take_each_once(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/file").write_bytes(b"x" * 100_000)
+    once = tree_bytes(tmp_path)
+    (tmp_path / "again").hardlink_to(tmp_path / "below/file")
+    (tmp_path / "link").symlink_to("below/file")
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(1 << 30)
+    assert 100_000 <= once <= tree_bytes(tmp_path) < once + 65536

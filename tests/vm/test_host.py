@@ -85,12 +85,12 @@ def upgrade(host: Host, version: str) -> dict[str, object]:
     return host.json(f"upgrade /run/shelf/{version}")
 
 
-def refused(host: Host, version: str, *, status: int) -> str:
+def refused(host: Host, version: str, *words: str, status: int) -> str:
     """What an upgrade says that must not happen; nothing on the disk is another for it."""
     open_shelf(host)
     look = "sfdisk --dump /dev/vda; mkdir -p /run/look; mount -o ro /dev/vda1 /run/look; ls -R /run/look/EFI; umount /run/look"
     before = host.run(look)
-    said = host.run(f"obelisk host upgrade /run/shelf/{version} 2>&1", status=status)
+    said = host.run(f"obelisk host upgrade /run/shelf/{version} {' '.join(words)} 2>&1", status=status)
     assert host.run(look) == before
     return said
 
@@ -129,6 +129,12 @@ def test_what_must_not_be_installed_is_refused_and_changes_nothing(host: Host) -
     assert "has no image" in refused(host, "nowhere", status=2)
     host.run("cp -r /run/shelf/6 /var/tmp/cut; truncate -s -4096 /var/tmp/cut/root.erofs")
     assert "another size than the manifest says" in host.run("obelisk host upgrade /var/tmp/cut 2>&1; rm -r /var/tmp/cut")
+
+
+def test_a_rehearsal_without_its_programs_is_refused_and_says_how_to_get_them(host: Host) -> None:
+    said = refused(host, "6", "--rehearse", status=7)
+    assert "this host has no QEMU to rehearse with" in said
+    assert "`rehearse = true` under [upgrade]" in said
 
 
 def test_a_full_esp_and_a_full_state_volume_are_found_before_anything_is_written(host: Host) -> None:

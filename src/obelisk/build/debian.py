@@ -75,6 +75,9 @@ _BY_SUITE = {
 
 _BY_ROLE: dict[Role, tuple[str, ...]] = {Role.SERVER: (), Role.WORKSTATION: ("dbus-user-session", "polkitd")}
 
+# What rehearsals of upgrades run.
+_REHEARSAL = ("dosfstools", "qemu-system-x86")
+
 _SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "bookworm": {"debian": ("bookworm", "bookworm-updates"), "debian-security": ("bookworm-security",)},
     "trixie": {"debian": ("trixie", "trixie-updates"), "debian-security": ("trixie-security",)},
@@ -96,7 +99,7 @@ def foundation_packages(spec: Spec) -> tuple[str, ...]:
 
 def image_packages(spec: Spec) -> tuple[str, ...]:
     """The packages that the spec asks for, with those that its foundation brings along."""
-    return tuple(sorted({*foundation_packages(spec), *spec.packages}))
+    return tuple(sorted({*foundation_packages(spec), *spec.packages, *(_REHEARSAL if spec.upgrade.rehearse else ())}))
 
 
 def enabled_units(spec: Spec) -> tuple[str, ...]:

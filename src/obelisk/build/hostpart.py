@@ -25,11 +25,14 @@ _MODULES = (
     "system/files.py",
     "system/filesystem.py",
     "system/forked.py",
+    "system/loops.py",
     "system/mounts.py",
     "system/overwriting.py",
     "system/power.py",
+    "system/qemu.py",
     "system/sbverify.py",
     "system/sfdisk.py",
+    "system/vfat.py",
 )
 _OWN = ("/var/lib/obelisk", "/var/lib/systemd", "/var/log/journal")
 """What every host keeps: identity; the random seed and the stamps of timers; the journal."""

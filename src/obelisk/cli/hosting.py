@@ -73,14 +73,14 @@ def _status(this: Here, arguments: Namespace) -> int:
 
 def _upgrade(this: Here, arguments: Namespace) -> int:
     from obelisk.host.source import open_source
-    from obelisk.host.upgrade import upgrade
+    from obelisk.host.upgrade import Wish, upgrade
 
     source = open_source(Path(arguments.source))
     retry = arguments.retry is not None
     if retry and arguments.retry != source.manifest.version:
         raise InputError(f"--retry names {arguments.retry}, the source has {source.manifest.version}", code="retry-other")
     with reporting(json_wanted=arguments.json) as sink:
-        outcome = upgrade(this, source, sink, retry=retry, tries=sealed.read().tries)
+        outcome = upgrade(this, source, sink, Wish(retry, arguments.rehearse, sealed.read().tries))
     label = outcome.entry.label
     if outcome.changed:
         written = f"{size(outcome.written_bytes)} of {size(outcome.image_bytes)} written"

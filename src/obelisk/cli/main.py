@@ -166,7 +166,10 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("upgrade", "snapshot", "reset"):
         parsers[name].add_argument("--reboot", action="store_true", help="restart as soon as everything is ready")
     parsers["upgrade"].add_argument("source", metavar="SOURCE", help="a directory with an image's manifest.json and parts")
-    parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it fell back here before")
+    parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it failed here before")
+    parsers["upgrade"].add_argument(
+        "--rehearse", action="store_true", help="first boot it in a VM over a copy of the state, and go on only when it is healthy there"
+    )
     parsers["rollback"].add_argument("--with-state", action="store_true", help="also bring back the state as that image left it")
     parsers["rollback"].add_argument("--no-reboot", action="store_true", help="leave the restart to you")
     parsers["verify"].add_argument("--repair", metavar="SOURCE", help="write what is damaged again, from the directory of that image")

@@ -15,7 +15,7 @@ ARCHITECTURE = "amd64"
 class Facts:
     """What a host knows about itself. `booted` is the slot that it runs from, `good` are labels of images that were healthy here.
 
-    `state_version` is that of its state.
+    `failed` and `unfit` are ids of images that fell back here, and whose rehearsal failed here. `state_version` is that of its state.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Facts:
     failed: frozenset[str]
     good: frozenset[str]
     state_version: int = FIRST
+    unfit: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -86,6 +87,12 @@ def refusal(facts: Facts, manifest: Manifest, *, retry: bool) -> ObeliskError | 
             f"{manifest.label} was tried on this host and fell back",
             code="failed-before",
             hint=f"`obelisk host history` says why; name it to try it again: --retry {manifest.version}",
+        )
+    if manifest.id in facts.unfit and not retry:
+        return StateError(
+            f"{manifest.label} failed its rehearsal on this host",
+            code="unfit-before",
+            hint=f"`obelisk host history` says why; name it to rehearse or to install it all the same: --retry {manifest.version}",
         )
     return None
 

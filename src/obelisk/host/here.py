@@ -26,7 +26,8 @@ from obelisk.system.sfdisk import TableEntry
 
 _RUN = Path("/run/obelisk")
 _WAIT_S = 60.0
-_STATE_LABEL = "state"
+STATE_LABEL = "state"
+"""Of the partition with the state volume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class Here:
     def state(self) -> Path:
         """The state that programs use: var/, home/ and root/."""
         return self.run / "state"
+
+    @property
+    def rehearsal(self) -> Path:
+        """Where a rehearsal has its disk, while there is one; see `obelisk.host.rehearsal`."""
+        return self.keep / "rehearsal"
 
     def slots(self) -> tuple[Slot, ...]:
         """The slots, in the order of the partition table."""
@@ -109,7 +115,7 @@ class Here:
 
     def state_device(self) -> Path:
         """The partition of the state volume."""
-        found = [entry for entry in sfdisk.read_table(self.disk) if entry.label == _STATE_LABEL]
+        found = [entry for entry in sfdisk.read_table(self.disk) if entry.label == STATE_LABEL]
         if not found:
             raise StateError(f"{self.disk} has no state volume", code="state-missing", hint="was the system started from another disk?")
         return found[0].device

@@ -9,7 +9,7 @@ from obelisk.model.host import Event, Phase, Record
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One image from its first boot to the next change.
+    """One image from its first boot to the next change; or one that never ran here, for its rehearsal failed.
 
     `healthy_ms` is the time from the kernel's start to healthy (on a trial: to blessed) of the first boot that came so far; `outcome` is
     empty as long as none did and none failed.
@@ -35,15 +35,26 @@ class Iteration:
 
 
 def iterations(records: Iterable[Record]) -> tuple[Iteration, ...]:
-    """All iterations, oldest first."""
+    """All iterations, oldest first; what failed a rehearsal comes behind what ran then."""
+    given = tuple(records)
+    found = _ran(given)
+    for index, record in reversed(tuple(enumerate(given))):
+        if record.event is Event.UNFIT:
+            found.insert(len(_ran(given[:index])), Iteration(record.image, record.at, "rehearsal", outcome=record.detail))
+    return tuple(found)
+
+
+def _ran(records: tuple[Record, ...]) -> list[Iteration]:
     found: list[Iteration] = []
     boots: set[str] = set()
     why = "first boot"
     since = 0  # where iterations of the image begin that was installed last; it may have run here before
-    for record in records:
+    for index, record in enumerate(records):
         match record.event:
             case Event.DONE if record.phase is Phase.PENDING:
-                why = f"upgrade from {found[-1].image}" if found else "upgrade"
+                why = (f"upgrade from {found[-1].image}" if found else "upgrade") + (
+                    ", rehearsed" if _was_rehearsed(records[:index]) else ""
+                )
                 since = len(found)
             case Event.ROLLED_BACK:
                 why = f"rollback from {record.image}"
@@ -65,7 +76,13 @@ def iterations(records: Iterable[Record]) -> tuple[Iteration, ...]:
                 _fall_back(found, record, since)
             case _:
                 pass
-    return tuple(found)
+    return found
+
+
+def _was_rehearsed(before: tuple[Record, ...]) -> bool:
+    """Whether the upgrade that the last of these records belongs to had a rehearsal."""
+    last = max((index for index, record in enumerate(before) if record.event is Event.BEGUN), default=0)
+    return any(record.event is Event.REHEARSED for record in before[last:])
 
 
 def _fall_back(found: list[Iteration], record: Record, since: int) -> None:

@@ -9,6 +9,7 @@ from obelisk.host import esp, journal, migration, snapshots
 from obelisk.host.here import Here
 from obelisk.host.inspection import check_slot
 from obelisk.host.settings import Settings
+from obelisk.host.settle import end_rehearsal
 from obelisk.host.upgrade import now
 from obelisk.model.host import Entry, Event, Slot, known_good
 from obelisk.model.state import FIRST
@@ -35,6 +36,7 @@ def rollback(here: Here, settings: Settings, sink: Sink, *, with_state: bool) ->
         TrustError: the image to go back to is damaged.
     """
     with here.alone():
+        end_rehearsal(here)
         with here.esp() as place:
             entries = esp.entries(place)
         slots = here.slots()

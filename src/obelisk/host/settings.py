@@ -26,7 +26,12 @@ class Settings:
     state_version: int = FIRST
 
 
+def values(file: Path) -> dict[str, str]:
+    """What an image's file of settings says, by its keys."""
+    return dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
+
+
 def read(file: Path = FILE) -> Settings:
     """The settings of the running image."""
-    values = dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
-    return Settings(*(int(values[key]) for key in ("soak", "deadline", "tries", "snapshots", "state_version")))
+    found = values(file)
+    return Settings(*(int(found[key]) for key in ("soak", "deadline", "tries", "snapshots", "state_version")))

@@ -28,6 +28,7 @@ def settle(here: Here, settings: Settings) -> str:
     """The machine is healthy: bless its image, and tell what became of one that was tried before. Returns a line for people."""
     said = f"{here.label} is healthy"
     with here.alone():
+        end_rehearsal(here)
         state = progress(journal.read(here.keep))
         here.note(Event.HEALTHY, here.label, duration_ms=_uptime_ms())
         with here.esp() as place:
@@ -81,6 +82,14 @@ def note_fallen(here: Here) -> str:
         keep_evidence(here, state.image, boot)
     here.note(Event.FELL_BACK, state.image, image_id=state.image_id, detail=reason)
     return f"; {state.image} fell back: {reason}"
+
+
+def end_rehearsal(here: Here) -> None:
+    """Remove what a rehearsal has left that was killed. Whoever changes this host next asks for this first."""
+    if here.rehearsal.exists():
+        from obelisk.host import rehearsal  # noqa: PLC0415 - what hardly any boot needs
+
+        rehearsal.sweep(here)
 
 
 def has_fallen(state: Progress, *, running: str, boot: str) -> bool:

@@ -2,6 +2,7 @@
 
     snapshots/<number>-<name>/about.json, snapshots/<number>-<name>/tree     one snapshot
     snapshots/.migrated/tree                                                a copy of the state that is being migrated
+    snapshots/.rehearsed/tree                                               the state of one moment, while a rehearsal copies it
     host/restore                                                            what the next boot puts in the place of `live`
 
 A restore is prepared here and done by the next boot, before anything uses the state (see `start`). The file `restore` holds one line:
@@ -24,6 +25,7 @@ PLACE = "snapshots"
 LIVE = "live"
 RESTORE = "restore"
 MIGRATED = ".migrated"
+_REHEARSED = ".rehearsed"
 _VERSION = "version"
 _NAME = re.compile(r"(\d{4,})-([a-z0-9][a-z0-9._-]{0,63})")
 
@@ -109,6 +111,20 @@ def begin_migrated(top: Path, source: Path) -> Path:
 def discard_migrated(top: Path) -> None:
     """Remove what `begin_migrated` made. May be repeated."""
     _clear(top / PLACE / MIGRATED)
+
+
+def begin_rehearsed(top: Path) -> Path:
+    """The state as it is now, to be copied, in the place of any that there was."""
+    place = top / PLACE / _REHEARSED
+    _clear(place)
+    place.mkdir(parents=True)
+    btrfs.snapshot(top / LIVE, place / "tree", read_only=True)
+    return place / "tree"
+
+
+def discard_rehearsed(top: Path) -> None:
+    """Remove what `begin_rehearsed` made. May be repeated."""
+    _clear(top / PLACE / _REHEARSED)
 
 
 def replaced_state(top: Path, *, at: str, image: str, reason: str, automatic: bool = True) -> Snapshot:

@@ -7,7 +7,20 @@ from pathlib import Path
 from obelisk.host import esp, journal, snapshots
 from obelisk.host.here import Here
 from obelisk.model.canonical import Json
-from obelisk.model.host import Entry, Event, Idle, Pending, Record, Slot, Trying, Underway, failed_images, known_good, progress
+from obelisk.model.host import (
+    Entry,
+    Event,
+    Idle,
+    Pending,
+    Record,
+    Slot,
+    Trying,
+    Underway,
+    failed_images,
+    known_good,
+    progress,
+    unfit_images,
+)
 from obelisk.system.efivars import secure_boot
 from obelisk.system.filesystem import space
 
@@ -67,7 +80,7 @@ def status(here: Here) -> Status:
     with here.esp() as place:
         entries = esp.entries(place)
         manifest = esp.manifest_of(place, here.label)
-    good, bad = known_good(records), failed_images(records)
+    good, bad = known_good(records), failed_images(records) | unfit_images(records)
     mine = next((entry for entry in entries if entry.label == here.label), None)
     others = [slot.label for slot in slots if slot.label and slot.label != here.label and slot.label in good]
     health, failing = _health(here.run)

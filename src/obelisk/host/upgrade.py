@@ -6,18 +6,31 @@ has a label and ids that nothing boots until all of it was read back, and the la
 
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from obelisk.errors import ObeliskError, StateError
 from obelisk.events import Sink, Task, task
 from obelisk.host import admission, esp, journal, snapshots, staging
 from obelisk.host.admission import Facts
 from obelisk.host.here import Here
-from obelisk.host.settle import note_fallen
+from obelisk.host.settle import end_rehearsal, note_fallen
 from obelisk.host.source import Source
-from obelisk.model.host import PARTIAL, Entry, Event, Pending, Phase, Slot, Underway, failed_images, known_good, next_phase, progress
+from obelisk.model.host import (
+    PARTIAL,
+    Entry,
+    Event,
+    Pending,
+    Phase,
+    Slot,
+    Underway,
+    failed_images,
+    known_good,
+    next_phase,
+    progress,
+    unfit_images,
+)
 from obelisk.model.image import PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.system import efivars, sbverify, sfdisk
@@ -30,6 +43,7 @@ SPARE_STATE_BYTES = 64 << 20
 _TITLES = {
     Phase.CHECK: "Checking image and host",
     Phase.SPACE: "Checking free space",
+    Phase.REHEARSE: "Rehearsing it over a copy of the state",
     Phase.STAGE: "Writing the blocks that differ",
     Phase.VERIFY: "Reading the whole slot back",
     Phase.SNAPSHOT: "Taking a snapshot of the state",
@@ -64,35 +78,47 @@ def gather(here: Here, entries: tuple[Entry, ...]) -> Facts:
         failed_images(records),
         known_good(records) | {here.label},
         snapshots.version(here.state),
+        unfit_images(records),
     )
 
 
-def upgrade(here: Here, source: Source, sink: Sink, *, retry: bool = False, tries: int = 3) -> Outcome:
-    """Install an image beside the running one. The next boot tries it, up to `tries` times.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How an upgrade is to go: of an image that failed here before (`retry`), after a rehearsal, with so many boots to prove itself."""
+
+    retry: bool = False
+    rehearse: bool = False
+    tries: int = 3
+
+
+def upgrade(here: Here, source: Source, sink: Sink, wish: Wish) -> Outcome:
+    """Install an image beside the running one. The next boot tries it.
 
     Raises:
         InputError, StateError, TrustError: it must not be installed here, or not now; nothing was switched.
+        MissingFeatureError: a rehearsal is wished for, and this host has none.
     """
     with here.alone():
-        return _Upgrade(here, source, sink, retry=retry, tries=tries).run()
+        return _Upgrade(here, source, sink, wish).run()
 
 
 class _Upgrade:
     """One attempt; holds what one phase finds out for the next."""
 
-    def __init__(self, here: Here, source: Source, sink: Sink, *, retry: bool, tries: int) -> None:
+    def __init__(self, here: Here, source: Source, sink: Sink, wish: Wish) -> None:
         self.here = here
         self.source = source
         self.manifest = source.manifest
         self.sink = sink
-        self.retry = retry
-        self.entry = Entry(self.manifest.name, self.manifest.version, tries)
+        self.wish = wish
+        self.entry = Entry(self.manifest.name, self.manifest.version, wish.tries)
         self.slot: Slot | None = None
         self.unread: list[range] = []
         self.written_bytes = 0
 
     def run(self) -> Outcome:
         """All phases that are left."""
+        end_rehearsal(self.here)
         note_fallen(self.here)
         with self.here.esp() as place:
             facts = gather(self.here, esp.entries(place))
@@ -104,12 +130,14 @@ class _Upgrade:
             waiting = next((entry for entry in facts.entries if entry.label == self.manifest.label and entry.left), None)
             if waiting is not None:
                 return Outcome(waiting, self._slot_of(facts).letter, image_bytes, 0, changed=False)
-        if (reason := admission.refusal(facts, self.manifest, retry=self.retry)) is not None:
+        if (reason := admission.refusal(facts, self.manifest, retry=self.wish.retry)) is not None:
             raise reason
+        if self.wish.rehearse:
+            _rehearsal().require_programs()
         self._note(Event.BEGUN, detail=f"from {self.here.label}")
         try:
             while isinstance(state := progress(journal.read(self.here.keep)), Underway):
-                self._do(next_phase(state))
+                self._do(next_phase(state, rehearse=self.wish.rehearse))
         except ObeliskError as error:
             self._note(Event.STOPPED, detail=error.message)
             raise
@@ -124,6 +152,8 @@ class _Upgrade:
                     self.check()
                 case Phase.SPACE:
                     self.space()
+                case Phase.REHEARSE:
+                    running.detail = _rehearsal().rehearse(self.here, self.source, self.sink)
                 case Phase.STAGE:
                     self.stage(running)
                 case Phase.VERIFY:
@@ -188,7 +218,7 @@ class _Upgrade:
             sfdisk.set_uuid(self.here.disk, partition.number, str(uuid.uuid4()))
         total = self.source.tree.data_blocks * BLOCK_BYTES
         self.written_bytes, self.unread = staging.write_image(
-            Path(slot.root.device), Path(slot.tree.device), self.source, on_bytes=_counting(running, total)
+            Path(slot.root.device), Path(slot.tree.device), self.source, on_bytes=running.counting(total)
         )
         running.detail = f"{self.written_bytes >> 20} of {total >> 20} MiB"
 
@@ -197,7 +227,7 @@ class _Upgrade:
         slot = self._slot
         # What `stage` found to be right was read from the disk a moment ago.
         total = sum(len(run) for run in self.unread) * BLOCK_BYTES
-        staging.check_image(Path(slot.root.device), Path(slot.tree.device), self.source, self.unread, on_bytes=_counting(running, total))
+        staging.check_image(Path(slot.root.device), Path(slot.tree.device), self.source, self.unread, on_bytes=running.counting(total))
 
     def snapshot(self, running: Task) -> None:
         """The state as the running image leaves it."""
@@ -227,16 +257,11 @@ class _Upgrade:
             esp.install(place, self.entry, self.source.path(PartKind.UKI), self.manifest, uki.sha256)
 
 
-def _counting(running: Task, total: int) -> Callable[[int], None]:
-    """Reports the bytes that it is told of."""
-    done = 0
+def _rehearsal() -> ModuleType:
+    # What most upgrades, and the first steps of a boot, do without.
+    from obelisk.host import rehearsal  # noqa: PLC0415
 
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        running.progress(done, total)
-
-    return on_bytes
+    return rehearsal
 
 
 def now() -> str:

@@ -16,7 +16,6 @@ from obelisk.system.bubblewrap import Bind, Room
 
 _PRESS_AGAIN_S = 10
 _PANIC = re.compile(r"Kernel panic - not syncing|obelisk: STOPPED")
-_LATE_TIMER = "IO-APIC + timer doesn't work"
 LATE_TIMER = "machine-timer"
 """Code of the error of a kernel that waited in vain for the emulated timer, on a busy machine: that says nothing about the image."""
 
@@ -105,7 +104,7 @@ class Machine:
         if stopped := _PANIC.search(text):
             time.sleep(1)
             text = self.text()
-            code = LATE_TIMER if _LATE_TIMER in text else "machine-failed"
+            code = LATE_TIMER if qemu.LATE_TIMER in text else "machine-failed"
             raise self._failed(f"the machine said: {stopped[0]}", text, code=code)
 
     def _failed(self, reason: str, text: str, *, code: str = "machine-failed") -> CommandError:

@@ -89,10 +89,11 @@ class Slot:
 
 
 class Phase(StrEnum):
-    """The phases of an upgrade, in their order. Each may be cut at any instant and done again."""
+    """The phases of an upgrade, in their order. Each may be cut at any instant and done again. `REHEARSE` is for those that ask for it."""
 
     CHECK = "check"
     SPACE = "space"
+    REHEARSE = "rehearse"
     STAGE = "stage"
     VERIFY = "verify"
     SNAPSHOT = "snapshot"
@@ -110,6 +111,8 @@ class Event(StrEnum):
     STARTED = "started"  # a phase of it
     DONE = "done"  # a phase of it
     STOPPED = "stopped"  # an upgrade, by an error: nothing was switched
+    REHEARSED = "rehearsed"  # the image came up healthy on a copy of the state
+    UNFIT = "unfit"  # it did not, and the upgrade ended there
     BOOTED = "booted"
     HEALTHY = "healthy"
     BLESSED = "blessed"
@@ -232,15 +235,17 @@ def advance(state: Progress, record: Record) -> Progress:  # noqa: PLR0911 - a l
             return Trying(image, image_id, (*boots, record.boot))
         case ((Event.BLESSED | Event.FELL_BACK), (Pending(image=image) | Trying(image=image))) if record.image == image:
             return Idle(image)
+        case Event.UNFIT, Underway(image=image) if record.image == image:
+            return Idle(image)
         case Event.ROLLED_BACK, _:
             return Idle(record.image)
         case _:
             return state
 
 
-def next_phase(state: Underway) -> Phase:
-    """What an upgrade has to do next."""
-    return next(phase for phase in PHASES if phase not in state.done)
+def next_phase(state: Underway, *, rehearse: bool = False) -> Phase:
+    """What an upgrade has to do next. Without `rehearse`, that phase is passed over."""
+    return next(phase for phase in PHASES if phase not in state.done and (rehearse or phase is not Phase.REHEARSE))
 
 
 def failed_images(records: Iterable[Record]) -> frozenset[str]:
@@ -252,6 +257,17 @@ def failed_images(records: Iterable[Record]) -> frozenset[str]:
         elif record.event is Event.BLESSED:
             failed.discard(record.image_id)
     return frozenset(failed - {""})
+
+
+def unfit_images(records: Iterable[Record]) -> frozenset[str]:
+    """Ids of the images whose last rehearsal on this host failed, and that were not blessed since."""
+    unfit: set[str] = set()
+    for record in records:
+        if record.event is Event.UNFIT:
+            unfit.add(record.image_id)
+        elif record.event in {Event.REHEARSED, Event.BLESSED}:
+            unfit.discard(record.image_id)
+    return frozenset(unfit - {""})
 
 
 def known_good(records: Iterable[Record]) -> frozenset[str]:

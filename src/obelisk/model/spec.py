@@ -190,12 +190,16 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """How a host proves a new image that it runs (see `obelisk.host.settings`), and how many slots it has for images."""
+    """How a host proves a new image that it runs (see `obelisk.host.settings`), and how many slots it has for images.
+
+    `rehearse`: it can prove one before that, in a VM.
+    """
 
     soak_s: int = 30
     deadline_s: int = 900
     tries: int = 3
     slots: int = 2
+    rehearse: bool = False
 
 
 class Policy(StrEnum):

@@ -306,7 +306,13 @@ def _test(name: str, table: Table) -> TestCase:
 
 
 def _upgrade(table: Table) -> Upgrade:
-    return Upgrade(_seconds(table.get("soak", str)), _seconds(table.get("deadline", str)), table.get("tries", int), table.get("slots", int))
+    return Upgrade(
+        _seconds(table.get("soak", str)),
+        _seconds(table.get("deadline", str)),
+        table.get("tries", int),
+        table.get("slots", int),
+        table.get("rehearse", bool),
+    )
 
 
 def _state(table: Table, beside: _Beside) -> State:

@@ -1,10 +1,22 @@
 """btrfs(8): subvolumes and their snapshots. Each operation is atomic: it is there as a whole after a power cut, or not at all."""
 
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
-from obelisk.system.command import run
+from obelisk.errors import CommandError
+from obelisk.system.command import MINIMAL_ENVIRONMENT, run
 
 _ROOT_INODE = 256  # every subvolume's own directory. Source: btrfs(5)
+_CHUNK_BYTES = 1 << 20
+
+
+def make_volume(device: Path, label: str) -> None:
+    """Make a volume that nobody minds to lose: its metadata is there once."""
+    run(["mkfs.btrfs", "--quiet", "--metadata", "single", "--label", label, device], timeout_s=300)
 
 
 def create(path: Path) -> None:
@@ -34,3 +46,37 @@ def is_subvolume(path: Path) -> bool:
 def sync(path: Path) -> None:
     """Make the whole file system durable that `path` is on."""
     run(["btrfs", "--quiet", "filesystem", "sync", path], timeout_s=300)
+
+
+def copy(snapshot: Path, target: Path, *, on_bytes: Callable[[int], None]) -> None:
+    """Make a copy of a read-only subvolume, of the same name, in a directory of another volume. `on_bytes` is told how much went over.
+
+    Raises:
+        CommandError: it cannot be read, or has no room there; what was copied is left.
+    """
+    send, receive = ["btrfs", "--quiet", "send", str(snapshot)], ["btrfs", "--quiet", "receive", str(target)]
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(send, env=MINIMAL_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as sender,
+        subprocess.Popen(receive, env=MINIMAL_ENVIRONMENT, stdin=subprocess.PIPE, stdout=said, stderr=said) as receiver,
+    ):
+        try:
+            _pour(sender.stdout, receiver.stdin, on_bytes)
+        except BaseException:
+            sender.kill()
+            receiver.kill()
+            raise
+        # A sender whose receiver has ended ends by that, so the receiver's status comes first.
+        for process, argv in ((receiver, receive), (sender, send)):
+            if process.wait() != 0:
+                said.seek(0)
+                raise CommandError(tuple(argv), process.returncode, said.read().decode(errors="replace"))
+
+
+def _pour(source: IO[bytes] | None, target: IO[bytes] | None, on_bytes: Callable[[int], None]) -> None:
+    if source is None or target is None:
+        return
+    with source, suppress(BrokenPipeError), target:
+        while chunk := source.read(_CHUNK_BYTES):
+            target.write(chunk)
+            on_bytes(len(chunk))

@@ -1,10 +1,12 @@
-"""File systems as a whole: what is free, what is flushed, who holds a lock, and which boot this is.
+"""File systems as a whole: what is free, what is taken, what is flushed, who holds a lock, which boot this is; and free memory.
 
 Single durable files are the business of `obelisk.system.files`.
 """
 
 import ctypes
 import os
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +53,32 @@ def sync_filesystem(path: Path) -> None:
             raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(descriptor)
+
+
+def tree_bytes(top: Path) -> int:
+    """What the files below `top` take on the disk, each file once, without what is mounted there. It may change meanwhile."""
+    device, total = top.stat().st_dev, 0
+    linked: set[int] = set()
+    places = [str(top)]
+    while places:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(places.pop()) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    found = entry.stat(follow_symlinks=False)
+                    if found.st_dev != device or found.st_ino in linked:
+                        continue
+                    if stat.S_ISDIR(found.st_mode):
+                        places.append(entry.path)
+                    elif found.st_nlink > 1:
+                        linked.add(found.st_ino)
+                    total += found.st_blocks * 512
+    return total
+
+
+def free_memory_bytes() -> int:
+    """How much memory programs can have before this machine begins to swap. Source: proc_meminfo(5)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
 @cache

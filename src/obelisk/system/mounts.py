@@ -1,10 +1,14 @@
 """mount(8) and umount(8), for as long as a block lasts."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from obelisk.errors import CommandError
 from obelisk.system.command import run
+
+_BUSY_S = 10.0
 
 
 @contextmanager
@@ -16,3 +20,15 @@ def mounted(device: Path, place: Path, kind: str, *options: str) -> Iterator[Pat
         yield place
     finally:
         run(["umount", place], timeout_s=300)
+
+
+def unmount_all(place: Path) -> None:
+    """Undo what killed processes have left mounted at `place`. Their last children may keep it busy for a moment. May be repeated."""
+    deadline = time.monotonic() + _BUSY_S
+    while place.is_mount():
+        try:
+            run(["umount", place], timeout_s=300)
+        except CommandError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

@@ -1,24 +1,42 @@
 """qemu-system-x86_64(1): starts a virtual machine as a child that cannot outlive its parent, and talks to its monitor.
 
 Software emulation wants particular settings (see `argv`); hardware acceleration is used only where the processor really offers it.
+Hosts have this module too, and with it neither bubblewrap nor the library for the monitor: there, `confined` starts machines.
 """
 
-import asyncio
 import os
+import signal
 import subprocess
+import time
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from obelisk.errors import CommandError, InputError
-from obelisk.system.bubblewrap import Bind, Room
-from obelisk.system.command import MINIMAL_ENVIRONMENT
+from obelisk.errors import CommandError, InputError, MissingFeatureError
+from obelisk.system.command import MINIMAL_ENVIRONMENT, find_program, run
+
+if TYPE_CHECKING:
+    from obelisk.system.bubblewrap import Bind, Room
+
+PROGRAM = "qemu-system-x86_64"
+LATE_TIMER = "IO-APIC + timer doesn't work"
+"""What a kernel says that waited in vain for the emulated timer, on a busy machine: that says nothing about the image."""
 
 FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 # Without the quick string instructions, which are emulated byte by byte: a boot takes a tenth less without them.
 _EMULATED = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off,fsrc=off"
+_END_S = 10.0
+# Ends with its parent, has no network but its own loopback, lets the machine's work go first, goes first when memory runs out, and cannot
+# gain or use any privilege of root. unshare(1) needs one, so the rest follows it.
+_CONFINEMENT = (
+    *("unshare", "--net", "--", "choom", "--adjust", "1000", "--", "nice", "--adjustment=10"),
+    *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--"),
+)
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +64,8 @@ class Settings:
     one program can connect to and talk with the guest. `credentials` are systemd's, by name. `attached` are read-only raw disks more,
     `spares` qcow2 disks.
     `isolated`: no traffic but the forwards.
-    `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes.
+    `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes. `raw`: the disk is one
+    anyway. `restarts`: else the machine ends when it would start anew.
     """
 
     disk: Path
@@ -62,6 +81,8 @@ class Settings:
     attached: tuple[Path, ...] = ()
     spares: tuple[Path, ...] = ()
     write_log: Path | None = None
+    raw: bool = False
+    restarts: bool = True
     forwards: tuple[Forward, ...] = ()
     isolated: bool = True
     graphics: bool = False
@@ -79,7 +100,7 @@ def acceleration() -> str:
 def argv(settings: Settings, accel: str) -> list[str]:
     """The argument list of the machine."""
     secure = settings.variables is not None
-    words = ["qemu-system-x86_64", "-machine", f"q35,hpet=off{',smm=on' if secure else ''}", "-nodefaults"]
+    words = [PROGRAM, "-machine", f"q35,hpet=off{',smm=on' if secure else ''}", "-nodefaults"]
     words += ["-accel", "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=256"]
     words += ["-cpu", "host" if accel == "kvm" else _EMULATED, "-smp", str(settings.cpus), "-m", str(settings.memory_mib)]
     words += ["-display", "none", *(["-vga", "std"] if settings.graphics else []), "-device", "virtio-rng-pci"]
@@ -102,13 +123,14 @@ def argv(settings: Settings, accel: str) -> list[str]:
     words += _ports(settings)
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in settings.forwards)
     words += ["-netdev", f"user,id=net,restrict={'on' if settings.isolated else 'off'}{forwards}", "-device", "virtio-net-pci,netdev=net"]
-    return words
+    return words if settings.restarts else [*words, "-no-reboot"]
 
 
 def _disks(settings: Settings) -> list[str]:
     if settings.write_log is None:
         # A copy that is thrown away need not reach the disk.
-        words = ["-drive", f"if=none,id=disk,file={settings.disk},format=qcow2,cache=unsafe,discard=unmap"]
+        kind = "raw" if settings.raw else "qcow2"
+        words = ["-drive", f"if=none,id=disk,file={settings.disk},format={kind},cache=unsafe,discard=unmap"]
     else:
         disk = f"file.driver=raw,file.file.driver=file,file.file.filename={settings.disk}"
         log = f"log.driver=file,log.filename={settings.write_log},log-sector-size=512"
@@ -134,7 +156,56 @@ def _ports(settings: Settings) -> list[str]:
     return words
 
 
-def start(room: Room, settings: Settings, *, binds: Sequence[Bind], accel: str) -> subprocess.Popen[bytes]:
+def is_installed() -> bool:
+    """Whether this machine, and no tools tree, has QEMU."""
+    return find_program(PROGRAM) is not None
+
+
+def load_virtualisation() -> None:
+    """Load the kernel's own part of hardware virtualisation, where there is one."""
+    with suppress(CommandError, MissingFeatureError):
+        run(["modprobe", "--quiet", "--all", "kvm_intel", "kvm_amd"], timeout_s=60)
+
+
+@contextmanager
+def confined(settings: Settings, accel: str) -> Iterator[Callable[[], int | None]]:
+    """The machine, by this machine's own QEMU, for as long as the block lasts. Takes root rights, and gives them up.
+
+    What is yielded tells with which status it has ended; None as long as it runs. Its own messages go to `directory`/qemu.log.
+    """
+    words = [*_CONFINEMENT, *argv(settings, accel), "-sandbox", _SANDBOX]
+    with (settings.directory / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(words, env=MINIMAL_ENVIRONMENT, cwd=settings.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield process.poll
+    finally:
+        process.kill()
+        process.wait()
+
+
+def end_strays(directory: Path) -> None:
+    """End machines in `directory` whose parent was killed before they could notice. May be repeated."""
+    deadline = time.monotonic() + _END_S
+    while strays := _processes_in(directory):
+        for process in strays:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise CommandError((PROGRAM,), 1, f"process {strays[0]} does not end", code="machine-stays", hint="restart this machine")
+        time.sleep(0.1)
+
+
+def _processes_in(directory: Path) -> list[int]:
+    """Processes that have `directory` as their working directory, other than this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if path.readlink() == directory and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+def start(room: "Room", settings: Settings, *, binds: Sequence["Bind"], accel: str) -> subprocess.Popen[bytes]:
     """Start the machine. Its own messages go to `directory`/qemu.log, or to this terminal where the console is there."""
     devices = ("/dev/kvm",) if accel == "kvm" else ()
     # The network of the room is this machine's loopback only where a port is forwarded.
@@ -152,7 +223,10 @@ def command(socket: Path, name: str, **arguments: str) -> None:
     Raises:
         CommandError: the machine refused it, or is no longer there.
     """
-    from qemu.qmp import QMPClient, QMPError  # noqa: PLC0415 - slow to import
+    # Slow to import, and not on hosts.
+    import asyncio  # noqa: PLC0415
+
+    from qemu.qmp import QMPClient, QMPError  # noqa: PLC0415
 
     async def send() -> None:
         client = QMPClient("obelisk")
@@ -172,12 +246,12 @@ def command(socket: Path, name: str, **arguments: str) -> None:
         raise CommandError(("qemu-monitor", name), 1, str(error), code="monitor-failed") from error
 
 
-def overlay(room: Room, base: Path, target: Path, size_bytes: int, *, binds: Sequence[Bind]) -> None:
+def overlay(room: "Room", base: Path, target: Path, size_bytes: int, *, binds: Sequence["Bind"]) -> None:
     """Make `target` a qcow2 disk of `size_bytes` whose content is that of `base` until it is written to."""
     room.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(target), str(size_bytes)], binds=binds)
 
 
-def overwrite(room: Room, disk: Path, offset: int, length: int, *, binds: Sequence[Bind]) -> None:
+def overwrite(room: "Room", disk: Path, offset: int, length: int, *, binds: Sequence["Bind"]) -> None:
     """Overwrite `length` bytes (a multiple of 512, like `offset`) of a qcow2 disk that no machine uses."""
     room.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 0xa5 {offset} {length}", str(disk)], binds=binds)
 

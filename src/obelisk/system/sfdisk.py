@@ -11,6 +11,7 @@ from obelisk.system.command import run
 ROOT = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
 ROOT_VERITY = "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+LINUX = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 """Types of partitions. Source: UAPI.2 Discoverable Partitions Specification, x86-64."""
 
 
