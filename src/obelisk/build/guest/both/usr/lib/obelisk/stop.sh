@@ -1,8 +1,10 @@
+# shellcheck shell=sh
 # For the scripts that are a machine's first process, before systemd is. There is no shell to fall into: whoever stands before the
 # console of a sealed machine is not thereby its administrator.
 
 stop() { # REASON
     trap - EXIT
+    # shellcheck disable=SC2013  # words are wanted
     for console in $(cat /sys/class/tty/console/active); do
         echo "obelisk: STOPPED: $1. This machine restarts in 60 seconds." >"/dev/$console"
     done

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Takes the credentials that this machine is given: by its firmware (SMBIOS), by whoever made the VM (fw_cfg), on its ESP. Part of `start`.
 #
 # systemd would take the first two by itself, and with them what is no data: units, rules of udev, lines of fstab, a login without a
@@ -7,7 +8,7 @@ credentials=/run/credentials/@system
 firmware=/sys/firmware
 
 make_place() { # in memory that is never swapped out
-    mkdir -p -m 0755 /run/credentials
+    mkdir -p /run/credentials
     mkdir -m 0700 "$credentials"
     mount -t ramfs -o nosuid,nodev,noexec,mode=0700 ramfs "$credentials"
 }
