@@ -8,9 +8,10 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -146,6 +147,7 @@ class Host:
         self.machine = machine
         self._agent = agent
         self._socket: socket.socket | None = None
+        self._keyboard: socket.socket | None = None
         self._buffer = b""
         self._number = 0
         self.boots: list[str] = []
@@ -155,8 +157,9 @@ class Host:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._socket is not None:
-            self._socket.close()
+        for connection in (self._socket, self._keyboard):
+            if connection is not None:
+                connection.close()
         self.machine.__exit__(kind, error, trace)
 
     def wait_for_boot(self, *, timeout_s: float = BOOT_S) -> str:
@@ -233,6 +236,15 @@ class Host:
         message = f"nothing settled\n{self.machine.text()[-3000:]}"
         raise AssertionError(message)
 
+    def type(self, line: str) -> None:
+        """Type a line at the console. The machine has to have a TPM: others have no keyboard."""
+        if self._keyboard is None:
+            self._keyboard = socket.socket(socket.AF_UNIX)
+            self._keyboard.connect(str(self.machine.settings.typed))
+            # What the console shows comes here too, and a machine that nobody reads from waits.
+            threading.Thread(target=_read_on, args=(self._keyboard,), daemon=True).start()
+        self._keyboard.sendall(f"{line}\n".encode())
+
     def restart(self) -> None:
         """Restart in good order, and wait for the next boot."""
         known = len(self.boots)
@@ -272,6 +284,12 @@ class Host:
                     self._socket = attempt
                     break
         return self._socket
+
+
+def _read_on(connection: socket.socket) -> None:
+    with suppress(OSError):
+        while connection.recv(65536):
+            pass
 
 
 class Rack:
@@ -354,13 +372,14 @@ class Rack:
         run.mkdir(exist_ok=True)
         if write_log is not None:
             write_log.touch()
-        for stale in ("agent", "monitor"):
+        for stale in ("agent", "monitor", "typed"):
             (run / stale).unlink(missing_ok=True)
         settings = qemu.Settings(
             disk,
             run,
             variables=variables,
             console=run / "console.log",
+            typed=run / "typed" if "tpm" in more else None,
             sockets={PORT: run / "agent"},
             attached=(shelf,) if shelf else (),
             write_log=write_log,

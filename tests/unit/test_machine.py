@@ -59,6 +59,21 @@ def test_secure_boot_needs_system_management_mode() -> None:
     assert "secboot" in words
 
 
+def test_a_tpm_is_a_process_of_the_machines_own_room() -> None:
+    started = qemu.command_line(replace(SETTINGS, tpm=Path("/d/tpm")), "tcg")
+    assert "tpm-crb,tpmdev=tpm" in started
+    assert started[:2] == ["sh", "-euc"]
+    assert "swtpm socket --tpm2" in started[2]
+    assert started[4:6] == ["/d/tpm", "qemu-system-x86_64"]
+    assert qemu.command_line(SETTINGS, "tcg") == qemu.argv(SETTINGS, "tcg")
+
+
+def test_a_console_is_typed_at_where_that_is_wanted() -> None:
+    typed = " ".join(qemu.argv(replace(SETTINGS, typed=Path("/d/typed")), "tcg"))
+    assert "socket,path=/d/typed,server=on,wait=off,logfile=/d/console,id=console" in typed
+    assert "file,path=/d/console,id=console" in " ".join(qemu.argv(SETTINGS, "tcg"))
+
+
 @pytest.mark.parametrize("text", ["80", "a:b", "0:80", "8080:70000", "8080:80:1", ""])
 def test_a_wrong_port_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="pair of ports"):

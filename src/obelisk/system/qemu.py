@@ -38,6 +38,15 @@ _CONFINEMENT = (
 )
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+_TPM_SOCKET = "tpm.socket"
+# The TPM is a process of the machine's room, which ends as a whole when the machine does. It is there when its command returns.
+_WITH_TPM = f"""\
+rm -f {_TPM_SOCKET}
+swtpm socket --tpm2 --tpmstate dir="$1" --ctrl type=unixio,path={_TPM_SOCKET} --terminate --daemon
+shift
+exec "$@"
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:
@@ -64,6 +73,7 @@ class Settings:
     one program can connect to and talk with the guest. `credentials` are systemd's, by name. `attached` are read-only raw disks more,
     `spares` qcow2 disks.
     `isolated`: no traffic but the forwards.
+    `typed` is a Unix socket by which somebody types at the console. `tpm` is the directory of a TPM 2's state, which is made when missing.
     `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes. `raw`: the disk is one
     anyway. `restarts`: else the machine ends when it would start anew.
     """
@@ -75,6 +85,8 @@ class Settings:
     variables: Path | None = None
     kernel: Kernel | None = None
     console: Path | None = None
+    typed: Path | None = None
+    tpm: Path | None = None
     ports: dict[str, Path] = field(default_factory=dict)
     sockets: dict[str, Path] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
@@ -113,10 +125,7 @@ def argv(settings: Settings, accel: str) -> list[str]:
     words += _disks(settings)
     # Relative, for the path of a socket has a hundred characters at most.
     words += ["-qmp", "unix:monitor,server=on,wait=off"]
-    if settings.console is None:
-        words += ["-serial", "mon:stdio"]
-    else:
-        words += ["-chardev", f"file,id=console,path={settings.console}", "-serial", "chardev:console"]
+    words += [*_console(settings), *_tpm(settings)]
     for name, value in settings.credentials.items():
         # In base64, for a comma would part QEMU's own words.
         words += ["-smbios", f"type=11,value=io.systemd.credential.binary:{name}={b64encode(value.encode()).decode()}"]
@@ -154,6 +163,25 @@ def _ports(settings: Settings) -> list[str]:
     for index, (name, file) in enumerate(settings.ports.items()):
         words += ["-chardev", f"file,id=port{index},path={file}", "-device", f"virtserialport,chardev=port{index},name={name}"]
     return words
+
+
+def _console(settings: Settings) -> list[str]:
+    if settings.console is None:
+        return ["-serial", "mon:stdio"]
+    kind = f"socket,path={settings.typed},server=on,wait=off,logfile=" if settings.typed else "file,path="
+    return ["-chardev", f"{kind}{settings.console},id=console", "-serial", "chardev:console"]
+
+
+def _tpm(settings: Settings) -> list[str]:
+    if settings.tpm is None:
+        return []
+    return ["-chardev", f"socket,id=tpm,path={_TPM_SOCKET}", "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm"]
+
+
+def command_line(settings: Settings, accel: str) -> list[str]:
+    """What starts the machine in its room, together with its TPM."""
+    words = argv(settings, accel)
+    return words if settings.tpm is None else ["sh", "-euc", _WITH_TPM, "with-tpm", str(settings.tpm), *words]
 
 
 def is_installed() -> bool:
@@ -210,7 +238,9 @@ def start(room: "Room", settings: Settings, *, binds: Sequence["Bind"], accel: s
     devices = ("/dev/kvm",) if accel == "kvm" else ()
     # The network of the room is this machine's loopback only where a port is forwarded.
     network = bool(settings.forwards) or not settings.isolated
-    words = room.argv(argv(settings, accel), binds=binds, network=network, devices=devices, cwd=str(settings.directory))
+    if settings.tpm is not None:
+        settings.tpm.mkdir(exist_ok=True)
+    words = room.argv(command_line(settings, accel), binds=binds, network=network, devices=devices, cwd=str(settings.directory))
     if settings.console is None:
         return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT)
     with (settings.directory / "qemu.log").open("wb") as log:
