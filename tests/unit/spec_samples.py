@@ -65,7 +65,7 @@ def problems(directory: Path, text: str) -> tuple[Problem, ...]:
 EVERYTHING = f"""
 name = "shop"
 version = "2026.1"
-distribution = "debian:bookworm"
+distribution = "debian:trixie"
 role = "workstation"
 packages = ["nginx-light", "g++", "libstdc++-12-dev"]
 recommends = true
@@ -133,6 +133,7 @@ rehearse = true
 
 [state]
 policy = "declared"
+encryption = "tpm2"
 declare = ["/var/lib/shop"]
 version = 3
 [[state.migrations]]

@@ -16,6 +16,7 @@ from obelisk.events import silent
 from obelisk.model.canonical import Json, canonical
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind, parse_manifest
 from obelisk.model.lock import Account, Lock, Package, PackageSet
+from obelisk.model.state import Encryption
 from obelisk.store import Store
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -100,3 +101,5 @@ def test_a_manifest_and_its_id() -> None:
     later = replace(manifest, state_version=3, state_oldest=2)
     assert parse_manifest(later.to_bytes(), image_id=later.id) == later
     assert "state" not in json.loads(manifest.to_bytes())
+    encrypted = replace(manifest, state_encryption=Encryption.TPM2)
+    assert parse_manifest(encrypted.to_bytes(), image_id=encrypted.id) == encrypted

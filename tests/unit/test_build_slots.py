@@ -9,6 +9,7 @@ from host_samples import manifest
 from obelisk.build import slots
 from obelisk.build.slots import MIB, Layout, host_definitions, host_disk_bytes, shipped_definitions, verity_bytes
 from obelisk.model.partitions import partition_uuids
+from obelisk.model.state import Encryption
 
 HASH = "".join(f"{number:02x}" for number in range(32))
 LAYOUT = Layout("web_1", HASH, 1 << 30, 1_700_000_000)
@@ -32,7 +33,7 @@ def test_the_hash_tree_fits_its_partition_and_wastes_less_than_a_mebibyte(root_m
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_what_is_shipped_is_the_beginning_of_what_the_host_has(count: int) -> None:
     shipped = shipped_definitions(LAYOUT)
-    host = host_definitions(LAYOUT.root_bytes, count)
+    host = host_definitions(LAYOUT.root_bytes, count, Encryption.NONE)
     for name, text in shipped.items():
         sizes = [line for line in text.splitlines() if line.startswith(("Type=", "Size"))]
         assert [line for line in host[name].splitlines() if line.startswith(("Type=", "Size"))] == sizes
@@ -40,6 +41,12 @@ def test_what_is_shipped_is_the_beginning_of_what_the_host_has(count: int) -> No
     assert sum("Label=_empty" in text for text in host.values()) == 2 * count
     assert list(host) == sorted(host)
     assert "Label=state" in host["90-state.conf"]
+
+
+def test_an_encrypted_state_volume_is_the_only_difference() -> None:
+    plain, encrypted = (host_definitions(LAYOUT.root_bytes, 2, each) for each in (Encryption.NONE, Encryption.TPM2))
+    assert encrypted.pop("90-state.conf") == plain.pop("90-state.conf") + "Format=btrfs\nEncrypt=tpm2\n"
+    assert encrypted == plain
 
 
 @pytest.mark.parametrize("count", [2, 5])

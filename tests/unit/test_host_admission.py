@@ -9,6 +9,7 @@ from obelisk.errors import StateError, TrustError
 from obelisk.host.admission import Facts, choose_slot, refusal, require_trusted
 from obelisk.model.host import Entry, Pending, Trying
 from obelisk.model.image import Manifest
+from obelisk.model.state import Encryption
 
 FAILED = manifest("2")
 
@@ -27,6 +28,8 @@ FAILED = manifest("2")
         (replace(facts(), unfit=frozenset({FAILED.id})), FAILED, "unfit-before"),
         (replace(facts(), state_version=2), manifest("2"), "state-older"),
         (facts(), replace(manifest("2"), state_version=3, state_oldest=2), "state-gap"),
+        (facts(), replace(manifest("2"), state_encryption=Encryption.TPM2), "state-encryption"),
+        (replace(facts(), encryption=Encryption.TPM2), manifest("2"), "state-encryption"),
     ],
 )
 def test_what_must_not_be_installed_is_refused_with_a_reason_and_a_remedy(given: Facts, image: Manifest, code: str) -> None:

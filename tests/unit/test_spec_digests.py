@@ -61,7 +61,7 @@ IMAGE_ONLY = [
 ]
 
 LOCK_TOO = [
-    ('distribution = "debian:bookworm"', 'distribution = "debian:forky"'),
+    ('distribution = "debian:trixie"', 'distribution = "debian:forky"'),
     ('role = "workstation"', 'role = "server"'),
     ('"nginx-light"', '"nginx"'),
     ("recommends = true", "recommends = false"),
@@ -70,6 +70,7 @@ LOCK_TOO = [
     ('suites = ["trixie-pgdg"]', 'suites = ["forky-pgdg"]'),
     ('components = ["main"]', 'components = ["main", "17"]'),
     ("[sources.flat]", "[sources.other]"),
+    ('encryption = "tpm2"\n', ""),
 ]
 
 

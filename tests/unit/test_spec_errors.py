@@ -37,6 +37,14 @@ RULES = [
     ('health.x = {unit = "a.service", status = 200}', "2:health.x.status", "spec-conflict", "`status` goes with `http` only", ""),
     # state
     ('state.policy = "some"', "2:state.policy", "spec-value", "one of all, declared", ""),
+    ('state.encryption = "luks"', "2:state.encryption", "spec-value", "one of none, tpm2", ""),
+    (
+        'distribution = "debian:bookworm"\nstate.encryption = "tpm2"',
+        "3:state.encryption",
+        "spec-conflict",
+        "systemd 256 or newer, which 'bookworm' does not have",
+        "debian:trixie",
+    ),
     ('state.declare = ["/srv/x"]', "2:state.declare[0]", "spec-value", "part of the image", "/var, /home and /root"),
     ('state.declare = ["/var/x", "/var"]', "2:state.declare[1]", "spec-value", "is all of it", 'policy = "all"'),
     ('state.declare = ["/var/lib/dpkg/info"]', "2:state.declare[0]", "spec-value", "a link out of the state", "leave it out"),
@@ -378,7 +386,7 @@ def test_byte_order_marks_and_dos_line_ends_do_no_harm(tmp_path: Path) -> None:
 def test_everything_means_what_it_says(tmp_path: Path) -> None:
     spec = load_text(tmp_path, EVERYTHING)
     assert spec.size_budget_bytes == 2 << 30
-    assert str(spec.distribution) == "debian:bookworm"
+    assert str(spec.distribution) == "debian:trixie"
     assert spec.files[1].path == "/usr/bin/spool"
     assert spec.files[1].mode == 0o4755
     assert spec.files[0].content == ""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from obelisk.errors import CommandError, InputError
 from obelisk.model.spec import Role, Spec
+from obelisk.model.state import Encryption
 from obelisk.system.apt import Archive, machine_archives
 from obelisk.system.mmdebstrap import default_archive
 
@@ -73,6 +74,9 @@ _BY_SUITE = {
     "forky": ("systemd-timesyncd", "systemd-resolved", "systemd-cryptsetup", "systemd-repart", "linux-sysctl-defaults"),
 }
 
+# What systemd loads by name when it talks to a TPM.
+_TPM2 = ("libtss2-esys-3.0.2-0t64", "libtss2-mu-4.0.1-0t64", "libtss2-rc0t64", "libtss2-tcti-device0t64")
+
 _BY_ROLE: dict[Role, tuple[str, ...]] = {Role.SERVER: (), Role.WORKSTATION: ("dbus-user-session", "polkitd")}
 
 # What rehearsals of upgrades run.
@@ -99,7 +103,9 @@ def foundation_packages(spec: Spec) -> tuple[str, ...]:
 
 def image_packages(spec: Spec) -> tuple[str, ...]:
     """The packages that the spec asks for, with those that its foundation brings along."""
-    return tuple(sorted({*foundation_packages(spec), *spec.packages, *(_REHEARSAL if spec.upgrade.rehearse else ())}))
+    tpm = _TPM2 if spec.state.encryption is Encryption.TPM2 else ()
+    rehearsal = _REHEARSAL if spec.upgrade.rehearse else ()
+    return tuple(sorted({*foundation_packages(spec), *tpm, *rehearsal, *spec.packages}))
 
 
 def enabled_units(spec: Spec) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from obelisk.model.spec import Policy, Spec, State
+from obelisk.model.state import Encryption
 
 PACKAGE = Path(__file__).parents[1]
 _MODULES = (
@@ -21,6 +22,7 @@ _MODULES = (
     "system/btrfs.py",
     "system/command.py",
     "system/console.py",
+    "system/cryptenroll.py",
     "system/efivars.py",
     "system/files.py",
     "system/filesystem.py",
@@ -51,7 +53,8 @@ def settings(spec: Spec) -> str:
     upgrade, state = spec.upgrade, spec.state
     trials = f"soak={upgrade.soak_s}\ndeadline={upgrade.deadline_s}\ntries={upgrade.tries}\n"
     options = ",".join(("noatime", *spec.hardening.state_mounts))
-    return f"{trials}snapshots={state.snapshots}\nstate_version={state.version}\nstate_options={options}\n"
+    encryption = "" if state.encryption is Encryption.NONE else f"state_encryption={state.encryption}\n"
+    return f"{trials}snapshots={state.snapshots}\nstate_version={state.version}\nstate_options={options}\n{encryption}"
 
 
 def kept(state: State) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, P
         packages=tuple(ImagePackage(p.name, p.version, p.architecture, p.sha256) for p in lock.system.packages),
         state_version=spec.state.version,
         state_oldest=spec.state.oldest,
+        state_encryption=spec.state.encryption,
     )
 
 

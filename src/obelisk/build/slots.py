@@ -17,6 +17,7 @@ from string import ascii_lowercase
 from obelisk.model.image import Manifest, PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.model.spec import Spec
+from obelisk.model.state import Encryption
 
 ESP_BYTES = 2 << 30
 STATE_LEAST_BYTES = 512 << 20
@@ -91,7 +92,7 @@ def shipped_definitions(layout: Layout) -> dict[str, str]:
     return {"10-esp.conf": esp, "20-root-a.conf": root, "21-verity-a.conf": verity}
 
 
-def host_definitions(root: int, count: int) -> dict[str, str]:
+def host_definitions(root: int, count: int, encryption: Encryption) -> dict[str, str]:
     """repart.d(5) definitions that the machine itself applies: what is shipped, the other slots and the state volume."""
     verity = verity_bytes(root)
     definitions = {"10-esp.conf": _definition(Type="esp", Label="esp", **_exactly(ESP_BYTES))}
@@ -102,7 +103,10 @@ def host_definitions(root: int, count: int) -> dict[str, str]:
         definitions[f"{21 + 10 * index}-verity-{slot}.conf"] = _definition(
             Type="root-x86-64-verity", Label="_empty", ReadOnly="yes", **_exactly(verity)
         )
-    definitions["90-state.conf"] = _definition(Type="linux-generic", Label=STATE_LABEL, SizeMinBytes=str(STATE_LEAST_BYTES))
+    # systemd-repart encrypts and formats first and writes the partition table then: cut, it leaves no partition.
+    encrypted = {"Format": "btrfs", "Encrypt": "tpm2"} if encryption is Encryption.TPM2 else {}
+    state = _definition(Type="linux-generic", Label=STATE_LABEL, SizeMinBytes=str(STATE_LEAST_BYTES), **encrypted)
+    definitions["90-state.conf"] = state
     return definitions
 
 

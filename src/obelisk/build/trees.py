@@ -22,6 +22,7 @@ from obelisk.events import Sink, Task
 from obelisk.model.canonical import Json
 from obelisk.model.lock import Account, Accounts, Lock, PackageSet
 from obelisk.model.spec import Spec
+from obelisk.model.state import Encryption
 from obelisk.store import Store
 from obelisk.system.bubblewrap import Bind, Room, read_only, writable
 from obelisk.system.mmdebstrap import Bootstrap, bootstrap_here
@@ -194,7 +195,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
             "replace": list(spec.allow.replace),
         },
         "health": health.configuration(spec.health),
-        "repart": slots.host_definitions(root_bytes, spec.upgrade.slots),
+        "repart": slots.host_definitions(root_bytes, spec.upgrade.slots, spec.state.encryption),
         "host": hostpart.settings(spec),
         "module_signatures": spec.hardening.module_signatures,
         "declared": list(spec.state.declare),
@@ -218,6 +219,8 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
                     binds.append(read_only(source, f"/migrations/{each.to}.{way}"))
                     migrations.append(f"{each.to}.{way}")
         guest = ["/obelisk/guest/root", "/obelisk/guest/both"]
+        if spec.state.encryption is not Encryption.NONE:
+            guest.append("/obelisk/guest/encrypted")
         binds.append(read_only(hostpart.PACKAGE, "/package"))
         files_of_host: list[Json] = [str(path) for path in hostpart.modules()]
         full = {

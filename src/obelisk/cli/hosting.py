@@ -25,6 +25,8 @@ def host(arguments: Namespace) -> int:
         "drift": _drift,
         "snapshot": _snapshot,
         "reset": _reset,
+        "recovery-key": _recovery_key,
+        "enrol-tpm": _enrol_tpm,
         "settle": _settle,
         "condemn": _condemn,
         "damaged": _damaged,
@@ -58,6 +60,7 @@ def _status(this: Here, arguments: Namespace) -> int:
         f"fallback  {found.fallback or 'none'}",
         f"health    {found.health}" + (f": {', '.join(found.failing)}" if found.failing else ""),
         f"state     {size(found.state_free_bytes)} free of {size(found.state_total_bytes)}, version {found.state_version}",
+        *([f"          {found.state_keys}"] if found.state_keys else []),
         f"boot      Secure Boot {'on' if found.secure_boot else 'off'}",
         f"upgrade   {found.upgrade}",
     ]
@@ -223,6 +226,23 @@ def _reset(this: Here, arguments: Namespace) -> int:
     answer(f"the next boot starts with fresh state; kept: {', '.join(kept) or 'nothing'}", json_wanted=arguments.json, kept=list(kept))
     if arguments.reboot:
         power.reboot()
+    return 0
+
+
+def _recovery_key(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.encryption import renew_recovery_key
+
+    key = renew_recovery_key(this)
+    said = "the recovery key of this host's state, shown this once; any before it opens nothing any more"
+    answer(f"{said}:\n\n    {key}\n\nkeep it where this host is not", json_wanted=arguments.json, recovery_key=key)
+    return 0
+
+
+def _enrol_tpm(this: Here, arguments: Namespace) -> int:
+    from obelisk.host.encryption import enrol_tpm
+
+    enrol_tpm(this, console.ask_secret("recovery key: "))
+    answer("this machine's TPM opens the state from now on", json_wanted=arguments.json)
     return 0
 
 

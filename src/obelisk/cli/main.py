@@ -75,6 +75,8 @@ _HOST_COMMANDS = {
     "drift": ("every path in the state that nothing declares", "obelisk host drift"),
     "snapshot": ("snapshots of the state: create, list, restore, delete", "obelisk host snapshot create before-import"),
     "reset": ("start the next boot with fresh state", "obelisk host reset --yes --keep /var/lib/obelisk --reboot"),
+    "recovery-key": ("make the key that opens the encrypted state when the TPM does not; it is shown once", "obelisk host recovery-key"),
+    "enrol-tpm": ("have this machine's TPM open the encrypted state again; asks for the recovery key", "obelisk host enrol-tpm"),
     "settle": ("bless the running image, which is healthy; the machine itself runs this", "obelisk host settle"),
     "condemn": ("note that the running image is not healthy; the machine itself runs this", "obelisk host condemn"),
     "damaged": ("leave the running image, of which a block is damaged; the machine itself runs this", "obelisk host damaged"),

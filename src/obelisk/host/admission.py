@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from obelisk.errors import InputError, ObeliskError, StateError, TrustError
 from obelisk.model.host import PARTIAL, Entry, Progress, Slot
 from obelisk.model.image import Manifest, PartKind
-from obelisk.model.state import FIRST
+from obelisk.model.state import FIRST, Encryption
 from obelisk.model.version import compare
 
 ARCHITECTURE = "amd64"
@@ -15,7 +15,8 @@ ARCHITECTURE = "amd64"
 class Facts:
     """What a host knows about itself. `booted` is the slot that it runs from, `good` are labels of images that were healthy here.
 
-    `failed` and `unfit` are ids of images that fell back here, and whose rehearsal failed here. `state_version` is that of its state.
+    `failed` and `unfit` are ids of images that fell back here, and whose rehearsal failed here. `state_version` is that of its state,
+    `encryption` what its volume has.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Facts:
     good: frozenset[str]
     state_version: int = FIRST
     unfit: frozenset[str] = frozenset()
+    encryption: Encryption = Encryption.NONE
 
     @property
     def label(self) -> str:
@@ -70,6 +72,25 @@ def refusal(facts: Facts, manifest: Manifest, *, retry: bool) -> ObeliskError | 
             code="downgrade",
             hint="`obelisk host rollback` goes back; anything else is a new version",
         )
+    if (reason := _state_refusal(facts, manifest)) is not None:
+        return reason
+    if manifest.id in facts.failed and not retry:
+        return StateError(
+            f"{manifest.label} was tried on this host and fell back",
+            code="failed-before",
+            hint=f"`obelisk host history` says why; name it to try it again: --retry {manifest.version}",
+        )
+    if manifest.id in facts.unfit and not retry:
+        return StateError(
+            f"{manifest.label} failed its rehearsal on this host",
+            code="unfit-before",
+            hint=f"`obelisk host history` says why; name it to rehearse or to install it all the same: --retry {manifest.version}",
+        )
+    return None
+
+
+def _state_refusal(facts: Facts, manifest: Manifest) -> ObeliskError | None:
+    """Why this host's state is none that the image can use."""
     if manifest.state_version < facts.state_version:
         return StateError(
             f"the image works with state of version {manifest.state_version}, this host's is of version {facts.state_version}",
@@ -82,17 +103,11 @@ def refusal(facts: Facts, manifest: Manifest, *, retry: bool) -> ObeliskError | 
             code="state-gap",
             hint="upgrade to an image between first, whose migrations begin there",
         )
-    if manifest.id in facts.failed and not retry:
+    if manifest.state_encryption is not facts.encryption:
         return StateError(
-            f"{manifest.label} was tried on this host and fell back",
-            code="failed-before",
-            hint=f"`obelisk host history` says why; name it to try it again: --retry {manifest.version}",
-        )
-    if manifest.id in facts.unfit and not retry:
-        return StateError(
-            f"{manifest.label} failed its rehearsal on this host",
-            code="unfit-before",
-            hint=f"`obelisk host history` says why; name it to rehearse or to install it all the same: --retry {manifest.version}",
+            f"the image has state with encryption = {manifest.state_encryption}, this host's has encryption = {facts.encryption}",
+            code="state-encryption",
+            hint="say the same under [state] of its spec; a host that is to change it is installed anew",
         )
     return None
 

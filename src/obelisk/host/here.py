@@ -1,6 +1,8 @@
 """This host: which image runs, on which disk, and where its records are.
 
 /run/obelisk/disk   the kernel's name of the disk, written by `start`
+/run/obelisk/opened where the state volume is encrypted: by what it was opened, `tpm2` or `recovery-key`, written by `start`;
+                    `enrolled` once the TPM has a key again
 /run/obelisk/host   the subvolume `host` of the state volume: the journal, evidence of failures; it is outside of what a rollback
 takes back
 /run/obelisk/state  the subvolume `live`
@@ -28,6 +30,7 @@ _RUN = Path("/run/obelisk")
 _WAIT_S = 60.0
 STATE_LABEL = "state"
 """Of the partition with the state volume."""
+_MAPPED_STATE = Path("/dev/mapper/state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,21 @@ class Here:
         with mounted(self.state_device(), self.run / "top", "btrfs", "noatime", "subvolid=5") as place:
             yield place
 
+    def opened_by(self) -> str:
+        """By what the state volume was opened at this boot: `tpm2`, `recovery-key` or, where the TPM got a key since, `enrolled`.
+
+        Empty where it is not encrypted.
+        """
+        try:
+            return (self.run / "opened").read_text().strip()
+        except FileNotFoundError:
+            return ""
+
     def state_device(self) -> Path:
+        """What is mounted of the state volume: its partition, or what is in it where that is encrypted."""
+        return _MAPPED_STATE if self.opened_by() else self.state_partition()
+
+    def state_partition(self) -> Path:
         """The partition of the state volume."""
         found = [entry for entry in sfdisk.read_table(self.disk) if entry.label == STATE_LABEL]
         if not found:

@@ -1,6 +1,6 @@
 """What the running image's spec says about upgrades and state; sealed in the image as /usr/lib/obelisk/host.conf.
 
-One KEY=NUMBER a line, so that the shell reads it too; and `state_options`, which are `start`'s alone.
+One KEY=NUMBER a line, so that the shell reads it too; `state_options` and `state_encryption`, which are `start`'s alone.
 """
 
 from dataclasses import dataclass
@@ -34,4 +34,5 @@ def values(file: Path) -> dict[str, str]:
 def read(file: Path = FILE) -> Settings:
     """The settings of the running image."""
     found = values(file)
-    return Settings(*(int(found[key]) for key in ("soak", "deadline", "tries", "snapshots", "state_version")))
+    soak, deadline, tries, kept, version = (int(found[key]) for key in ("soak", "deadline", "tries", "snapshots", "state_version"))
+    return Settings(soak, deadline, tries, kept, version)

@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from obelisk.host import esp, journal, snapshots
+from obelisk.host import encryption, esp, journal, snapshots
+from obelisk.host.encryption import Keys
 from obelisk.host.here import Here
 from obelisk.model.canonical import Json
 from obelisk.model.host import (
@@ -27,7 +28,10 @@ from obelisk.system.filesystem import space
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All that `status` shows. `health` is `healthy`, `unhealthy` or `starting`; `failing` names the checks that failed."""
+    """All that `status` shows. `health` is `healthy`, `unhealthy` or `starting`; `failing` names the checks that failed.
+
+    `state_keys` None: the state is not encrypted.
+    """
 
     here: Here
     image_id: str
@@ -42,6 +46,7 @@ class Status:
     state_free_bytes: int
     state_total_bytes: int
     state_version: int
+    state_keys: Keys | None
     upgrade: str
     last: Record | None
 
@@ -60,7 +65,12 @@ class Status:
             "on_trial": self.on_trial,
             "secure_boot": self.secure_boot,
             "upgrade": self.upgrade,
-            "state": {"free": self.state_free_bytes, "total": self.state_total_bytes, "version": self.state_version},
+            "state": {
+                "free": self.state_free_bytes,
+                "total": self.state_total_bytes,
+                "version": self.state_version,
+                "encryption": self.state_keys.to_json() if self.state_keys else None,
+            },
             "slots": [
                 {
                     "slot": slot.letter,
@@ -99,6 +109,7 @@ def status(here: Here) -> Status:
         room.free_bytes,
         room.total_bytes,
         snapshots.version(here.state),
+        encryption.keys(here),
         _upgrade(records, bad),
         next((record for record in reversed(records) if record.event in {Event.BLESSED, Event.FELL_BACK, Event.ROLLED_BACK}), None),
     )

@@ -33,6 +33,7 @@ from obelisk.model.host import (
 )
 from obelisk.model.image import PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
+from obelisk.model.state import Encryption
 from obelisk.system import efivars, sbverify, sfdisk
 from obelisk.system.blocks import BLOCK_BYTES
 from obelisk.system.filesystem import space
@@ -79,6 +80,7 @@ def gather(here: Here, entries: tuple[Entry, ...]) -> Facts:
         known_good(records) | {here.label},
         snapshots.version(here.state),
         unfit_images(records),
+        Encryption.TPM2 if here.opened_by() else Encryption.NONE,
     )
 
 

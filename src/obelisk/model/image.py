@@ -10,7 +10,7 @@ from typing import Any
 
 from obelisk.errors import TrustError
 from obelisk.model.canonical import Json, canonical, digest
-from obelisk.model.state import FIRST
+from obelisk.model.state import FIRST, Encryption
 
 SCHEMA = "obelisk.image/1"
 _SLOTS = 2
@@ -79,13 +79,16 @@ class Manifest:
     packages: tuple[ImagePackage, ...]
     state_version: int = FIRST
     state_oldest: int = FIRST
+    state_encryption: Encryption = Encryption.NONE
 
     def to_json(self) -> Json:
         """The manifest as plain data, ready for `canonical`."""
         # What came later is left out where it says nothing new, so that the ids of older images stay.
         count: dict[str, Json] = {"count": self.slot_count} if self.slot_count != _SLOTS else {}
-        versions: dict[str, Json] = {"state": {"version": self.state_version, "oldest": self.state_oldest}}
-        return (versions if self.state_version != FIRST else {}) | {
+        state: dict[str, Json] = {"version": self.state_version, "oldest": self.state_oldest}
+        if self.state_encryption is not Encryption.NONE:
+            state["encryption"] = self.state_encryption.value
+        return ({"state": state} if state != {"version": FIRST, "oldest": FIRST} else {}) | {
             "schema": SCHEMA,
             "name": self.name,
             "version": self.version,
@@ -167,6 +170,7 @@ def parse_manifest(data: bytes, *, image_id: str | None = None) -> Manifest:
             packages=tuple(ImagePackage(*package) for package in raw["packages"]),
             state_version=raw["state"]["version"] if "state" in raw else FIRST,
             state_oldest=raw["state"]["oldest"] if "state" in raw else FIRST,
+            state_encryption=Encryption(raw["state"].get("encryption", Encryption.NONE)) if "state" in raw else Encryption.NONE,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TrustError(f"the manifest is damaged: {error}", code="manifest-damaged", hint="run `obelisk verify`") from error

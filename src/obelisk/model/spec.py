@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from obelisk.model.state import FIRST
+from obelisk.model.state import FIRST, Encryption
 
 
 class Role(StrEnum):
@@ -230,6 +230,7 @@ class State:
     declare: tuple[str, ...] = ()
     version: int = FIRST
     migrations: tuple[Migration, ...] = ()
+    encryption: Encryption = Encryption.NONE
 
     @property
     def oldest(self) -> int:

@@ -6,8 +6,16 @@ State without a version is of the first. All that is decided here is decided fro
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 FIRST = 1
+
+
+class Encryption(StrEnum):
+    """Who opens the state volume: everybody, or this machine's TPM alone."""
+
+    NONE = "none"
+    TPM2 = "tpm2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from obelisk.errors import InputError
 from obelisk.model.canonical import Json, digest
 from obelisk.model.spec import Check, InlineFile, Spec, State
+from obelisk.model.state import Encryption
 from obelisk.spec.loading import tree_entries
 from obelisk.spec.tree import EntryKind, TreeEntry
 from obelisk.system.files import hash_file
@@ -63,8 +64,11 @@ def request(spec: Spec) -> str:
     Raises:
         InputError: the key of a source can no longer be read.
     """
+    # What came later is left out where it asks for nothing, so that the locks of older specs stay.
+    encryption: dict[str, Json] = {} if spec.state.encryption is Encryption.NONE else {"encryption": spec.state.encryption.value}
     return digest(
-        {
+        encryption
+        | {
             "schema": _REQUEST,
             "distribution": str(spec.distribution),
             "role": spec.role.value,

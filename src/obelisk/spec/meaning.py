@@ -36,7 +36,7 @@ from obelisk.model.spec import (
     UnitCheck,
     Upgrade,
 )
-from obelisk.model.state import FIRST
+from obelisk.model.state import FIRST, Encryption
 from obelisk.spec.accounts import accounts
 from obelisk.spec.cmdline import refused
 from obelisk.spec.places import image_path, refusal, undeclarable
@@ -49,6 +49,7 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _HIGHEST_PORT = 65535
 _SPECIAL_BITS = 0o6000
+_NO_RECOVERY_BY_TPM = ("bookworm",)  # their systemd, older than 256, cannot enrol a recovery key by the TPM that opens a volume
 
 
 def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
@@ -89,7 +90,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         size_budget_bytes=_size(budget) if (budget := root.find("size_budget", str)) else None,
         compression=Compression(root.get("compression", str)),
         upgrade=_upgrade(root.table("upgrade")),
-        state=_state(root.table("state"), beside),
+        state=_state(root.table("state"), suite, beside),
         hardening=_hardening(root.table("hardening"), findings),
         allow=allow,
         documentation=root.get("documentation", bool),
@@ -315,14 +316,20 @@ def _upgrade(table: Table) -> Upgrade:
     )
 
 
-def _state(table: Table, beside: _Beside) -> State:
+def _state(table: Table, suite: str, beside: _Beside) -> State:
     paths = table.texts("declare")
     for number, path in enumerate(paths):
         if closed := undeclarable(path):
             beside.findings.report(table.at("declare", number), f"'{path}' {closed.reason}", code="spec-value", hint=closed.hint)
     version = table.get("version", int)
     policy = Policy(table.get("policy", str))
-    return State(table.get("snapshots", int), policy, paths, version, _migrations(table, version, beside))
+    encryption = Encryption(table.get("encryption", str))
+    if encryption is Encryption.TPM2 and suite in _NO_RECOVERY_BY_TPM:
+        message = f"'{encryption}' needs systemd 256 or newer, which '{suite}' does not have"
+        beside.findings.report(
+            table.at("encryption"), message, code="spec-conflict", hint='distribution = "debian:trixie", or no encryption'
+        )
+    return State(table.get("snapshots", int), policy, paths, version, _migrations(table, version, beside), encryption)
 
 
 def _migrations(state: Table, version: int, beside: _Beside) -> tuple[Migration, ...]:
