@@ -290,15 +290,27 @@ def test_a_damaged_block_of_the_running_image_is_left_for_the_other_image(host: 
     assert host.json("verify --repair /run/shelf/2")["findings"] == []
 
 
+def leave_a_rehearsal(host: Host) -> None:
+    """What a rehearsal leaves that a power cut ended."""
+    host.run(
+        "mkdir -p /run/look; mount -o subvolid=5 /dev/vda6 /run/look; mkdir -p /run/look/snapshots/.rehearsed /run/look/host/rehearsal;"
+        "btrfs subvolume snapshot -r /run/look/live /run/look/snapshots/.rehearsed/tree; truncate -s 1G /run/look/host/rehearsal/disk;"
+        "umount /run/look"
+    )
+
+
 def test_a_snapshot_comes_back_and_what_it_replaced_is_kept(host: Host) -> None:
     host.run("echo one >/var/lib/thing")
     made = host.json("snapshot create by-hand")["snapshot"]
     host.run("echo two >/var/lib/thing")
     host.json(f"snapshot restore {made}")
     assert host.run("cat /var/lib/thing") == "two"
+    leave_a_rehearsal(host)
     host.restart()
     host.settled("host_6")
     assert host.run("cat /var/lib/thing") == "one"
+    look = "mount -o subvolid=5 /dev/vda6 /run/look; ls -A /run/look/snapshots /run/look/host; umount /run/look"
+    assert "rehears" not in host.run(look)
     kept = [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
     assert made in kept
     newest = kept[-1]

@@ -10,9 +10,10 @@ the variable that names the counted entry still names the refused one.
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from obelisk.errors import CommandError
+from obelisk.errors import CommandError, ObeliskError
 from obelisk.host import esp, evidence, journal, snapshots
 from obelisk.host.here import Here
 from obelisk.host.settings import Settings
@@ -28,7 +29,6 @@ def settle(here: Here, settings: Settings) -> str:
     """The machine is healthy: bless its image, and tell what became of one that was tried before. Returns a line for people."""
     said = f"{here.label} is healthy"
     with here.alone():
-        end_rehearsal(here)
         state = progress(journal.read(here.keep))
         here.note(Event.HEALTHY, here.label, duration_ms=_uptime_ms())
         with here.esp() as place:
@@ -42,6 +42,9 @@ def settle(here: Here, settings: Settings) -> str:
             snapshots.prune(top, settings.snapshots)
             if not (here.keep / snapshots.RESTORE).exists():
                 snapshots.discard_migrated(top)
+        # What stays is in nobody's way, and no reason to call a healthy image anything else.
+        with suppress(ObeliskError, OSError):
+            end_rehearsal(here)
     (here.run / SETTLED).touch()
     return said
 

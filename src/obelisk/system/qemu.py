@@ -29,6 +29,8 @@ FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 # Without the quick string instructions, which are emulated byte by byte: a boot takes a tenth less without them.
 _EMULATED = "max,la57=off,erms=off,fsrm=off,fsrs=off,fzrm=off,fsrc=off"
+_VIRTUALISATION = {"vmx": "kvm_intel", "svm": "kvm_amd"}
+"""Flags of processors that have it, and the modules of the kernel for it."""
 _END_S = 10.0
 # Ends with its parent, has no network but its own loopback, lets the machine's work go first, goes first when memory runs out, and cannot
 # gain or use any privilege of root. unshare(1) needs one, so the rest follows it.
@@ -105,8 +107,11 @@ def acceleration() -> str:
 
     A /dev/kvm that opens proves nothing: on processors that do not pass virtualisation on, a guest then hangs.
     """
-    flags = set(Path("/proc/cpuinfo").read_text().split())
-    return "kvm" if flags & {"vmx", "svm"} and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+    return "kvm" if _virtualisation() and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+def _virtualisation() -> set[str]:
+    return _VIRTUALISATION.keys() & set(Path("/proc/cpuinfo").read_text().split())
 
 
 def argv(settings: Settings, accel: str) -> list[str]:
@@ -190,9 +195,10 @@ def is_installed() -> bool:
 
 
 def load_virtualisation() -> None:
-    """Load the kernel's own part of hardware virtualisation, where there is one."""
-    with suppress(CommandError, MissingFeatureError):
-        run(["modprobe", "--quiet", "--all", "kvm_intel", "kvm_amd"], timeout_s=60)
+    """Load the kernel's own part of hardware virtualisation, where the processor has its own."""
+    for module in (_VIRTUALISATION[flag] for flag in _virtualisation()):
+        with suppress(CommandError, MissingFeatureError):
+            run(["modprobe", "--quiet", module], timeout_s=60)
 
 
 @contextmanager
