@@ -339,6 +339,11 @@ class Rack:
         self.room.run(["qemu-img", "create", "-q", "-f", "qcow2", f"/out/{name}", str(size)], binds=[writable(self.place, "/out")])
         return target
 
+    def enlarge(self, disk: Path, size: int) -> None:
+        """Make a disk that no machine uses `size` bytes larger."""
+        binds = [writable(self.place), *(read_only(base) for base in self._bases)]
+        self.room.run(["qemu-img", "resize", "-q", "-f", "qcow2", disk, f"+{size}"], binds=binds)
+
     def as_raw(self, disk: Path, target: Path) -> None:
         """Write all of a disk to a raw file."""
         binds = [writable(self.place), *(read_only(base) for base in self._bases)]

@@ -111,6 +111,7 @@ def test_another_tpm_leads_to_the_fallback_and_to_the_recovery_key(host: Host, p
     upgrade(host, "3")
     host.begin("systemctl poweroff")
     assert host.machine.wait_until_off(timeout_s=120)
+    place.rack.enlarge(place.disk, 1 << 30)
     other = place.tpm.with_name("other")
     with place.rack.host(place.disk, place.variables, tpm=other, name="moved") as moved:
         # The image on trial waits until its deadline, then the one before waits for longer.
@@ -121,6 +122,10 @@ def test_another_tpm_leads_to_the_fallback_and_to_the_recovery_key(host: Host, p
         moved.wait_for_boot()
         moved.settled("host_1")
         assert keys(moved)["opened_by"] == "recovery-key"
+        # The boot that could not open the volume has enlarged its partition, and this one what is in it.
+        sizes = moved.run(f"lsblk -bno SIZE {STATE} | head -n 1; findmnt -bno SIZE /run/obelisk/state").split()
+        assert int(sizes[0]) > 5 << 30
+        assert int(sizes[0]) - int(sizes[1]) < 32 << 20
         assert [each["outcome"] for each in moved.json("history")["history"] if each["image"] == "host_3"] != []
         assert "the TPM does not open the state volume" in moved.run("obelisk host recovery-key 2>&1", status=5)
         wrong = "-".join(["cccccccc"] * 8)

@@ -54,6 +54,7 @@ def _status(this: Here, arguments: Namespace) -> int:
     from obelisk.host.status import status
 
     found = status(this)
+    exposed = "off: any system that starts here can open the state" if found.state_keys else "off"
     lines = [
         f"image     {this.name} {this.version}" + (f" ({found.image_id[:12]})" if found.image_id else ""),
         f"slot      {found.booted} on {this.disk}" + (", on trial: not blessed yet" if found.on_trial else ""),
@@ -61,7 +62,7 @@ def _status(this: Here, arguments: Namespace) -> int:
         f"health    {found.health}" + (f": {', '.join(found.failing)}" if found.failing else ""),
         f"state     {size(found.state_free_bytes)} free of {size(found.state_total_bytes)}, version {found.state_version}",
         *([f"          {found.state_keys}"] if found.state_keys else []),
-        f"boot      Secure Boot {'on' if found.secure_boot else 'off'}",
+        f"boot      Secure Boot {'on' if found.secure_boot else exposed}",
         f"upgrade   {found.upgrade}",
     ]
     if found.last is not None:
