@@ -64,7 +64,8 @@ def test_a_tpm_is_a_process_of_the_machines_own_room() -> None:
     assert "tpm-crb,tpmdev=tpm" in started
     assert started[:2] == ["sh", "-euc"]
     assert "swtpm socket --tpm2" in started[2]
-    assert started[4:6] == ["/d/tpm", "qemu-system-x86_64"]
+    assert started[4:7] == ["/d/tpm", "file=-", "qemu-system-x86_64"]
+    assert "file=/d/log,level=20,truncate" in qemu.command_line(replace(SETTINGS, tpm=Path("/d/tpm"), tpm_log=Path("/d/log")), "tcg")
     assert qemu.command_line(SETTINGS, "tcg") == qemu.argv(SETTINGS, "tcg")
 
 

@@ -17,6 +17,7 @@ from obelisk.machine import HOOK, initrd_with
 from obelisk.model import uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Spec
+from obelisk.model.state import Encryption
 from obelisk.system import qemu
 from obelisk.system.bubblewrap import Bind, read_only, writable
 from obelisk.system.files import written_by_name
@@ -95,7 +96,9 @@ def run(arguments: Namespace) -> int:
         shell = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode()}
         (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))
         kernel = qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
-        settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, forwards=forwards, credentials=credentials)
+        # Beside the disk, for each is of no use without the other.
+        tpm = disk.with_name(f"{disk.name}.tpm") if image.manifest.state_encryption is Encryption.TPM2 else None
+        settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, tpm=tpm, forwards=forwards, credentials=credentials)
         accel = qemu.acceleration()
         print(f"booting {image.manifest.label} by {accel}; a root shell opens by itself; leave with Ctrl-A X", file=sys.stderr)
         for forward in forwards:

@@ -44,8 +44,8 @@ _TPM_SOCKET = "tpm.socket"
 # The TPM is a process of the machine's room, which ends as a whole when the machine does. It is there when its command returns.
 _WITH_TPM = f"""\
 rm -f {_TPM_SOCKET}
-swtpm socket --tpm2 --tpmstate dir="$1" --ctrl type=unixio,path={_TPM_SOCKET} --terminate --daemon
-shift
+swtpm socket --tpm2 --tpmstate dir="$1" --ctrl type=unixio,path={_TPM_SOCKET} --terminate --daemon --log "$2"
+shift 2
 exec "$@"
 """
 
@@ -60,11 +60,12 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A kernel that QEMU loads itself, without firmware."""
+    """A kernel that QEMU loads itself, without UEFI. Unless it is `measured`, nothing has told a TPM anything before it runs."""
 
     image: Path
     initrd: Path
     command_line: str
+    measured: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ class Settings:
     one program can connect to and talk with the guest. `credentials` are systemd's, by name. `attached` are read-only raw disks more,
     `spares` qcow2 disks.
     `isolated`: no traffic but the forwards.
-    `typed` is a Unix socket by which somebody types at the console. `tpm` is the directory of a TPM 2's state, which is made when missing.
+    `typed` is a Unix socket by which somebody types at the console. `tpm` is the directory of a TPM 2's state, which is made when missing;
+    `tpm_log` takes all that it is told and answers, which has secrets in it.
     `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes. `raw`: the disk is one
     anyway. `restarts`: else the machine ends when it would start anew.
     """
@@ -89,6 +91,7 @@ class Settings:
     console: Path | None = None
     typed: Path | None = None
     tpm: Path | None = None
+    tpm_log: Path | None = None
     ports: dict[str, Path] = field(default_factory=dict)
     sockets: dict[str, Path] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
@@ -127,6 +130,7 @@ def argv(settings: Settings, accel: str) -> list[str]:
         words += ["-drive", f"if=pflash,format=raw,unit=1,file={settings.variables}"]
     if settings.kernel is not None:
         words += ["-kernel", str(settings.kernel.image), "-initrd", str(settings.kernel.initrd), "-append", settings.kernel.command_line]
+        words += [] if settings.kernel.measured else ["-bios", "qboot.rom"]
     words += _disks(settings)
     # Relative, for the path of a socket has a hundred characters at most.
     words += ["-qmp", "unix:monitor,server=on,wait=off"]
@@ -186,7 +190,10 @@ def _tpm(settings: Settings) -> list[str]:
 def command_line(settings: Settings, accel: str) -> list[str]:
     """What starts the machine in its room, together with its TPM."""
     words = argv(settings, accel)
-    return words if settings.tpm is None else ["sh", "-euc", _WITH_TPM, "with-tpm", str(settings.tpm), *words]
+    if settings.tpm is None:
+        return words
+    log = f"file={settings.tpm_log},level=20,truncate" if settings.tpm_log else "file=-"
+    return ["sh", "-euc", _WITH_TPM, "with-tpm", str(settings.tpm), log, *words]
 
 
 def is_installed() -> bool:

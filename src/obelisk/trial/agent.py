@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from obelisk.machine import HOOK
 from obelisk.model.spec import Spec
+from obelisk.trial import measurements
 
 PORT = "obelisk.trial"
 
@@ -119,10 +120,11 @@ def script(wanted: Sequence[Probe]) -> str:
     return f"{_PROLOGUE}{''.join(lines)}say end 0 0 Cg==\nsystemctl poweroff\n"
 
 
-def injected(wanted: Sequence[Probe]) -> dict[str, bytes | str]:
-    """The files of the extra initrd."""
+def injected(wanted: Sequence[Probe], measured: tuple[bytes, ...] = ()) -> dict[str, bytes | str]:
+    """The files of the extra initrd. `measured` is what the TPM is told first; see `obelisk.trial.measurements`."""
     return {
-        HOOK: _HOOK.encode(),
+        **measurements.files(measured),
+        HOOK: (_HOOK + (measurements.REPEAT if measured else "")).encode(),
         "usr/lib/obelisk-trial/agent": script(wanted).encode(),
         "usr/lib/obelisk-trial/unit": _UNIT.encode(),
     }

@@ -99,6 +99,7 @@ class Maker:
                 and compare(manifest.version, wanted.version) < 0
                 and manifest.secure_boot_certificate == wanted.secure_boot_certificate
                 and manifest.root_slot_bytes >= wanted.part(PartKind.ROOT).size_bytes
+                and manifest.state_encryption is wanted.state_encryption
                 and "gpt" in manifest.cmdline.split()  # older ones have no `obelisk host`
             ):
                 (work / "disk-before").mkdir()
@@ -149,7 +150,8 @@ class HostTrial:
         variables = work / "variables.fd"
         if self.settings.variables is not None:
             copyfile(self.settings.variables, variables)
-        machine = replace(self.settings, disk=disk, directory=work, attached=(shelf,), console=artefacts / "console-upgrade.log")
+        tpm = work / "tpm" if self.settings.tpm else None
+        machine = replace(self.settings, disk=disk, directory=work, tpm=tpm, attached=(shelf,), console=artefacts / "console-upgrade.log")
         upgrade = Probe("upgrade", f"{_MOUNT} && obelisk host upgrade {_SHELF}/this", _UPGRADE_S)
         found = lab.inside(machine, before.uki, [upgrade], timeout_s=self.limit_s + _UPGRADE_S).get("upgrade", LOST)
         if found.status != 0:

@@ -26,12 +26,16 @@ _Seen = TypeVar("_Seen")
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """Where machines run: the tools, the acceleration, and the directories that they see."""
+    """Where machines run: the tools, the acceleration, and the directories that they see.
+
+    `measured` is what the firmware of a sealed boot has told its TPM, and every boot with the agent repeats.
+    """
 
     room: Room
     accel: str
     sink: Sink
     binds: tuple[Bind, ...]
+    measured: tuple[bytes, ...] = ()
 
     def boot(self, settings: qemu.Settings, watch: Callable[[Machine], _Seen]) -> _Seen:
         """What `watch` sees of a machine with these settings; one that panicked for want of a timer is started again."""
@@ -53,10 +57,11 @@ class Lab:
         work = settings.directory
         sections = uki.sections(kernel_image.read_bytes())
         (work / "linux").write_bytes(sections["linux"])
-        (work / "initrd").write_bytes(initrd_with(sections["initrd"], injected(wanted)))
+        (work / "initrd").write_bytes(initrd_with(sections["initrd"], injected(wanted, self.measured)))
         said = work / "agent.out"
         said.unlink(missing_ok=True)
-        kernel = qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
+        command_line = sections["cmdline"].rstrip(b"\0").decode()
+        kernel = qemu.Kernel(work / "linux", work / "initrd", command_line, measured=settings.tpm is None)
         with suppress(CommandError):
             self.boot(
                 replace(settings, kernel=kernel, variables=None, ports={PORT: said}),

@@ -27,6 +27,7 @@ from obelisk.machine import Machine
 from obelisk.model import uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Role, Spec
+from obelisk.model.state import Encryption
 from obelisk.store import StoredImage
 from obelisk.system import qemu, ukify
 from obelisk.system.bubblewrap import Bind, Room, read_only, writable
@@ -35,6 +36,7 @@ from obelisk.trial import hosting, plan
 from obelisk.trial.agent import Finding, probes
 from obelisk.trial.hosting import Maker
 from obelisk.trial.lab import BOOT_S, HEALTHY, Lab, since
+from obelisk.trial.measurements import measurements
 from obelisk.trial.report import Outcome, Report
 
 _SHOWN = 3000  # characters of an output in a report
@@ -119,7 +121,8 @@ class _Trial:
 
     def boot_sealed(self) -> _First:
         """Boot A."""
-        settings = self.machine("console-1.log", variables=self.variables)
+        log = self.work / "tpm.log"
+        settings = replace(self.machine("console-1.log", variables=self.variables), tpm_log=log)
         began = time.monotonic()
         name = plan.SEALED
 
@@ -133,6 +136,9 @@ class _Trial:
 
         try:
             found, took, enrolled, off = self.lab.boot(settings, watch)
+            if settings.tpm is not None:
+                self.lab = replace(self.lab, measured=measurements(log.read_text()))
+                log.unlink()
         except CommandError as error:
             return _First(Outcome(name, passed=False, duration_ms=since(began), detail=str(error)))
         if found[4] is not None:
@@ -205,6 +211,7 @@ class _Trial:
             variables=variables,
             kernel=kernel,
             console=self.artefacts / console,
+            tpm=self.work / "tpm" if self.image.manifest.state_encryption is Encryption.TPM2 else None,
             ports=ports or {},
             graphics=graphics,
         )
