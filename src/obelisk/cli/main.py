@@ -206,7 +206,9 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         "--credential", action="append", default=[], metavar="NAME=VALUE", help="give the machine a credential, such as system.hostname"
     )
     parsers["run"].add_argument("--memory", type=int, default=1024, metavar="MIB")
-    parsers["run"].add_argument("--disk", metavar="FILE", help="keep the machine's disk, state included, in this qcow2 file")
+    parsers["run"].add_argument(
+        "--disk", metavar="FILE", help="keep the machine's disk, state included, in this qcow2 file, and beside it its TPM, if it has one"
+    )
     for side in ("before", "after"):
         parsers["diff"].add_argument(side, metavar=side.upper())
     parsers["export"].add_argument("--format", choices=("raw", "qcow2", "erofs", "oci"), default="raw")

@@ -17,7 +17,7 @@ prepare_encryption() { # before systemd-repart makes the volume
 open_encrypted() { # opens the volume $device and sets $device to what is in it
     sealed=$device
     device=/dev/mapper/state
-    if attach tpm2-device=auto,headless=yes 2>/run/obelisk/refusal; then
+    if attach tpm2-device=auto,token-timeout=1s,headless=yes 2>/run/obelisk/refusal; then
         echo tpm2 >/run/obelisk/opened
         return 0
     fi
@@ -26,7 +26,11 @@ open_encrypted() { # opens the volume $device and sets $device to what is in it
 encrypted: attach the right disk, or delete that partition, and the next boot makes a new one"
     why="this machine's TPM does not: Secure Boot's setting or keys have changed, or the disk was in another machine"
     [ -c /dev/tpmrm0 ] || why="this machine has no TPM 2 that answers"
-    case $(systemd-cryptenroll "$sealed") in
+    reason=
+    read -r reason </run/obelisk/refusal || true
+    why="$why (${reason:-no reason given})"
+    slots=$(systemd-cryptenroll "$sealed") || stop "the header of the encrypted state volume $sealed is damaged; put a copy of it back"
+    case $slots in
     *recovery*) ask_for_key ;;
     *) stop "nothing opens the state volume $sealed: $why; and it has no recovery key. Undo that change" ;;
     esac
