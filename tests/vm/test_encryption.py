@@ -79,6 +79,15 @@ def upgrade(host: Host, version: str) -> None:
     host.json(f"upgrade /run/shelf/{version}")
 
 
+def put_credentials(host: Host) -> None:
+    """On the ESP: one that is bound to this machine's TPM, and one that anybody could have made."""
+    place = "/run/esp/loader/credentials"
+    host.run(f"mkdir -p /run/esp; mount /dev/vda1 /run/esp; mkdir -p {place}")
+    for name, key in (("bound", "tpm2"), ("open", "null")):
+        host.run(f"printf sesame | systemd-creds encrypt --with-key={key} --tpm2-pcrs=7 --name={name} - {place}/{name}.cred")
+    host.run("umount /run/esp")
+
+
 def test_the_first_boot_makes_a_volume_that_the_tpm_opens_however_often_it_is_cut(host: Host) -> None:
     assert host.run(f"blkid -o value -s TYPE {STATE}; findmnt -no SOURCE /run/obelisk/state") == "crypto_LUKS\n/dev/mapper/state[/live]"
     assert keys(host) == {"opened_by": "tpm2", "tpm2": True, "recovery_key": False}
@@ -93,10 +102,13 @@ def test_a_new_recovery_key_takes_the_place_of_the_one_before(host: Host, recove
 
 def test_upgrade_snapshots_and_rollback_follow_the_volume(host: Host) -> None:
     host.run("echo old >/var/lib/thing")
+    put_credentials(host)
     upgrade(host, "2")
     host.restart()
     host.settled("host_2")
     assert host.run("cat /var/lib/thing /run/obelisk/opened") == "old\ntpm2"
+    assert host.run("ls /run/credentials/@system; cat /run/credentials/@system/bound") == "bound\nsesame"
+    assert "the credential open is left out" in host.run("journalctl -k -b --no-pager")
     host.run("echo new >/var/lib/thing")
     known = len(host.boots)
     host.begin("obelisk host rollback --with-state")
