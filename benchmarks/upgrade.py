@@ -1,17 +1,19 @@
-"""What an upgrade costs a host: staging on this machine's own disk, outside of any emulation; and the restart, in a VM.
+"""What an upgrade costs a host: staging and `host status` on this machine itself, outside of any emulation; and the restart, in a VM.
 
 Staging is compared with reading the slot once and writing the bytes that differ, past the page cache, in the same chunks. The restart into
 a new image, to blessed, is compared with a plain restart to healthy, both from the kernel's last word before it.
 """
 
 import argparse
+import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from apparatus.measure import Goal, conclude, median, print_table, workplace
+from apparatus.measure import ROOT, Goal, conclude, median, print_table, workplace
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
@@ -22,6 +24,7 @@ from obelisk.host.source import open_source  # noqa: E402
 from obelisk.host.staging import check_image, write_image  # noqa: E402
 from obelisk.model.image import PartKind  # noqa: E402
 from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice  # noqa: E402
+from obelisk.system.bubblewrap import Room, read_only, writable  # noqa: E402
 
 _RESTARTING = "reboot: Restarting system"
 
@@ -36,19 +39,23 @@ def main() -> int:
         (home / "rack").mkdir()
         rack = Rack(tool, home / "rack")
         ours, floor, written, differing = _stage(rack, home, arguments.rounds)
+        status_s = _status(rack, home)
         plain_s, blessed_s = _restart(rack)
     print_table(
         ("case", "ours", "floor", "ratio"),
         (
             ("staging a small change", f"{ours:.3f} s", f"{floor:.3f} s", f"{ours / floor:.2f}"),
             ("bytes written", str(written), str(differing), f"{written / differing:.2f}"),
+            ("host status", f"{status_s:.3f} s", "", ""),
             ("restart to blessed, against healthy", f"{blessed_s:.1f} s", f"{plain_s:.1f} s", f"{blessed_s / plain_s:.2f}"),
         ),
     )
-    figures = {"stage_s": ours, "floor_s": floor, "written": written, "differing": differing, "plain_s": plain_s, "blessed_s": blessed_s}
+    figures = {"stage_s": ours, "floor_s": floor, "written": written, "differing": differing, "status_s": status_s}
+    figures |= {"plain_s": plain_s, "blessed_s": blessed_s}
     goals = (
         Goal("staging, of reading the slot once and writing what differs", ours / floor, 1.2),
         Goal("bytes written, of those that differ", written / differing, 1.1),
+        Goal("seconds of `obelisk host status`", status_s, 0.3),
         Goal("restart to blessed, of a plain one to healthy", blessed_s / plain_s, 1.3),
     )
     return conclude("upgrade", figures, goals)
@@ -100,6 +107,23 @@ def _floor(slot: Path, size: int, differing: list[tuple[int, int]]) -> None:
         for at, length in differing:
             device.write(at, bytes(length))
         device.flush()
+
+
+def _status(rack: Rack, home: Path) -> float:
+    """Seconds of `obelisk host status`, by the image's own Python, on a host whose disk is a file (tests/stage.py)."""
+    image, root, place = rack.image("host@2").directory, home / "root", home / "stage"
+    root.mkdir()
+    place.mkdir()
+    script = ROOT / "tests/stage.py"
+    binds = [writable(place, "/stage"), read_only(image, "/image"), read_only(script, "/stage.py")]
+    words = "python3 -IS /stage.py make /image; exec python3 -IS /stage.py time-status"
+    subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", image / "root.erofs", root], check=True)
+    try:
+        argv = Room(root).argv(["bash", "-euc", words], binds=binds, devices=("/dev",))
+        said = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+    finally:
+        subprocess.run(["umount", root], check=True)
+    return median(json.loads(said.splitlines()[-1]))
 
 
 def _restart(rack: Rack) -> tuple[float, float]:

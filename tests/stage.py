@@ -6,6 +6,8 @@ on has that file system; all else is as on a host. Each run mounts what a boot w
     stage.py make SOURCE                        a disk for web_0, with slots that the image in SOURCE fits into
     stage.py state PROGRAM                      run a shell command in the state
     stage.py upgrade SOURCE [retry]             as `obelisk host upgrade --rehearse`; says what came of it, as JSON
+    stage.py status                             as `obelisk host status`
+    stage.py time-status                        the seconds that takes, from start to end of its process: five runs, as JSON
     stage.py look                               what is left of a rehearsal, what history says, and the disk's table, as JSON
 """
 
@@ -13,12 +15,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/obelisk/python")
 
+from obelisk.cli import hosting
+from obelisk.cli import main as command_line
 from obelisk.errors import ObeliskError
 from obelisk.events import Event, Note, Progress
 from obelisk.host import journal
@@ -151,6 +156,16 @@ def main() -> int:
             case "upgrade":
                 answer = try_upgrade(here, Path(words[0]), retry=words[1:] == ["retry"])
                 sys.stdout.write(f"{json.dumps(answer)}\n")
+            case "status":
+                vars(hosting)["here"] = lambda: here
+                return command_line(["host", "status"])
+            case "time-status":
+                took = []
+                for _ in range(5):
+                    began = time.monotonic()
+                    subprocess.run([sys.executable, "-IS", __file__, "status"], check=True, stdout=subprocess.DEVNULL)
+                    took.append(time.monotonic() - began)
+                sys.stdout.write(f"{json.dumps(took)}\n")
             case "look":
                 sys.stdout.write(f"{json.dumps(look(here))}\n")
             case _:
