@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_in_any_step_is_named_and_nothing_is_lost(tool: Tool
     failed = set()
     with small_disk(tmp_path / "disk") as words, tool.changed(PAGE, "Hello from an image", "Hello from an image on a small disk"):
         small = tool.copied_to(tmp_path / "disk", words)
-        for free_mib in (0, 1, 30, 400):
+        for free_mib in (0, 1, 2, 4, 30, 400):
             resize(words, tmp_path / "disk", free_mib)
             failed |= starved(small)
         resize(words, tmp_path / "disk", 2048)

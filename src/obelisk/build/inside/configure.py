@@ -349,7 +349,7 @@ def settle_host(tree: Path, request: dict[str, Any]) -> None:
     words = ["python3", "-IS", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "/usr/lib/obelisk/python"]
     finished = subprocess.run(in_tree(tree, *words), capture_output=True, text=True, check=False)
     if finished.returncode != 0:
-        refuse("host-part", f"the image's Python cannot compile `obelisk host`: {finished.stdout}{finished.stderr}")
+        refuse("host-part", f"the image's Python cannot compile `obelisk host`: {' '.join(f'{finished.stdout} {finished.stderr}'.split())}")
     if not request["python"]:
         for library in (tree / "usr/lib").glob("python3.*"):
             for name in UNUSED_PYTHON:
