@@ -309,7 +309,7 @@ def test_a_snapshot_comes_back_and_what_it_replaced_is_kept(host: Host) -> None:
     host.restart()
     host.settled("host_6")
     assert host.run("cat /var/lib/thing") == "one"
-    look = "mount -o subvolid=5 /dev/vda6 /run/look; ls -A /run/look/snapshots /run/look/host; umount /run/look"
+    look = "mkdir -p /run/look; mount -o subvolid=5 /dev/vda6 /run/look; ls -A /run/look/snapshots /run/look/host; umount /run/look"
     assert "rehears" not in host.run(look)
     kept = [snapshot["name"] for snapshot in host.json("snapshot list")["snapshots"]]
     assert made in kept
