@@ -170,6 +170,13 @@ def test_what_a_killed_rehearsal_leaves_goes_with_the_next_command(stage: Stage,
     assert after["left"] == _NOTHING
 
 
+def test_what_the_operating_system_refuses_is_explained(stage: Stage) -> None:
+    found = json.loads(stage.script("ulimit -f 8192; stage upgrade /image retry"))
+    assert found["result"]["code"] == "host-failing"
+    assert "File too large" in found["result"]["message"]
+    assert found["left"] == _NOTHING
+
+
 def test_an_image_that_is_healthy_with_this_state_is_installed(stage: Stage) -> None:
     found = stage.upgrade("retry")
     assert found["result"]["code"] == ""

@@ -6,6 +6,7 @@ has a label and ids that nothing boots until all of it was read back, and the la
 
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,7 @@ from obelisk.model.host import (
 from obelisk.model.image import PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.model.state import Encryption
-from obelisk.system import efivars, sbverify, sfdisk
+from obelisk.system import btrfs, efivars, sbverify, sfdisk
 from obelisk.system.blocks import BLOCK_BYTES
 from obelisk.system.filesystem import space
 
@@ -143,6 +144,14 @@ class _Upgrade:
         except ObeliskError as error:
             self._note(Event.STOPPED, detail=error.message)
             raise
+        except OSError as error:  # a disk that fails, or somebody has filled it since `space`
+            where = f": {error.filename}" if error.filename else ""
+            message = f"the operating system refuses: {error.strerror or error}{where}"
+            with suppress(OSError):
+                self._note(Event.STOPPED, detail=message)
+            raise StateError(
+                message, code="host-failing", hint="nothing was switched; when that is mended, the next upgrade goes on from there"
+            ) from error
         return Outcome(self.entry, self._slot.letter, image_bytes, self.written_bytes)
 
     def _do(self, phase: Phase) -> None:
@@ -194,6 +203,7 @@ class _Upgrade:
 
     def space(self) -> None:
         """Nothing that is to be written later runs out of room."""
+        btrfs.reclaim(self.here.keep)
         free = space(self.here.keep).free_bytes
         if free < SPARE_STATE_BYTES:
             raise StateError(

@@ -48,6 +48,16 @@ def sync(path: Path) -> None:
     run(["btrfs", "--quiet", "filesystem", "sync", path], timeout_s=300)
 
 
+def reclaim(path: Path) -> None:
+    """Give back what is set aside for data on the volume of `path` and holds none, so that metadata cannot run out before data does.
+
+    The kernel does so by itself, but later. That it could not is no error: then the volume is full, or somebody else is at it.
+    """
+    sync(path)
+    with suppress(CommandError):
+        run(["btrfs", "--quiet", "balance", "start", "-dusage=0", path], timeout_s=300)
+
+
 def copy(snapshot: Path, target: Path, *, on_bytes: Callable[[int], None]) -> None:
     """Make a copy of a read-only subvolume, of the same name, in a directory of another volume. `on_bytes` is told how much went over.
 
