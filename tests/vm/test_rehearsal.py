@@ -125,7 +125,7 @@ def test_an_image_that_is_not_healthy_with_this_state_is_left_and_its_console_ke
     assert found["left"] == _NOTHING
     assert [found[name] for name in ("table", "entries", "snapshots")] == [before[name] for name in ("table", "entries", "snapshots")]
     kept = {Path(name).name: text for name, text in found["failures"].items()}
-    assert "UNHEALTHY well" in kept["console.txt"]
+    assert "the state is ready" in kept["console.txt"]
     assert "Health of this machine" in kept["journal.txt"]
     assert not next(check for check in json.loads(kept["health.json"]) if check["name"] == "well")["ok"]
     last = found["history"][-1]
