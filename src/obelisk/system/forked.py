@@ -12,17 +12,19 @@ from typing import NoReturn
 from obelisk.errors import StateError
 
 _PIPE_BYTES = 1 << 16
+_PER_PROCESSOR = 3
 
 
 def in_parallel(work: Callable[[int, int], Iterator[str]]) -> Iterator[str]:
     """The lines, without their ends, that `work(index, count)` gives in each of `count` processes, in the order in which they come.
 
-    `work` reads and computes; what it changes in memory is lost. Where this ends early, the processes do.
+    `work` reads and computes; what it changes in memory is lost. Where this ends early, the processes do. There are more of them than
+    processors, so that some compute while others wait for the disk.
 
     Raises:
         StateError: one of them failed; its error was written to standard error.
     """
-    count = len(os.sched_getaffinity(0))
+    count = _PER_PROCESSOR * len(os.sched_getaffinity(0))
     children: dict[int, int] = {}
     try:
         for index in range(count):
