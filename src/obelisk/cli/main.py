@@ -207,7 +207,12 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     )
     parsers["run"].add_argument("--memory", type=int, default=1024, metavar="MIB")
     parsers["run"].add_argument(
-        "--disk", metavar="FILE", help="keep the machine's disk, state included, in this qcow2 file, and beside it its TPM, if it has one"
+        "--disk",
+        metavar="FILE",
+        help="keep the machine's disk, state included, in this qcow2 file, and beside it its firmware's variables and its TPM, if it has one",
+    )
+    parsers["run"].add_argument(
+        "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
     )
     for side in ("before", "after"):
         parsers["diff"].add_argument(side, metavar=side.upper())

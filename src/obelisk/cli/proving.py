@@ -3,6 +3,7 @@
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from obelisk import spec as specs
@@ -18,6 +19,7 @@ from obelisk.model import uki
 from obelisk.model.image import PartKind
 from obelisk.model.spec import Spec
 from obelisk.model.state import Encryption
+from obelisk.store import StoredImage
 from obelisk.system import qemu
 from obelisk.system.bubblewrap import Bind, read_only, writable
 from obelisk.system.files import written_by_name
@@ -91,19 +93,32 @@ def run(arguments: Namespace) -> int:
         if not disk.exists():
             size = slots.host_disk_bytes(slots.layout_of(image.manifest))
             qemu.overlay(room, Path("/image") / raw.name, disk, size, binds=binds)
-        sections = uki.sections(image.part_path(PartKind.UKI).read_bytes())
-        (work / "linux").write_bytes(sections["linux"])
-        shell = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode()}
-        (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))
-        kernel = qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
-        # Beside the disk, for each is of no use without the other.
+        # Beside the disk, for each is of no use without the others.
         tpm = disk.with_name(f"{disk.name}.tpm") if image.manifest.state_encryption is Encryption.TPM2 else None
-        settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, tpm=tpm, forwards=forwards, credentials=credentials)
+        settings = qemu.Settings(disk, work, arguments.memory, tpm=tpm, forwards=forwards, credentials=credentials)
         accel = qemu.acceleration()
-        print(f"booting {image.manifest.label} by {accel}; a root shell opens by itself; leave with Ctrl-A X", file=sys.stderr)
+        if arguments.firmware:
+            variables = disk.with_name(f"{disk.name}.vars")
+            if not variables.exists():
+                room.run(["cp", qemu.VARIABLES, variables], binds=binds)
+            settings = replace(settings, variables=variables)
+            how = "as firmware starts it, with Secure Boot"
+        else:
+            settings = replace(settings, kernel=_kernel_with_shell(image, work))
+            how = "a root shell opens by itself"
+        print(f"booting {image.manifest.label} by {accel}; {how}; leave with Ctrl-A X", file=sys.stderr)
         for forward in forwards:
             print(f"127.0.0.1:{forward.host} leads to port {forward.guest} of the machine", file=sys.stderr)
         return qemu.start(room, settings, binds=binds, accel=accel).wait()
+
+
+def _kernel_with_shell(image: StoredImage, work: Path) -> qemu.Kernel:
+    """The image's own kernel, initrd and command line, and what opens a shell: for a boot without firmware."""
+    sections = uki.sections(image.part_path(PartKind.UKI).read_bytes())
+    (work / "linux").write_bytes(sections["linux"])
+    shell = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode()}
+    (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))
+    return qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
 
 
 def _spec_of(name: str, image_id: str, refs: list[str]) -> Spec:
