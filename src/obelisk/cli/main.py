@@ -91,6 +91,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 2
+    if "action" in arguments and arguments.action is None:
+        arguments.explain.print_help()
+        return 2
     command = importlib.import_module(f"obelisk.cli.{_commands()[arguments.command].module}")
     try:
         status: int = getattr(command, arguments.command)(arguments)
@@ -154,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _host_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    parser.set_defaults(explain=parser)
     parsers = {}
     for name, (summary, example) in _HOST_COMMANDS.items():
         parsers[name] = actions.add_parser(
@@ -209,7 +213,7 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     parsers["run"].add_argument(
         "--disk",
         metavar="FILE",
-        help="keep the machine's disk, state included, in this qcow2 file, and beside it its firmware's variables and its TPM, if it has one",
+        help="keep the machine's disk, state included, in this qcow2 file, and beside it the firmware's variables and the TPM, if any",
     )
     parsers["run"].add_argument(
         "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
