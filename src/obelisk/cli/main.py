@@ -216,6 +216,9 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         help="keep the machine's disk, state included, in this qcow2 file, and beside it the firmware's variables and the TPM, if any",
     )
     parsers["run"].add_argument(
+        "--site", metavar="DIR", help="serve this directory, such as a repository, to the machine: http://10.0.2.80/"
+    )
+    parsers["run"].add_argument(
         "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
     )
     for side in ("before", "after"):

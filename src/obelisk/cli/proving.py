@@ -95,7 +95,10 @@ def run(arguments: Namespace) -> int:
             qemu.overlay(room, Path("/image") / raw.name, disk, size, binds=binds)
         # Beside the disk, for each is of no use without the others.
         tpm = disk.with_name(f"{disk.name}.tpm") if image.manifest.state_encryption is Encryption.TPM2 else None
-        settings = qemu.Settings(disk, work, arguments.memory, tpm=tpm, forwards=forwards, credentials=credentials)
+        site = Path(arguments.site).absolute() if arguments.site else None
+        if site is not None and not site.is_dir():
+            raise InputError(f"{arguments.site} is no directory", code="site-missing", hint="name one, such as a repository of releases")
+        settings = qemu.Settings(disk, work, arguments.memory, tpm=tpm, forwards=forwards, credentials=credentials, site=site)
         accel = qemu.acceleration()
         if arguments.firmware:
             variables = disk.with_name(f"{disk.name}.vars")
@@ -107,6 +110,8 @@ def run(arguments: Namespace) -> int:
             settings = replace(settings, kernel=_kernel_with_shell(image, work))
             how = "a root shell opens by itself"
         print(f"booting {image.manifest.label} by {accel}; {how}; leave with Ctrl-A X", file=sys.stderr)
+        if site is not None:
+            print(f"{site} is at {qemu.SITE} of the machine", file=sys.stderr)
         for forward in forwards:
             print(f"127.0.0.1:{forward.host} leads to port {forward.guest} of the machine", file=sys.stderr)
         return qemu.start(room, settings, binds=binds, accel=accel).wait()
