@@ -49,7 +49,7 @@ _COMMANDS = {
     "build": _Command("making", "build the image of a spec", "obelisk build shop --reproduce"),
     "keys": _Command("making", "make or show the keys that sign images", "obelisk keys"),
     "test": _Command("proving", "boot an image in a VM, try it, sign a proof", "obelisk test shop --junit report.xml"),
-    "run": _Command("proving", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
+    "run": _Command("running", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
     "images": _Command("showing", "list the images in the store", "obelisk images --json"),
     "show": _Command("showing", "tell what an image is and holds", "obelisk show shop"),
     "diff": _Command("showing", "tell two images apart", "obelisk diff shop@1 shop@2"),
@@ -218,7 +218,9 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     parsers["run"].add_argument(
         "--site", metavar="DIR", help="serve this directory, such as a repository, to the machine: http://10.0.2.80/"
     )
-    parsers["run"].add_argument(
+    ways = parsers["run"].add_mutually_exclusive_group()
+    ways.add_argument("--command", dest="inside", metavar="COMMAND", help="run this in the machine, print what it says, and switch off")
+    ways.add_argument(
         "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
     )
     for side in ("before", "after"):
