@@ -1,0 +1,1 @@
+"""Releases: images made available, trusted, delivered as the few blocks that differ, and discontinued."""
