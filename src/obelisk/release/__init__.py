@@ -1,1 +1,1 @@
-"""Releases: images made available, trusted, delivered as the few blocks that differ, and discontinued."""
+"""How images are made available, trusted and delivered: keys, the repository, and the ways of their blocks to hosts."""
