@@ -160,6 +160,7 @@ class Client:
                 response.read()  # which it takes to notice that it is complete
             if not response.isclosed():  # the rest of an answer would be taken for the next one
                 self._drop(urlsplit(address))
+            response.close()
 
     def _follow(self, url: str, headers: dict[str, str]) -> tuple[str, http.client.HTTPResponse]:
         """The answer behind all redirections, and its address."""
@@ -169,6 +170,7 @@ class Client:
                 response = self._request(_parsed(address), headers)
             if response.status not in _MOVED:
                 return address, response
+            response.close()
             self._drop(urlsplit(address))
             with _told(address):
                 target = urljoin(address, response.headers.get("Location", ""))

@@ -8,7 +8,6 @@ another: whoever fails is passed over, and asked last from then on.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -274,36 +273,49 @@ def _append(source: Mirror, file: File, part: Path, count: OnBytes, at: int) -> 
 
 
 def _ranges(source: Mirror, file: File, wanted: Sequence[range]) -> Iterator[tuple[range, bytes]]:
-    for index, each in enumerate(wanted):
-        pieces = source.part(file.path, each, most_bytes=file.size_bytes)
-        first = next(pieces, (each.start, b""))
-        if first[0] != each.start:
-            ascending = all(one.stop <= next_one.start for one, next_one in pairwise(wanted[index:]))
-            if first[0] or not ascending:
-                raise TransportError(f"{source.name} knows no ranges", code="mirror-ranges", hint="name a server that does")
-            yield from _cut(chain([first], pieces), wanted[index:], f"{source.name}/{file.path}")
-            return
-        yield from _cut(chain([first], pieces), (each,), f"{source.name}/{file.path}")
+    done = 0
+    while done < len(wanted):
+        pieces = _Pieces(source.part(file.path, wanted[done], most_bytes=file.size_bytes), f"{source.name}/{file.path}")
+        yield wanted[done], pieces.take(wanted[done])
+        done += 1
+        # A mirror that knows no ranges sends all of the file: what else is wanted comes with it, if it comes later.
+        while pieces.more() and done < len(wanted) and wanted[done - 1].start <= wanted[done].start:
+            yield wanted[done], pieces.take(wanted[done])
+            done += 1
 
 
-def _cut(pieces: Iterator[tuple[int, bytes]], wanted: Sequence[range], name: str) -> Iterator[tuple[range, bytes]]:
-    """Ascending ranges, out of pieces that follow each other."""
-    held, begin = bytearray(), -1
-    for each in wanted:
-        while begin < 0 or begin + len(held) < each.stop:
-            offset, data = next(pieces, (-1, b""))
-            if not data:
-                raise TransportError(
-                    f"{name}: bytes {each.start}-{each.stop - 1} are not all there", code="mirror-wrong", hint="try another"
-                )
-            begin = offset if begin < 0 else begin
-            held += data
-            if len(skipped := held[: max(each.start - begin, 0)]):
-                begin += len(skipped)
-                del held[: len(skipped)]
-        yield each, bytes(held[each.start - begin : each.stop - begin])
-    for _rest in pieces if len(wanted) == 1 else ():  # to its end, so that the connection can be used again
-        pass
+class _Pieces:
+    """Pieces of a file that follow each other, out of which ranges are taken whose beginnings ascend."""
+
+    def __init__(self, pieces: Iterator[tuple[int, bytes]], name: str) -> None:
+        self._pieces = pieces
+        self._name = name
+        self._held = bytearray()
+        self._begin = -1  # of what is held
+        self._taken = 0  # up to here
+
+    def take(self, wanted: range) -> bytes:
+        """The bytes of a range."""
+        while self._begin < 0 or self._begin + len(self._held) < wanted.stop:
+            if not self._pull() or self._begin > wanted.start:
+                message = f"{self._name}: bytes {wanted.start}-{wanted.stop - 1} are not all there"
+                raise TransportError(message, code="mirror-wrong", hint="name another mirror")
+            skipped = min(max(wanted.start - self._begin, 0), len(self._held))
+            del self._held[:skipped]
+            self._begin += skipped
+        self._taken = wanted.stop
+        return bytes(self._held[wanted.start - self._begin : wanted.stop - self._begin])
+
+    def more(self) -> bool:
+        """Whether there is more behind what was taken. At the end of an answer, its connection is free for the next."""
+        return self._begin + len(self._held) > self._taken or self._pull()
+
+    def _pull(self) -> bool:
+        offset, data = next(self._pieces, (-1, b""))
+        if self._begin < 0:
+            self._begin = offset
+        self._held += data
+        return bool(data)
 
 
 def _gravest(faults: Sequence[ObeliskError]) -> ObeliskError:

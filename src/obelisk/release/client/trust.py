@@ -5,7 +5,7 @@ repository than it has seen. A mirror that is stale or lies is passed over like 
 
     trust/root.json, root_history/, timestamp.json, snapshot.json, targets.json   TUF's metadata, as far as it was verified
     trust/timestamp.etag    by which a mirror says that its timestamp is still this one
-    trust/channel.json      the channel as it was last seen, for those who only want to know: it is not verified again
+    trust/channel.json      see `obelisk.release.client.seen`
 
 Source: The Update Framework, specification 1.0, section 5.
 """
@@ -35,13 +35,12 @@ from tuf.ngclient import FetcherInterface, Updater
 from obelisk.errors import TrustError
 from obelisk.model.canonical import canonical
 from obelisk.model.release import TESTERS_TARGET, Channel, Release, Testers, channel_target
-from obelisk.release.client import keys
+from obelisk.release.client import keys, seen
 from obelisk.release.client.remote import Mirror, Mirrors, MissingError, WebMirror
 from obelisk.system.files import sync_directory, sync_file, write_durably
 
 _LARGEST_DOCUMENT_BYTES = 16 << 20
 _METADATA = "metadata/"
-_SEEN = "channel.json"
 _ETAG = "timestamp.etag"
 _TELL = "tell whoever runs the repository"
 _ROLES = ("root", "timestamp", "snapshot", "targets")
@@ -74,7 +73,7 @@ class Repository:
         self.expiries = tuple(sorted(_expiries(keep), key=lambda expiry: expiry.at))
 
     def channel(self, name: str, channel: str) -> Channel:
-        """The channel of an image's name; also noted for `last_seen`.
+        """The channel of an image's name; also noted for those who ask `seen`.
 
         Raises:
             TrustError: there is none, or the document is damaged.
@@ -84,8 +83,7 @@ class Repository:
         found = Channel.parse(data)
         if (found.name, found.channel) != (name, channel):
             raise _mixed(f"{channel} of {name}", f"{found.channel} of {found.name}")
-        seen = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "channel": data.decode()}
-        write_durably(self._keep / _SEEN, canonical(seen))
+        seen.note(self._keep, found, datetime.now(UTC))
         return found
 
     def release(self, image: str) -> Release:
@@ -147,15 +145,6 @@ def refresh(keep: Path, root: bytes, mirrors: Mirrors) -> Repository:
             with suppress(FileNotFoundError):
                 sync_file(path)
         sync_directory(keep)
-
-
-def last_seen(keep: Path) -> tuple[Channel, str] | None:
-    """The channel as `Repository.channel` last saw it, and when that was (RFC 3339); None when it never did."""
-    try:
-        raw = json.loads((keep / _SEEN).read_bytes())
-        return Channel.parse(raw["channel"].encode()), str(raw["at"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, TrustError):
-        return None
 
 
 def _refresh_from(source: Mirror, mirrors: Mirrors, keep: Path, root: bytes) -> Repository:
