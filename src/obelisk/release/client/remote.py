@@ -159,6 +159,14 @@ class Mirrors:
 
         return self.ask(attempt)
 
+    def read_file(self, file: File) -> bytes:
+        """A small file below files/.
+
+        Raises:
+            TransportError, TrustError: no mirror has it.
+        """
+        return self.read(file.path, most_bytes=file.size_bytes, is_right=lambda data: hashlib.sha256(data).hexdigest() == file.sha256)
+
     def fetch(self, file: File, target: Path, on_bytes: OnBytes) -> None:
         """Make `target` hold `file`, durably. `on_bytes` is told of every byte once, also of those that were there.
 
