@@ -22,7 +22,6 @@ from obelisk.model.host import (
     progress,
     unfit_images,
 )
-from obelisk.release.client import seen
 from obelisk.system.efivars import secure_boot
 from obelisk.system.filesystem import space
 
@@ -141,6 +140,10 @@ def status(here: Here) -> Status:
 def followed(here: Here, place: Path = subscription.PLACE) -> Followed | None:
     """What this host follows, and what it last heard of it. Asks no network."""
     sealed = subscription.read(place)
+    if not here.trust.exists():
+        return Followed(sealed.channel) if sealed else None
+    from obelisk.release.client import seen  # noqa: PLC0415 - what hosts that follow nothing do without
+
     found = seen.last(here.trust)
     if found is None:
         return Followed(sealed.channel) if sealed else None
