@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -223,6 +224,14 @@ def file_of(data: bytes) -> File:
     return File(hashlib.sha256(data).hexdigest(), len(data))
 
 
+def kernel_of(image: Manifest) -> bytes:
+    """The beginning of a PE file whose one section is the command line, and some bytes that stand for the rest."""
+    line = f"roothash={image.root_hash}".encode()
+    header = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40) + b"PE\0\0" + struct.pack("<HH", 0x8664, 1) + bytes(16)
+    section = struct.pack("<8sIIII", b".cmdline", len(line), 0, len(line), 0x100).ljust(40, b"\0")
+    return (header + section).ljust(0x100, b"\0") + line + f"kernel of {image.version} ".encode() * 5000
+
+
 @dataclass
 class Publisher:
     """Releases of `shop`, with their channel `stable`, in an authority's files. Roots and kernels are a few bytes."""
@@ -245,9 +254,8 @@ class Publisher:
         self, version: str, *, minimum: str = "", proof_of: bytes | None = None, kernel: bytes = b"", listed: bool = True
     ) -> Manifest:
         """Release a version; in the channel when `listed`."""
-        kernel = kernel or f"kernel of {version} ".encode() * 5000
-        file = self.keep(kernel)
-        plain = manifest(version)
+        plain = manifest(version, root_hash=hashlib.sha256(version.encode()).hexdigest())
+        file = self.keep(kernel or kernel_of(plain))
         parts = tuple(
             replace(part, sha256=file.sha256, size_bytes=file.size_bytes) if part.kind is PartKind.UKI else part for part in plain.parts
         )
