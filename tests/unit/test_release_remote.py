@@ -1,6 +1,8 @@
 """Files come from whichever mirror has them, are right, and are not fetched twice."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -234,3 +236,36 @@ def test_a_directory_is_a_mirror_too(tmp_path: Path, client: Client) -> None:
 def test_what_is_no_mirror_is_refused(address: str, client: Client) -> None:
     with pytest.raises(InputError, match="neither an address nor a directory"):
         mirror(address, client)
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from obelisk.model.release import File
+from obelisk.release.client.remote import Mirrors, mirror
+from obelisk.system.http import Client, Limits
+
+with Client(Limits(bandwidth_bytes_s=400_000)) as client:
+    done = 0
+    def told(count):
+        global done
+        done += count
+        print(done, flush=True)
+    Mirrors([mirror(sys.argv[1], client)]).fetch(File(sys.argv[2], int(sys.argv[3])), Path(sys.argv[4]), told)
+"""
+
+
+def test_who_is_killed_while_fetching_goes_on_from_there(tmp_path: Path, client: Client, server: LyingServer) -> None:
+    words = [sys.executable, "-c", FETCH, server.address, FILE.sha256, str(FILE.size_bytes), str(tmp_path / "x")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as fetching:
+        assert fetching.stdout is not None
+        for line in fetching.stdout:
+            if int(line) > 100_000:
+                fetching.kill()
+                break
+    assert not (tmp_path / "x").exists()
+    there = (tmp_path / "x.part").stat().st_size
+    assert 0 < there < len(DATA)
+    mirrors(server, client=client).fetch(FILE, tmp_path / "x", lambda _count: None)
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert server.requests[-1].range == f"bytes={there}-{len(DATA) - 1}"

@@ -135,6 +135,12 @@ def test_a_block_that_ends_early_leaves_nothing_for_the_next(client: Client, ser
     assert fetch(client, server, "empty") == b""
 
 
+def test_an_answer_that_nobody_reads_on_is_in_nobody_s_way(client: Client, server: LyingServer) -> None:
+    with client.get(f"{server.address}/file", most_bytes=len(DATA)) as answer:
+        assert next(answer.chunks())
+        assert fetch(client, server) == DATA
+
+
 def test_errors_of_the_caller_are_not_taken_for_the_server_s(client: Client, server: LyingServer) -> None:
     error = OSError("mine")
     with pytest.raises(OSError, match="mine"), client.get(f"{server.address}/file", most_bytes=len(DATA)):

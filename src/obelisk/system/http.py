@@ -193,11 +193,11 @@ class Client:
         kept = self._key(url) in self._open
         try:
             return self._ask(url, headers)
-        except (ConnectionError, http.client.BadStatusLine):
+        except (ConnectionError, http.client.BadStatusLine, http.client.ImproperConnectionState):
             self._drop(url)
             if not kept:
                 raise
-        # A server may close a connection that is kept open at any time, and says nothing of it.
+        # A server may close a connection that is kept open at any time, and says nothing of it; or an answer was left half read.
         return self._ask(url, headers)
 
     def _ask(self, url: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
