@@ -1,5 +1,6 @@
 """A web server on 127.0.0.1 that tells the truth, or any of many lies."""
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ class LyingServer:
 
 
 @contextmanager
-def serving(server: LyingServer) -> Iterator[LyingServer]:
+def serving(server: LyingServer, *, tls: ssl.SSLContext | None = None) -> Iterator[LyingServer]:
     """The server, at `server.address` while the block lasts."""
 
     class Handler(_Handler):
@@ -84,7 +85,9 @@ def serving(server: LyingServer) -> Iterator[LyingServer]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         listening.daemon_threads = True
-        server.address = f"http://127.0.0.1:{listening.server_address[1]}"
+        if tls is not None:
+            listening.socket = tls.wrap_socket(listening.socket, server_side=True)
+        server.address = f"http{'s' if tls else ''}://127.0.0.1:{listening.server_address[1]}"
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

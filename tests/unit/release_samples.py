@@ -175,14 +175,14 @@ class MemoryMirror:
         self.requests.append(path)
         if self.files is None:
             message = f"{self.name} is down"
-            raise TransportError(message, code="http-unreachable")
+            raise TransportError(message, code="http-unreachable", hint="none")
         if path not in self.files:
             message = f"{self.name} has no {path}"
             raise MissingError(message)
         data = self.files[path]
         if len(data) > most_bytes:
             message = f"{self.name}/{path} is too long"
-            raise TransportError(message, code="http-too-long")
+            raise TransportError(message, code="http-too-long", hint="none")
         start, stop = (wanted.start, min(wanted.stop, len(data))) if self.ranges_known else (0, len(data))
         for at in range(start, stop, self.piece_bytes):
             piece = data[at : min(at + self.piece_bytes, stop)]

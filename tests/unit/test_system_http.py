@@ -1,9 +1,17 @@
 """Nothing that a web server answers goes further than it must."""
 
+import ssl
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from lying_server import Lie, LyingServer, serving
 
 from obelisk.errors import InputError, TransportError
@@ -196,3 +204,48 @@ def test_a_proxy_without_the_right_to_go_there_is_named(server: LyingServer) -> 
         client.get("https://releases.example/file", most_bytes=1),
     ):
         pass
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key, and a certificate of its own for 127.0.0.1."""
+    key = ec.derive_private_key(4711, ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(secret + made.public_bytes(Encoding.PEM))
+    return file
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[LyingServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with serving(LyingServer({"file": DATA}), tls=context) as started:
+        yield started
+
+
+def test_tls_is_with_servers_whose_authority_is_known(secure: LyingServer, certificate: Path) -> None:
+    with Client(QUICK, authorities=str(certificate)) as client:
+        assert fetch(client, secure) == DATA
+        assert fetch(client, secure, part=range(5, 10)) == DATA[5:10]
+    assert secure.connections == 1
+    with Client(QUICK) as stranger, pytest.raises(TransportError, match="certificate is refused") as caught:
+        fetch(stranger, secure)
+    assert caught.value.code == "http-tls"
+    assert "clock" in caught.value.hint
+
+
+def test_from_https_nobody_is_sent_to_http(secure: LyingServer, server: LyingServer, certificate: Path) -> None:
+    secure.moved = {"file": f"{server.address}/file"}
+    with Client(QUICK, authorities=str(certificate)) as client, pytest.raises(TransportError, match="which is not https") as caught:
+        fetch(client, secure)
+    assert caught.value.code == "http-redirect"
+    assert server.requests == []
