@@ -3,6 +3,7 @@
 import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_redirections_are_followed(client: Client, server: LyingServer) -> None:
 
 def test_a_connection_that_was_closed_meanwhile_is_opened_anew(client: Client, server: LyingServer) -> None:
     assert fetch(client, server) == DATA
-    next(iter(client._open.values())).sock._plain.shutdown(2)  # type: ignore[union-attr]
+    next(iter(client._own.open.values())).sock._plain.shutdown(2)  # type: ignore[union-attr]
     assert fetch(client, server) == DATA
     assert server.connections == 2
 
@@ -147,6 +148,17 @@ def test_an_answer_that_nobody_reads_on_is_in_nobody_s_way(client: Client, serve
     with client.get(f"{server.address}/file", most_bytes=len(DATA)) as answer:
         assert next(answer.chunks())
         assert fetch(client, server) == DATA
+
+
+def test_threads_do_not_get_each_other_s_answers(client: Client, server: LyingServer) -> None:
+    server.files |= {str(number): bytes([number]) * 50_000 for number in range(4)}
+
+    def many(number: int) -> set[bytes]:
+        return {fetch(client, server, str(number)) for _ in range(20)}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(many, range(4))) == [{server.files[str(number)]} for number in range(4)]
+    assert server.connections <= 4
 
 
 def test_errors_of_the_caller_are_not_taken_for_the_server_s(client: Client, server: LyingServer) -> None:

@@ -11,10 +11,11 @@ import io
 import re
 import socket
 import ssl
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -114,8 +115,16 @@ class Answer:
         return b"".join(self.chunks())
 
 
+class _Own(threading.local):
+    """What each thread has for itself: its connections, and how fast they are."""
+
+    def __init__(self, limits: Limits, throttle: "_Throttle") -> None:
+        self.open: dict[tuple[str, str, str], http.client.HTTPConnection] = {}
+        self.pace = _Pace(limits, throttle)
+
+
 class Client:
-    """Connections to web servers; one thread at a time. Close it, or use it in a `with` block."""
+    """Connections to web servers, which threads may share. Close it when they are done, or use it in a `with` block."""
 
     def __init__(self, limits: Limits | None = None, *, proxies: Proxies | None = None, authorities: str | None = None) -> None:
         """`authorities` is a PEM file of certificates to trust for TLS instead of the system's."""
@@ -123,8 +132,8 @@ class Client:
         self._proxies = proxies or Proxies()
         self._authorities = authorities
         self._context: ssl.SSLContext | None = None
-        self._open: dict[tuple[str, str, str], http.client.HTTPConnection] = {}
-        self._pace = _Pace(self._limits)
+        self._own = _Own(self._limits, _Throttle(self._limits.bandwidth_bytes_s))
+        self._all: list[http.client.HTTPConnection] = []
 
     def __enter__(self) -> Self:
         return self
@@ -134,9 +143,10 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        for connection in self._open.values():
+        for connection in self._all:
             connection.close()
-        self._open.clear()
+        self._all.clear()
+        self._own.open.clear()
 
     @contextmanager
     def get(self, url: str, *, most_bytes: int, part: range | None = None, etag: str = "") -> Iterator[Answer]:
@@ -189,8 +199,8 @@ class Client:
         )
 
     def _request(self, url: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
-        self._pace.begin()
-        kept = self._key(url) in self._open
+        self._own.pace.begin()
+        kept = self._key(url) in self._own.open
         try:
             return self._ask(url, headers)
         except (ConnectionError, http.client.BadStatusLine, http.client.ImproperConnectionState):
@@ -203,8 +213,8 @@ class Client:
     def _ask(self, url: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         through = self._proxies.of(url.scheme, url.hostname or "")
         proxy = _parsed(through if "://" in through else f"http://{through}") if through else None
-        connection = self._open.get(self._key(url)) or self._connect(url, proxy)
-        self._open[self._key(url)] = connection
+        connection = self._own.open.get(self._key(url)) or self._connect(url, proxy)
+        self._own.open[self._key(url)] = connection
         target = url._replace(scheme="", netloc="", fragment="", path=url.path or "/").geturl()
         if proxy and url.scheme == "http":  # the proxy is told where to go; through one for https there is a tunnel
             target = url._replace(netloc=_bare(url), fragment="").geturl()
@@ -228,30 +238,56 @@ class Client:
         else:
             connection = http.client.HTTPConnection(*at, timeout=self._limits.connect_s)
         connection.connect()
-        connection.sock = _Watched(connection.sock, self._pace, self._limits)
+        connection.sock = _Watched(connection.sock, self._own.pace, self._limits)
+        self._all.append(connection)
         return connection
 
     def _key(self, url: SplitResult) -> tuple[str, str, str]:
         return url.scheme, url.netloc, self._proxies.of(url.scheme, url.hostname or "")
 
     def _drop(self, url: SplitResult) -> None:
-        connection = self._open.pop(self._key(url), None)
+        connection = self._own.open.pop(self._key(url), None)
         if connection is not None:
             connection.close()
+            with suppress(ValueError):
+                self._all.remove(connection)
 
 
 class _TooSlowError(Exception):
     """Less came than `Limits` asks for."""
 
 
-class _Pace:
-    """How fast bytes come, counting only the time that was spent waiting for them; and how fast they may come."""
+class _Throttle:
+    """How fast bytes may come, over all connections."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, bytes_s: int | None) -> None:
+        self._bytes_s = bytes_s
+        self._due_s = 0.0
+        self._lock = threading.Lock()
+
+    def most(self, wanted: int) -> int:
+        """How many of so many bytes to take at once."""
+        return wanted if self._bytes_s is None else min(wanted, max(self._bytes_s // _SENDS_PER_S, 1))
+
+    def took(self, count: int) -> None:
+        """So many came; returns when the next may be asked for."""
+        if self._bytes_s is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._due_s = max(self._due_s, now) + count / self._bytes_s
+            wait_s = self._due_s - now
+        time.sleep(wait_s)
+
+
+class _Pace:
+    """How fast bytes come on one connection, counting only the time that was spent waiting for them."""
+
+    def __init__(self, limits: Limits, throttle: _Throttle) -> None:
         self._limits = limits
+        self._throttle = throttle
         self._waited_s = 0.0
         self._got = 0
-        self._due_s = 0.0
 
     def begin(self) -> None:
         """A new request."""
@@ -259,8 +295,7 @@ class _Pace:
 
     def most(self, wanted: int) -> int:
         """How many of so many bytes to take at once."""
-        limit = self._limits.bandwidth_bytes_s
-        return wanted if limit is None else min(wanted, max(limit // _SENDS_PER_S, 1))
+        return self._throttle.most(wanted)
 
     def took(self, count: int, waited_s: float) -> None:
         """So many bytes came after so long a wait; returns when the next may be asked for."""
@@ -270,10 +305,7 @@ class _Pace:
             if self._got < self._limits.least_bytes_s * self._waited_s:
                 raise _TooSlowError
             self.begin()
-        if self._limits.bandwidth_bytes_s is not None:
-            now = time.monotonic()
-            self._due_s = max(self._due_s, now) + count / self._limits.bandwidth_bytes_s
-            time.sleep(max(self._due_s - now, 0))
+        self._throttle.took(count)
 
 
 class _Watched:

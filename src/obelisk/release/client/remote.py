@@ -45,7 +45,7 @@ class Mirror(Protocol):
 
 
 class WebMirror:
-    """A web server. `client` may be shared by the mirrors of one thread."""
+    """A web server. `client` may be shared by mirrors."""
 
     def __init__(self, address: str, client: Client) -> None:
         self.name = address.rstrip("/")
