@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lying_server import LyingServer, serving
-from release_samples import file_of
+from trust_samples import file_of
 
 from obelisk.errors import StateError
 from obelisk.release.client.remote import Mirrors, WebMirror

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from host_samples import record, slot
-from release_samples import MemoryMirror, Publisher
+from trust_samples import MemoryMirror, Publisher
 
 from obelisk.errors import ObeliskError, TrustError
 from obelisk.events import Event as Told

@@ -5,7 +5,7 @@ import struct
 from functools import cache
 from pathlib import Path
 
-from release_samples import Authority
+from trust_samples import Authority
 
 from obelisk.errors import InputError
 from obelisk.model.spec import Spec

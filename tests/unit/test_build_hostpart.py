@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lying_server import LyingServer, serving
-from release_samples import Authority, Publisher
 from spec_samples import EVERYTHING, load_text, root_metadata
+from trust_samples import Authority, Publisher
 
 from obelisk.build import hostpart
 from obelisk.build.inside.configure import UNUSED_PYTHON

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from channel_samples import FakeWay, Scene, make_scene
 from host_samples import record
-from release_samples import STRANGER, TESTER, MemoryMirror, Publisher, kernel_of, pem, proof
+from trust_samples import STRANGER, TESTER, MemoryMirror, Publisher, kernel_of, pem, proof
 
 from obelisk.errors import InputError, StateError, TransportError, TrustError
 from obelisk.events import Progress, Started, silent

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
-from release_samples import Authority, MemoryMirror
 from securesystemslib.signer import KEY_FOR_TYPE_AND_SCHEME, CryptoSigner
+from trust_samples import Authority, MemoryMirror
 from tuf.ngclient._internal import trusted_metadata_set
 
 from obelisk.errors import ObeliskError, TransportError, TrustError

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from release_samples import Authority, MemoryMirror, Publisher, proof
+from trust_samples import Authority, MemoryMirror, Publisher, proof
 
 from obelisk.errors import ObeliskError, TrustError
 from obelisk.model import release as documents

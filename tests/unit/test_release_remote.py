@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lying_server import Lie, LyingServer, serving
-from release_samples import MemoryMirror, file_of
+from trust_samples import MemoryMirror, file_of
 
 from obelisk.errors import InputError, ObeliskError, StateError, TransportError, TrustError
 from obelisk.model.release import File

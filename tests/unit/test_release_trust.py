@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lying_server import Lie, LyingServer, serving
-from release_samples import Authority, MemoryMirror, Publisher
+from trust_samples import Authority, MemoryMirror, Publisher
 
 from obelisk.errors import TransportError, TrustError
 from obelisk.model.release import Channel
