@@ -88,13 +88,10 @@ def make_edge(old: Image, new: Image, out: Path, *, on_bytes: Callable[[int], No
             )
             expected[task.kind, task.source] = after
             units[task.kind] += data
-            control = Stream.METADATA_CONTROL if task.kind is Kind.METADATA else Stream.CONTROL
-            streams[control].write(patch.pack_steps(made.steps))
-            if task.kind is Kind.METADATA:
-                streams[Stream.METADATA].write(made.difference)
-            else:
-                streams[Stream.DIFFERENCE].write(made.difference)
-                streams[made.stream].write(made.new)
+            of_metadata = task.kind is Kind.METADATA
+            streams[Stream.METADATA_CONTROL if of_metadata else Stream.CONTROL].write(patch.pack_steps(made.steps))
+            streams[Stream.METADATA_DIFFERENCE if of_metadata else Stream.DIFFERENCE].write(made.difference)
+            streams[Stream.METADATA if of_metadata else made.stream].write(made.new)
             on_bytes(0 if task.source else sum(map(len, task.blocks)) * BLOCK_BYTES)
         on_bytes(sum(piece.count for piece in pieces if piece.kind is Kind.COPY) * BLOCK_BYTES)
         uki_pieces = [Piece(Kind.FILE, uki_blocks)] if uki_blocks else []
@@ -290,13 +287,18 @@ def _gather(view: memoryview, runs: Sequence[Run]) -> bytes:
 def _difference(task: _Task, old: memoryview, new: memoryview) -> _Made:
     before, after = _gather(old, task.windows), _gather(new, task.blocks)
     steps = patch.Steps([0], [len(after)], [0])
-    difference, fresh = b"", after
+    new = after
     if before:
-        control, difference, fresh = core.diff(before, after)
+        # Its own difference, one of bytes, is not what goes into the edge.
+        control, _difference_of_bytes, new = core.diff(before, after)
         steps = _merged(_STEP.iter_unpack(control))
-    if task.kind is Kind.METADATA:
-        return _Made(task, steps, _in_words(steps, before, after), b"", NEW_STREAMS[0])
-    return _Made(task, steps, difference, fresh, _stream(after, fresh))
+    difference, at, used = [], 0, 0
+    for plan, size in patch.pieces(steps, before, len(after)):
+        fresh = sum(length for place, length in plan if place < 0)
+        predicted = patch.predict(plan, before, new[used : used + fresh])
+        difference.append(patch.subtract(after[at : at + size], predicted))
+        at, used = at + size, used + fresh
+    return _Made(task, steps, b"".join(difference), new, _stream(after, new))
 
 
 def _merged(control: Iterator[tuple[int, ...]]) -> patch.Steps:
@@ -309,15 +311,6 @@ def _merged(control: Iterator[tuple[int, ...]]) -> patch.Steps:
         else:
             rows[-1][2] += seek
     return patch.Steps(*(tuple(column) for column in zip(*rows, strict=True)))
-
-
-def _in_words(steps: patch.Steps, old: bytes, new: bytes) -> bytes:
-    found, at = [], 0
-    for plan, size in patch.pieces(steps, old, len(new)):
-        predicted = b"".join(old[place : place + length] if place >= 0 else bytes(length) for place, length in plan)
-        found.append(patch.subtract(new[at : at + size], predicted, 4))
-        at += size
-    return b"".join(found)
 
 
 def _stream(content: bytes, new: bytes) -> Stream:

@@ -182,7 +182,7 @@ class _Edge:
                 sources = (_Root(device, old.tree.data_blocks), uki)
                 makers = {
                     Kind.FILE: _Units(varint.Reader(self.files), sources, self._rebuild),
-                    Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_words),
+                    Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_metadata),
                 }
                 self._make_root(slot, sources[0], makers, on_bytes)
                 if self.new.uki is not None:
@@ -273,9 +273,9 @@ class _Edge:
         steps = patch.read_steps(self.streams[Stream.CONTROL], unit.steps)
         return patch.rebuild(steps, old, unit.blocks, self.streams[Stream.DIFFERENCE], self.streams[NEW_STREAMS[unit.new]])
 
-    def _rebuild_words(self, unit: "_Unit", old: bytes) -> Iterator[bytes]:
+    def _rebuild_metadata(self, unit: "_Unit", old: bytes) -> Iterator[bytes]:
         steps = patch.read_steps(self.streams[Stream.METADATA_CONTROL], unit.steps)
-        return patch.rebuild_words(steps, old, unit.blocks, self.streams[Stream.METADATA])
+        return patch.rebuild(steps, old, unit.blocks, self.streams[Stream.METADATA_DIFFERENCE], self.streams[Stream.METADATA])
 
 
 @dataclass(frozen=True, slots=True)

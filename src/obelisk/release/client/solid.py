@@ -20,14 +20,14 @@ class Stream(IntEnum):
     CONTROL = 1
     """Where in the old data the next piece is, and how long it is: planes of bytes."""
     DIFFERENCE = 2
-    """To be added to old data of files."""
-    METADATA_CONTROL = 3
-    METADATA = 4
-    """To be added to old metadata, in words of 32 bits."""
-    CODE = 5
+    """What is to be added to old data."""
+    CODE = 3
     """New data of programs for x86."""
-    TEXT = 6
-    OTHER = 7
+    TEXT = 4
+    OTHER = 5
+    METADATA_CONTROL = 6
+    METADATA_DIFFERENCE = 7
+    METADATA = 8
 
 
 def filters(stream: Stream) -> Sequence[dict[str, Any]]:
@@ -38,14 +38,15 @@ def filters(stream: Stream) -> Sequence[dict[str, Any]]:
 
 
 _PARAMETERS: dict[Stream, tuple[int, dict[str, int]]] = {
-    Stream.PLAN: (_MIB, {"lc": 0, "lp": 0, "pb": 0}),
-    Stream.CONTROL: (2 * _MIB, {"lc": 0, "lp": 0, "pb": 0}),
-    Stream.METADATA_CONTROL: (_MIB, {"lc": 0, "lp": 0, "pb": 0}),
-    Stream.DIFFERENCE: (12 * _MIB, {"lc": 3, "lp": 0, "pb": 0}),
-    Stream.METADATA: (4 * _MIB, {"lc": 0, "lp": 2, "pb": 2}),
-    Stream.CODE: (12 * _MIB, {"lc": 3, "lp": 0, "pb": 0}),
-    Stream.TEXT: (12 * _MIB, {"lc": 4, "lp": 0, "pb": 0}),
-    Stream.OTHER: (8 * _MIB, {"lc": 3, "lp": 0, "pb": 0}),
+    Stream.PLAN: (_MIB, {"lc": 0}),
+    Stream.CONTROL: (2 * _MIB, {"lc": 0, "pb": 0}),
+    Stream.DIFFERENCE: (12 * _MIB, {"lc": 2, "lp": 2, "pb": 2, "nice_len": 64, "depth": 32}),
+    Stream.CODE: (12 * _MIB, {}),
+    Stream.TEXT: (12 * _MIB, {"lc": 4, "pb": 0}),
+    Stream.OTHER: (8 * _MIB, {}),
+    Stream.METADATA_CONTROL: (_MIB, {"lc": 0, "pb": 0}),
+    Stream.METADATA_DIFFERENCE: (4 * _MIB, {"lc": 0, "lp": 2, "pb": 2}),
+    Stream.METADATA: (_MIB, {"lc": 0, "lp": 2, "pb": 2}),
 }
 
 
