@@ -58,21 +58,22 @@ def cost(words: Sequence[str | Path]) -> Cost:
     return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, time.monotonic() - began)
 
 
-def in_room(*words: str) -> Cost:
-    """Run a peer's program, which sees the pairs at /pairs."""
-    return cost(room().argv(words, binds=[writable(PLACE, "/pairs")]))
+def peer(program: str, *words: str | Path) -> Cost:
+    """Run a peer's program with the libraries that it came with, and without a wrapper that would be measured too."""
+    top = tree("tools")
+    library = top / "usr/lib/x86_64-linux-gnu"
+    return cost([top / "usr/lib64/ld-linux-x86-64.so.2", "--library-path", library, top / "usr/bin" / program, *words])
 
 
 def casync(pair: Pair, work: Path, chunk: int = 65536) -> Result:
     """A seed and a store of chunks, each fetched by itself."""
     old, new = image(pair.old)[0], image(pair.new)[0]
-    place = f"/pairs/{work.name}"
     size = f"--chunk-size={chunk}"
-    in_room("casync", "make", size, f"--store={place}/old.castr", f"{place}/old.caibx", f"/pairs/{old.name}")
-    made = in_room("casync", "make", size, f"--store={place}/new.castr", f"{place}/new.caibx", f"/pairs/{new.name}")
+    peer("casync", "make", size, f"--store={work}/old.castr", work / "old.caibx", old)
+    made = peer("casync", "make", size, f"--store={work}/new.castr", work / "new.caibx", new)
     before, after = _sizes(work / "old.castr"), _sizes(work / "new.castr")
     missing = [length for name, length in after.items() if name not in before]
-    client = in_room("casync", "extract", f"--store={place}/new.castr", f"--seed=/pairs/{old.name}", f"{place}/new.caibx", f"{place}/out")
+    client = peer("casync", "extract", f"--store={work}/new.castr", f"--seed={old}", work / "new.caibx", work / "out")
     total = sum(missing) + (work / "new.caibx").stat().st_size
     return Result(total, len(missing) + 1, client.cpu_s, client.peak_bytes, made.cpu_s, made.wall_s)
 
@@ -85,15 +86,13 @@ def casync_tuned(pair: Pair, work: Path) -> Result:
 def ostree_delta(pair: Pair, work: Path) -> Result:
     """A static delta in one file, with bsdiff for all but the largest files."""
     old, new = _commits(pair, work)
-    place, file = f"/pairs/{work.name}", "delta"
-    made = in_room(
-        *("ostree", f"--repo={place}/repo", "static-delta", "generate", f"--from={old}", f"--to={new}", "--max-bsdiff-size=64"),
-        *("--inline", f"--filename={place}/{file}"),
-    )
-    in_room("ostree", f"--repo={place}/client", "init", "--mode=bare-user")
-    in_room("ostree", f"--repo={place}/client", "pull-local", f"{place}/repo", old)
-    client = in_room("ostree", f"--repo={place}/client", "static-delta", "apply-offline", f"{place}/{file}")
-    return Result((work / file).stat().st_size, 1, client.cpu_s, client.peak_bytes, made.cpu_s, made.wall_s)
+    repo, client_repo, file = f"--repo={work}/repo", f"--repo={work}/client", work / "delta"
+    words = (f"--from={old}", f"--to={new}", "--max-bsdiff-size=64", "--inline", f"--filename={file}")
+    made = peer("ostree", repo, "static-delta", "generate", *words)
+    peer("ostree", client_repo, "init", "--mode=bare-user")
+    peer("ostree", client_repo, "pull-local", work / "repo", old)
+    client = peer("ostree", client_repo, "static-delta", "apply-offline", file)
+    return Result(file.stat().st_size, 1, client.cpu_s, client.peak_bytes, made.cpu_s, made.wall_s)
 
 
 def ostree_pull(pair: Pair, work: Path) -> Result:
@@ -107,30 +106,26 @@ def ostree_pull(pair: Pair, work: Path) -> Result:
 
 
 def zstd_patch(pair: Pair, work: Path) -> Result:
-    """zstd with the old image as its dictionary."""
+    """Zstd with the old image as its dictionary."""
     old, new = image(pair.old)[0], image(pair.new)[0]
-    place, window = f"/pairs/{work.name}", f"--long={_BIG_WINDOW}"
-    made = in_room("zstd", "-q", "-f", "-T2", "-19", window, f"--patch-from=/pairs/{old.name}", f"/pairs/{new.name}", "-o", f"{place}/patch")
-    client = in_room("zstd", "-q", "-f", "-d", window, f"--patch-from=/pairs/{old.name}", f"{place}/patch", "-o", f"{place}/out")
+    window, given = f"--long={_BIG_WINDOW}", f"--patch-from={old}"
+    made = peer("zstd", "-q", "-f", "-T2", "-19", window, given, new, "-o", work / "patch")
+    client = peer("zstd", "-q", "-f", "-d", window, given, work / "patch", "-o", work / "out")
     return Result((work / "patch").stat().st_size, 1, client.cpu_s, client.peak_bytes, made.cpu_s, made.wall_s)
 
 
 def xdelta(pair: Pair, work: Path) -> Result:
     """xdelta3 at its best, with a window as large as the image."""
     old, new = image(pair.old)[0], image(pair.new)[0]
-    place = f"/pairs/{work.name}"
-    words = ("xdelta3", "-f", "-9", "-S", "lzma", "-B", str(1 << 30))
-    made = in_room(*words, "-e", "-s", f"/pairs/{old.name}", f"/pairs/{new.name}", f"{place}/patch")
-    client = in_room("xdelta3", "-f", "-B", str(1 << 30), "-d", "-s", f"/pairs/{old.name}", f"{place}/patch", f"{place}/out")
+    made = peer("xdelta3", "-f", "-9", "-S", "lzma", "-B", str(1 << 30), "-e", "-s", old, new, work / "patch")
+    client = peer("xdelta3", "-f", "-B", str(1 << 30), "-d", "-s", old, work / "patch", work / "out")
     return Result((work / "patch").stat().st_size, 1, client.cpu_s, client.peak_bytes, made.cpu_s, made.wall_s)
 
 
 def whole(pair: Pair, work: Path) -> Result:
     """The whole image, as systemd-sysupdate fetches it, compressed once."""
-    new = image(pair.new)[0]
-    place = f"/pairs/{work.name}"
-    made = in_room("zstd", "-q", "-f", "-T2", "-19", f"/pairs/{new.name}", "-o", f"{place}/whole")
-    client = in_room("zstd", "-q", "-f", "-d", f"{place}/whole", "-o", f"{place}/out")
+    made = peer("zstd", "-q", "-f", "-T2", "-19", image(pair.new)[0], "-o", work / "whole")
+    client = peer("zstd", "-q", "-f", "-d", work / "whole", "-o", work / "out")
     return Result((work / "whole").stat().st_size, 1, client.cpu_s, client.peak_bytes, made.cpu_s, made.wall_s)
 
 
@@ -162,22 +157,21 @@ def _sizes(directory: Path) -> dict[str, int]:
 
 
 def _commits(pair: Pair, work: Path) -> tuple[str, str]:
-    place = f"/pairs/{work.name}/repo"
-    in_room("ostree", f"--repo={place}", "init", "--mode=archive")
+    repo = f"--repo={work}/repo"
+    peer("ostree", repo, "init", "--mode=archive")
     found = []
     for name in (pair.old, pair.new):
-        directory = Path("/pairs") / tree(name).relative_to(PLACE)
-        in_room("ostree", f"--repo={place}", "commit", "-b", "image", f"--tree=dir={directory}", "--canonical-permissions")
+        peer("ostree", repo, "commit", "-b", "image", f"--tree=dir={tree(name)}", "--canonical-permissions")
         found.append((work / "repo/refs/heads/image").read_text().strip())
     return found[0], found[1]
 
 
 def _objects(work: Path, commit: str) -> set[str]:
     """The names of a commit's objects, as their files have them."""
-    words = ["ostree", f"--repo=/pairs/{work.name}/repo", "ls", "--recursive", "--checksum", commit]
+    words = ["ostree", "--repo=/pairs/work/repo", "ls", "--recursive", "--checksum", commit]
     said = room().run(words, binds=[writable(PLACE, "/pairs")]).stdout
     names = {f"{commit}.commit"}
-    for kind, digests in re.findall(r"^(.).*? ((?:[0-9a-f]{64} ?)+)/", said, re.MULTILINE):
+    for kind, digests in re.findall(r"^(.)\S+ .*? ((?:[0-9a-f]{64} ?)+)/", said, re.MULTILINE):
         endings = (".dirtree", ".dirmeta") if kind == "d" else (".filez",)
         names.update(f"{digest}{ending}" for digest, ending in zip(digests.split(), endings, strict=True))
     return names

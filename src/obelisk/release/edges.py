@@ -302,7 +302,7 @@ def _difference(task: _Task, old: memoryview, new: memoryview) -> _Made:
 
 
 def _merged(control: Iterator[tuple[int, ...]]) -> patch.Steps:
-    """bsdiff's steps without those that do nothing but move on."""
+    """Bsdiff's steps without those that do nothing but move on."""
     rows: list[list[int]] = []
     for copied, added, move in control:
         seek = move if move < _SIGN else _SIGN - move

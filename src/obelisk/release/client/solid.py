@@ -40,7 +40,7 @@ def filters(stream: Stream) -> Sequence[dict[str, Any]]:
 _PARAMETERS: dict[Stream, tuple[int, dict[str, int]]] = {
     Stream.PLAN: (_MIB, {"lc": 0}),
     Stream.CONTROL: (2 * _MIB, {"lc": 0, "pb": 0}),
-    Stream.DIFFERENCE: (12 * _MIB, {"lc": 2, "lp": 2, "pb": 2, "nice_len": 64, "depth": 32}),
+    Stream.DIFFERENCE: (12 * _MIB, {"lc": 2, "lp": 2, "pb": 2}),
     Stream.CODE: (12 * _MIB, {}),
     Stream.TEXT: (12 * _MIB, {"lc": 4, "pb": 0}),
     Stream.OTHER: (8 * _MIB, {}),

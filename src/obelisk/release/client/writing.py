@@ -45,16 +45,23 @@ class Slot:
         Raises:
             ValueError: it is not what the root hash promises.
         """
-        leaves = hashtree.digests(group, self._salt)
-        alone = self._blocks == 1
-        found = leaves if alone else hashtree.digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), self._salt)
-        if found != self._level[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
-            raise ValueError(f"blocks from {number * GROUP_BLOCKS} on are not what the root hash promises")
+        self.accept(number, hashtree.digests(group, self._salt))
         first = number * GROUP_BLOCKS
-        self._leaves[first * DIGEST_BYTES : first * DIGEST_BYTES + len(leaves)] = leaves
         for run in write_changed(self._root, first, group):
             self._written.append(run)
         return len(group)
+
+    def accept(self, number: int, leaves: bytes) -> None:
+        """Know that a group has these leaves, and so is there already.
+
+        Raises:
+            ValueError: it is not what the root hash promises.
+        """
+        found = leaves if self._blocks == 1 else hashtree.digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), self._salt)
+        if found != self._level[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
+            raise ValueError(f"blocks from {number * GROUP_BLOCKS} on are not what the root hash promises")
+        first = number * GROUP_BLOCKS * DIGEST_BYTES
+        self._leaves[first : first + len(leaves)] = leaves
 
     def finish(self) -> tuple[int, list[Run]]:
         """Write the tree, when all groups are in, and make all of it durable: the bytes written, and the blocks of the root."""
