@@ -46,7 +46,9 @@ def decompress(frame: bytes, limit: int) -> bytes:
 
 
 def _damaged(why: str) -> TrustError:
-    return TrustError(f"a compressed frame is damaged: {why}", code="frame-damaged", hint="fetch it again, from another mirror if there is one")
+    return TrustError(
+        f"a compressed frame is damaged: {why}", code="frame-damaged", hint="fetch it again, from another mirror if there is one"
+    )
 
 
 class _Contexts(threading.local):

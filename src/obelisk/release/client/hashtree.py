@@ -1,8 +1,9 @@
 """dm-verity's hash tree, read outside the kernel: which blocks of a device are what the root hash promises.
 
 The tree names every block of an image by its digest, so it is the list of what a slot has to hold: blocks that are right already need not
-be written, and a slot is right when none is wrong. One product has one salt, so equal blocks have equal digests in all its versions. Source: Linux, Documentation/admin-guide/device-mapper/verity.rst; cryptsetup, the
-format of the superblock.
+be written, and a slot is right when none is wrong. One product has one salt, so equal blocks have equal digests in all its versions.
+
+Source: Linux, Documentation/admin-guide/device-mapper/verity.rst; cryptsetup, the format of the superblock.
 """
 
 import hashlib
