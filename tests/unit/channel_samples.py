@@ -11,7 +11,7 @@ from trust_samples import MemoryMirror, Publisher
 
 from obelisk.errors import ObeliskError, TrustError
 from obelisk.events import Event as Told
-from obelisk.events import Note
+from obelisk.events import Note, Sink
 from obelisk.host import channel, journal
 from obelisk.host.here import Here
 from obelisk.host.subscription import Subscription
@@ -50,6 +50,14 @@ class FakeWay:
     def fetch_bytes(self) -> int:
         return self.manifest.part(PartKind.UKI).size_bytes
 
+    @property
+    def room_bytes(self) -> int:
+        return self.fetch_bytes
+
+    @property
+    def write_bytes(self) -> int:
+        return 4
+
     def fetch(self, incoming: Path, on_bytes: Callable[[int], None]) -> None:
         part = self.manifest.part(PartKind.UKI)
         self.mirrors.fetch(File(part.sha256, part.size_bytes), incoming / "uki", on_bytes)
@@ -86,7 +94,7 @@ class Scene:
     def prepare(self, *, retry: bool = False) -> channel.ChannelSource:
         return channel.prepare(self.here, self.look(retry=retry), self.told.append, retry=retry, ways=self.make_ways)
 
-    def make_ways(self, _here: Here, release: Release, manifest: Manifest, mirrors: Mirrors) -> Sequence[Way]:
+    def make_ways(self, _here: Here, release: Release, manifest: Manifest, mirrors: Mirrors, _sink: Sink) -> Sequence[Way]:
         self.ways = [FakeWay(mirrors, release, manifest, damaged=damaged, requests=5 + index) for index, damaged in enumerate(self.damaged)]
         return self.ways
 

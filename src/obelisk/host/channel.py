@@ -25,7 +25,7 @@ from obelisk.host import admission, esp, journal
 from obelisk.host.here import Here
 from obelisk.host.subscription import Subscription
 from obelisk.host.upgrade import SPARE_STATE_BYTES, gather
-from obelisk.host.ways import Way, by_cost
+from obelisk.host.ways import Way
 from obelisk.model import uki
 from obelisk.model.following import Decision, Follower, Take, follow
 from obelisk.model.host import failed_images, known_good, unfit_images
@@ -42,8 +42,8 @@ _LARGEST_SMALL_BYTES = 16 << 20
 _CLOCK_SLACK = timedelta(days=1)
 _UKI = "uki"
 
-Ways = Callable[[Here, Release, Manifest, Mirrors], Sequence[Way]]
-"""How a release can come to a host."""
+Ways = Callable[[Here, Release, Manifest, Mirrors, Sink], Sequence[Way]]
+"""How a release can come to a host, the cheapest way first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,11 @@ class ChannelSource:
         """See `obelisk.host.source.Source`."""
         return self.incoming / (_UKI if kind is PartKind.UKI else kind.value)
 
+    @property
+    def write_bytes(self) -> int:
+        """See `obelisk.host.source.Source`."""
+        return self.ways[0].write_bytes
+
     def write(self, root: Path, tree: Path, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
         """See `obelisk.host.source.Source`."""
         first, *others = self.ways
@@ -163,7 +168,7 @@ def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) ->
         incoming = here.incoming / manifest.id
         _sweep(here, but=incoming)
         incoming.mkdir(parents=True, exist_ok=True)
-        known = by_cost(ways(here, release, manifest, offer.mirrors))
+        known = ways(here, release, manifest, offer.mirrors, sink)
         way = known[0]
         _require_room(here, incoming, way)
         title = f"Fetching {way.title}: {_size(way.download_bytes)} of {_size(_whole(manifest))}, in {way.requests} requests"
@@ -233,7 +238,7 @@ def _manifest(release: Release, found: Mirrors) -> Manifest:
 
 def _require_room(here: Here, incoming: Path, way: Way) -> None:
     there = sum(path.stat().st_size for path in incoming.iterdir())
-    wanted = max(way.fetch_bytes - there, 0) + SPARE_STATE_BYTES
+    wanted = max(way.room_bytes - there, 0) + SPARE_STATE_BYTES
     free = space(here.keep).free_bytes
     if free < wanted:
         raise StateError(

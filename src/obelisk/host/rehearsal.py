@@ -154,7 +154,7 @@ def _install(here: Here, source: Source, stage: Stage, sink: Sink) -> Mapping[st
     sfdisk.write_table(disk, entries)
     with _device(here, stage.esp) as device:
         vfat.make(device, "esp")
-    total = source.manifest.part(PartKind.ROOT).size_bytes
+    total = source.write_bytes
     with (
         task(sink, "rehearse/image", f"Installing {label} on the disk of its rehearsal", total=total, unit="B") as running,
         _device(here, stage.root) as root,

@@ -26,10 +26,15 @@ class Source(Protocol):
         """The file of a part; of the kernel image it is there when `write` has returned, and may be before."""
         ...
 
+    @property
+    def write_bytes(self) -> int:
+        """To what `write` counts: bytes that it reads, or fetches."""
+        ...
+
     def write(self, root: Path, tree: Path, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
         """Make the devices hold the image; return the bytes written, and the blocks of the root among them.
 
-        `on_bytes` is told how many bytes of the root have been dealt with. Durable when this returns; may be repeated, and is cheaper then.
+        `on_bytes` is told how far it has come. Durable when this returns; may be repeated, and is cheaper then.
 
         Raises:
             TrustError: the source is not what it must be; nothing wrong was written.
@@ -49,6 +54,11 @@ class DirectorySource:
     def path(self, kind: PartKind) -> Path:
         """The file of a part."""
         return self.directory / self.manifest.part(kind).file
+
+    @property
+    def write_bytes(self) -> int:
+        """See `Source`."""
+        return self.manifest.part(PartKind.ROOT).size_bytes
 
     def write(self, root: Path, tree: Path, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
         """See `Source`."""

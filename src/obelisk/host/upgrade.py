@@ -236,7 +236,7 @@ class _Upgrade:
             sfdisk.set_uuid(self.here.disk, partition.number, str(uuid.uuid4()))
         total = self.manifest.part(PartKind.ROOT).size_bytes
         self.written_bytes, self.unread = self.source.write(
-            Path(slot.root.device), Path(slot.tree.device), on_bytes=running.counting(total)
+            Path(slot.root.device), Path(slot.tree.device), on_bytes=running.counting(self.source.write_bytes)
         )
         running.detail = f"{self.written_bytes >> 20} of {total >> 20} MiB"
 

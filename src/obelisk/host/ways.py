@@ -31,7 +31,17 @@ class Way(Protocol):
 
     @property
     def fetch_bytes(self) -> int:
-        """What of it `fetch` brings: so much room has to be in `incoming`."""
+        """What of it `fetch` brings."""
+        ...
+
+    @property
+    def room_bytes(self) -> int:
+        """How much room it takes in `incoming`."""
+        ...
+
+    @property
+    def write_bytes(self) -> int:
+        """To what `write` counts."""
         ...
 
     def fetch(self, incoming: Path, on_bytes: OnBytes) -> None:
@@ -44,6 +54,8 @@ class Way(Protocol):
 
     def write(self, incoming: Path, root: Path, tree: Path, *, on_bytes: OnBytes) -> tuple[int, list[Run]]:
         """Make the devices hold the image, and `incoming`/uki its kernel image; see `obelisk.host.source.Source.write`.
+
+        `on_bytes` is told of `write_bytes`, or as many as there are to deal with yet.
 
         Raises:
             TransportError, TrustError: it cannot be fetched, or is not what it must be; nothing wrong was written.

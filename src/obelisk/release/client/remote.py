@@ -144,6 +144,11 @@ class Mirrors:
         self._mirrors = list(mirrors)
         self._say = say
 
+    @property
+    def count(self) -> int:
+        """How many mirrors there are."""
+        return len(self._mirrors)
+
     def read(self, path: str, *, most_bytes: int, is_right: Callable[[bytes], bool]) -> bytes:
         """A small file, whose content `is_right`.
 
@@ -232,12 +237,11 @@ class Mirrors:
                 self.blame(error)
         raise _gravest(faults)
 
-    def blame(self, error: ObeliskError) -> int:
-        """Ask the mirror that was asked last after all others from now on; returns how many mirrors there are."""
+    def blame(self, error: ObeliskError) -> None:
+        """Ask the mirror that was asked last after all others from now on."""
         if len(self._mirrors) > 1:
             self._mirrors.append(self._mirrors.pop(0))
             self._say(f"{error.message}; asking {self._mirrors[0].name}")
-        return len(self._mirrors)
 
 
 def _fetch_from(source: Mirror, file: File, part: Path, count: OnBytes) -> None:
