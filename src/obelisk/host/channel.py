@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from obelisk.errors import StateError, TrustError
+from obelisk.errors import StateError, TransportError, TrustError
 from obelisk.events import Note, Sink, task
 from obelisk.host import admission, esp, journal
 from obelisk.host.here import Here
@@ -168,13 +168,25 @@ def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) ->
         incoming = here.incoming / manifest.id
         _sweep(here, but=incoming)
         incoming.mkdir(parents=True, exist_ok=True)
-        known = ways(here, release, manifest, offer.mirrors, sink)
-        way = known[0]
-        _require_room(here, incoming, way)
-        title = f"Fetching {way.title}: {_size(way.download_bytes)} of {_size(_whole(manifest))}, in {way.requests} requests"
-        with task(sink, "upgrade/fetch", title, total=way.fetch_bytes, unit="B") as running:
-            way.fetch(incoming, running.counting(way.fetch_bytes))
-    return ChannelSource(manifest, incoming, tuple(known), sink)
+        left = list(ways(here, release, manifest, offer.mirrors, sink))
+        while True:
+            try:
+                _fetch(here, incoming, left[0], manifest, sink)
+                break
+            except (TransportError, TrustError) as error:
+                if len(left) == 1:
+                    raise
+                left.pop(0)
+                sink(Note(f"{error.message}; going on with {left[0].title}"))
+    return ChannelSource(manifest, incoming, tuple(left), sink)
+
+
+def _fetch(here: Here, incoming: Path, way: Way, manifest: Manifest, sink: Sink) -> None:
+    _require_room(here, incoming, way)
+    whole = sum(manifest.part(kind).size_bytes for kind in (PartKind.ROOT, PartKind.VERITY, PartKind.UKI))
+    title = f"Fetching {way.title}: {_size(way.download_bytes)} of {_size(whole)}, in {way.requests} request{'s' * (way.requests != 1)}"
+    with task(sink, "upgrade/fetch", title, total=way.fetch_bytes, unit="B") as running:
+        way.fetch(incoming, running.counting(way.fetch_bytes))
 
 
 def discard(here: Here) -> None:
@@ -246,10 +258,6 @@ def _require_room(here: Here, incoming: Path, way: Way) -> None:
             code="state-full",
             hint="make room: `obelisk host snapshot list`, `obelisk host drift`",
         )
-
-
-def _whole(manifest: Manifest) -> int:
-    return sum(manifest.part(kind).size_bytes for kind in (PartKind.ROOT, PartKind.VERITY, PartKind.UKI))
 
 
 def _size(count: int) -> str:
