@@ -1,6 +1,7 @@
 """A release comes whole and right, whichever way, whoever lies."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,8 +27,8 @@ from obelisk.release.client.remote import Mirrors, WebMirror
 from obelisk.release.edges import make_edge
 from obelisk.system.http import Client, Limits
 
-COUNT = 700
-CHANGED = [5, 6, 300, 699]
+COUNT = 300
+CHANGED = [5, 6, 200, 299]
 QUICK = Limits(connect_s=0.4, idle_s=0.4, window_s=0.3, least_bytes_s=2000)
 
 
@@ -110,45 +111,63 @@ def add(repository: Path, data: bytes) -> File:
     return file
 
 
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+@dataclass(frozen=True)
+class Made:
+    """Two images, and a repository with the newer one, in a directory that tests copy."""
+
+    place: Path
+    old: Sample
+    new: Sample
+    images: tuple[tuple[Manifest, bytes], tuple[Manifest, bytes]]
+    index: File
+    edge: File
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    place = tmp_path_factory.mktemp("made")
     numbers = list(range(1, COUNT + 1))
-    disk, repository = tmp_path / "disk", tmp_path / "repository"
-    old = sample(disk / "1", blocks(*numbers))
+    old = sample(place / "disk/1", blocks(*numbers))
     for at in CHANGED:
         numbers[at] = 10_000 + at
-    new = sample(tmp_path / "2", blocks(*numbers))
-    (old_image, old_kernel), (image, kernel) = image_of("1", old), image_of("2", new)
-    old.uki.write_bytes(old_kernel)
-    new.uki.write_bytes(kernel)
-    index, _known = publish(repository, new)
-    make_edge(old.image, new.image, tmp_path / "edge", on_bytes=ignore)
-    edge = add(repository, (tmp_path / "edge").read_bytes())
-    add(repository, kernel)
-    (disk / "target").mkdir()
-    (disk / "target/root").write_bytes(bytes(1000 * BLOCK))
-    (disk / "target/tree").write_bytes(bytes(100 * BLOCK))
-    esp = tmp_path / "run/esp"
-    for name, data in (("EFI/Linux/shop_1.efi", old_kernel), ("EFI/obelisk/shop_1.json", old_image.to_bytes())):
-        (esp / name).parent.mkdir(parents=True)
-        (esp / name).write_bytes(data)
-    (tmp_path / "host").mkdir()
-    here = Host("shop", "1", old.root_hash, disk, tmp_path / "host", "boot-1", tmp_path / "run")
-    journal.append(here.keep, record(Event.BLESSED, "shop_1"))
+    new = sample(place / "2", blocks(*numbers))
+    images = image_of("1", old), image_of("2", new)
+    old.uki.write_bytes(images[0][1])
+    new.uki.write_bytes(images[1][1])
+    index, _known = publish(place / "repository", new)
+    make_edge(old.image, new.image, place / "edge", on_bytes=ignore)
+    edge = add(place / "repository", (place / "edge").read_bytes())
+    add(place / "repository", images[1][1])
+    (place / "disk/target").mkdir()
+    (place / "disk/target/root").write_bytes(bytes((COUNT + 20) * BLOCK))
+    (place / "disk/target/tree").write_bytes(bytes(20 * BLOCK))
+    for name, data in (("EFI/Linux/shop_1.efi", images[0][1]), ("EFI/obelisk/shop_1.json", images[0][0].to_bytes())):
+        (place / "run/esp" / name).parent.mkdir(parents=True)
+        (place / "run/esp" / name).write_bytes(data)
+    (place / "host").mkdir()
+    journal.append(place / "host", record(Event.BLESSED, "shop_1"))
+    return Made(place, old, new, images, index, edge)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, made: Made) -> Scene:
+    shutil.copytree(made.place, tmp_path, dirs_exist_ok=True)
+    here = Host("shop", "1", made.old.root_hash, tmp_path / "disk", tmp_path / "host", "boot-1", tmp_path / "run")
+    (old_image, _), (image, kernel) = made.images
     release = Release(
         image.id,
         "shop",
         "2",
-        new.root_hash,
-        len(new.data),
+        made.new.root_hash,
+        len(made.new.data),
         "",
         file_of(image.to_bytes()),
         (),
         None,
-        index,
-        (EdgeFile("9" * 64, "0", File("9" * 64, 5)), EdgeFile(old_image.id, "1", edge)),
+        made.index,
+        (EdgeFile("9" * 64, "0", File("9" * 64, 5)), EdgeFile(old_image.id, "1", made.edge)),
     )
-    return Scene(here, new, image, kernel, release, repository, [])
+    return Scene(here, made.new, image, kernel, release, tmp_path / "repository", [])
 
 
 @pytest.fixture
@@ -185,7 +204,7 @@ def test_without_one_only_blocks_that_are_nowhere_here_come(scene: Scene, server
 
 
 def test_a_host_with_no_image_that_is_of_use_gets_all_of_it(scene: Scene, server: LyingServer, client: Client) -> None:
-    (scene.here.disk / "1/tree").write_bytes(bytes(100 * BLOCK))
+    (scene.here.disk / "1/tree").write_bytes(bytes(20 * BLOCK))
     source = scene.source(server.address, client=client)
     assert [type(way) for way in source.ways] == [ByBlocks]
     scene.write(source)

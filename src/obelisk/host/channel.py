@@ -191,7 +191,9 @@ def _fetch(here: Here, incoming: Path, way: Way, manifest: Manifest, sink: Sink)
 
 def discard(here: Here) -> None:
     """Remove the files of releases: they are installed, or nobody wants them any more."""
-    _sweep(here, but=None)
+    if here.incoming.exists():
+        with here.alone():
+            _sweep(here, but=None)
 
 
 def _sweep(here: Here, *, but: Path | None) -> None:
