@@ -2,8 +2,10 @@
 
     <keys>/release/<role>.key, <role>-<n>.key    private, Ed25519, PEM (PKCS#8, encrypted when there is a passphrase), mode 0600
                   /<role>.pub, <role>-<n>.pub    public, PEM
-                  /known.json                    the repositories that these keys have signed: see trust.py
-    <root>/root-<n>.key, .pub                    the same for the role root: a directory that is absent in daily work
+                  /root-<n>.pub                  the public halves of all root keys
+                  /threshold                     how many of them have to sign together
+                  /known.json                    the repositories that these keys have signed: see known.py
+    <root>/root-<n>.key, .pub                    private root keys: a directory that is absent in daily work, or several
 
 A repository's root metadata says which of them count, by key id; numbers only tell older from newer. Several repositories may share them.
 """
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from securesystemslib.signer import Signer, SSlibKey
 
 _FILE = re.compile(r"(root|targets|snapshot|timestamp)(?:-([0-9]+))?\.key")
+_PUBLIC_FILE = re.compile(r"(root|targets|snapshot|timestamp)(?:-([0-9]+))?\.pub")
 _PRIVATE = 0o600
 
 Passphrase = Callable[[Path], bytes]
@@ -74,6 +77,34 @@ class Keyring:
                     found.append(KeyFile(role, int(name[2] or 1), path, _public(path)))
         return tuple(sorted(found, key=lambda file: (file.number, str(file.path))))
 
+    def publics(self, role: Role) -> tuple["SSlibKey", ...]:
+        """The public keys of a role: the newest one; of root all, also of those that are elsewhere.
+
+        Raises:
+            StateError, InputError: one is damaged.
+        """
+        if role is not Role.ROOT:
+            return tuple(file.public for file in self.files(role)[-1:])
+        halves = sorted(self.directory.glob("root-*.pub"), key=lambda path: (len(path.name), path.name))
+        return tuple(public_key(path.read_bytes(), str(path)) for path in halves)
+
+    @property
+    def threshold(self) -> int:
+        """How many root keys have to sign together.
+
+        Raises:
+            StateError: the file that says it is damaged.
+        """
+        path = self.directory / "threshold"
+        try:
+            return int(path.read_text())
+        except FileNotFoundError:
+            return 1
+        except ValueError as error:
+            raise StateError(
+                f"{path} has no number", code="keys-incomplete", hint="write into it how many root keys have to sign"
+            ) from error
+
     def signers(self, role: Role, key_ids: Sequence[str]) -> tuple["Signer", ...]:
         """Those of the keys with these ids that are here, opened.
 
@@ -99,7 +130,9 @@ class Keyring:
         )
 
         directory = place or self.directory
-        number = max((file.number for file in self.files(role)), default=0) + 1
+        named = (_PUBLIC_FILE.fullmatch(path.name) for path in self.directory.glob(f"{role}*.pub"))
+        known = [int(name[2] or 1) for name in named if name and name[1] == role] + [file.number for file in self.files(role)]
+        number = max(known, default=0) + 1
         stem = role.value if number == 1 and role is not Role.ROOT else f"{role}-{number}"
         path = directory / f"{stem}.key"
         private = Ed25519PrivateKey.generate()
@@ -109,22 +142,41 @@ class Keyring:
             # The public half first: a private key without it would not be found.
             public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
             write_durably(path.with_suffix(".pub"), public)
+            if directory != self.directory:
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_durably(self.directory / f"{stem}.pub", public)
             write_durably(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), mode=_PRIVATE)
         return KeyFile(role, number, path, _public(path))
 
 
-def create(keyring: Keyring, *, root_keys: int, root_places: Sequence[Path], passphrase: bytes = b"") -> tuple[KeyFile, ...]:
-    """Make what is missing of a set of release keys: so many root keys, in turn over `root_places`, and one of each other role.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The root keys to be made: so many, in turn over `places`, of which `threshold` have to sign together."""
 
-    May be repeated; keys that are there stay.
+    keys: int = 1
+    threshold: int = 1
+    places: tuple[Path, ...] = ()
+
+
+def create(keyring: Keyring, wish: Wish, *, passphrase: bytes = b"") -> tuple[KeyFile, ...]:
+    """Make what is missing of a set of release keys. May be repeated; keys that are there stay.
 
     Raises:
+        InputError: so many signatures cannot come from so few keys.
         StateError: they cannot be written.
     """
+    have = len(keyring.publics(Role.ROOT))
+    if not 1 <= wish.threshold <= max(wish.keys, have):
+        raise InputError(
+            f"{wish.threshold} of {max(wish.keys, have)} root keys cannot sign together",
+            code="keys-threshold",
+            hint="see --root-keys and --threshold",
+        )
     made = [keyring.new(role, passphrase=passphrase) for role in ONLINE if not keyring.files(role)]
-    places = tuple(root_places) or (keyring.directory,)
-    have = len(keyring.files(Role.ROOT))
-    made += [keyring.new(Role.ROOT, places[n % len(places)], passphrase=passphrase) for n in range(have, root_keys)]
+    places = wish.places or (keyring.directory,)
+    made += [keyring.new(Role.ROOT, places[n % len(places)], passphrase=passphrase) for n in range(have, wish.keys)]
+    if not have or wish.threshold != 1:
+        write_durably(keyring.directory / "threshold", f"{wish.threshold}\n".encode())
     return tuple(made)
 
 
