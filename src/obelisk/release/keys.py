@@ -4,6 +4,7 @@
                   /<role>.pub, <role>-<n>.pub    public, PEM
                   /root-<n>.pub                  the public halves of all root keys
                   /threshold                     how many of them have to sign together
+                  /dropped                       ids of keys that were replaced somewhere
                   /known.json                    the repositories that these keys have signed: see known.py
     <root>/root-<n>.key, .pub                    private root keys: a directory that is absent in daily work, or several
 
@@ -78,15 +79,34 @@ class Keyring:
         return tuple(sorted(found, key=lambda file: (file.number, str(file.path))))
 
     def publics(self, role: Role) -> tuple["SSlibKey", ...]:
-        """The public keys of a role: the newest one; of root all, also of those that are elsewhere.
+        """The public keys that a new repository begins with: the newest of a role; of root all, also those that are elsewhere.
 
         Raises:
             StateError, InputError: one is damaged.
         """
         if role is not Role.ROOT:
-            return tuple(file.public for file in self.files(role)[-1:])
+            return tuple(file.public for file in self.files(role) if file.public.keyid not in self.dropped)[-1:]
         halves = sorted(self.directory.glob("root-*.pub"), key=lambda path: (len(path.name), path.name))
-        return tuple(public_key(path.read_bytes(), str(path)) for path in halves)
+        found = [public_key(path.read_bytes(), str(path)) for path in halves]
+        return tuple({key.keyid: key for key in found if key.keyid not in self.dropped}.values())
+
+    @property
+    def dropped(self) -> frozenset[str]:
+        """The ids of keys that were replaced in some repository: they still sign for others, and never come in anew."""
+        try:
+            return frozenset((self.directory / "dropped").read_text().split())
+        except FileNotFoundError:
+            return frozenset()
+
+    def drop(self, key_ids: Sequence[str]) -> None:
+        """Note that these keys are replaced.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        path = self.directory / "dropped"
+        with written_by_name(path):
+            write_durably(path, "".join(f"{key}\n" for key in sorted({*self.dropped, *key_ids})).encode())
 
     @property
     def threshold(self) -> int:
@@ -172,7 +192,7 @@ def create(keyring: Keyring, wish: Wish, *, passphrase: bytes = b"") -> tuple[Ke
             code="keys-threshold",
             hint="see --root-keys and --threshold",
         )
-    made = [keyring.new(role, passphrase=passphrase) for role in ONLINE if not keyring.files(role)]
+    made = [keyring.new(role, passphrase=passphrase) for role in ONLINE if not keyring.publics(role)]
     places = wish.places or (keyring.directory,)
     made += [keyring.new(Role.ROOT, places[n % len(places)], passphrase=passphrase) for n in range(have, wish.keys)]
     if not have or wish.threshold != 1:

@@ -39,9 +39,9 @@ class Known:
                 hint="hosts refuse it as well: restore the newest copy of it",
             )
 
-    def has(self, first_root: bytes) -> bool:
-        """Whether a repository is known."""
-        return hashlib.sha256(first_root).hexdigest() in self._read()
+    def version(self, first_root: bytes) -> int:
+        """The version of the last timestamp that was signed for a repository; 0 when there was none."""
+        return self._read().get(hashlib.sha256(first_root).hexdigest(), 0)
 
     def remember(self, first_root: bytes, version: int) -> None:
         """Note that the timestamp of that version has been signed.

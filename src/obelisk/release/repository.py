@@ -211,7 +211,8 @@ def _earlier(shelf: Shelf, trusted: Trusted, delivery: Delivery, now: datetime, 
         data, successor = shelf.metadata(name), shelf.path(f"{METADATA}/{version + 1}.snapshot.json")
         if data is None or not successor.exists():
             break
-        fresh = now - datetime.fromtimestamp(successor.stat().st_mtime, UTC) <= grace
+        # A file of this very command may be younger than `now`.
+        fresh = bool(grace) and now - datetime.fromtimestamp(successor.stat().st_mtime, UTC) <= grace
         if not fresh and version < present - 1:
             break
         with suppress(TrustError):  # an earlier state that is not whole is of no use to anybody
