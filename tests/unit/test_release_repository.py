@@ -16,6 +16,12 @@ from obelisk.release.repository import files_of
 from obelisk.release.retiring import retire
 
 
+@pytest.fixture(autouse=True)
+def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written need not outlive the test."""
+    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
+
+
 def test_what_is_released_is_what_a_client_gets(tmp_path: Path) -> None:
     who = samples.publisher(tmp_path, samples.keyring(tmp_path))
     made = release(who, samples.wanted(tmp_path, "1", content=b"the root of the first"), samples.founding())

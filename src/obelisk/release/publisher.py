@@ -1,5 +1,6 @@
 """Who publishes: the keys and the shelf that a change of a repository needs, and how each change begins and ends."""
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class Publisher:
     def _first(self, documents: Mapping[str, bytes], founding: Founding) -> trust.Files:
         lifetimes = {**trust.LIFETIMES, **founding.lifetimes}
         keys = {role: self.keyring.publics(role) for role in Role}
-        root = trust.found(keys, self.keyring.threshold, lifetimes, self.act.at)
+        root = trust.found(keys, self.keyring.threshold, lifetimes[Role.ROOT], self.act.at, identity=secrets.token_hex(8))
         return trust.first(root, documents, lifetimes, self.keyring.signers, self.act.at)
 
     def commit(self, there: Repository, contents: Contents) -> Repository:

@@ -38,6 +38,7 @@ LIFETIMES: Mapping[Role, timedelta] = {
     Role.TIMESTAMP: timedelta(days=3),
 }
 _LIFETIME = "x-obelisk-lifetime-s"
+_IDENTITY = "x-obelisk-repository"
 _WARN_AT = 4  # when less than a quarter of the lifetime is left
 
 Read = Callable[[str], bytes | None]
@@ -143,8 +144,10 @@ Signers = Callable[[Role, Sequence[str]], tuple["Signer", ...]]
 """Those of the keys with these ids that are at hand."""
 
 
-def found(keys: Mapping[Role, Sequence["SSlibKey"]], threshold: int, lifetimes: Mapping[Role, timedelta], now: datetime) -> Root:
+def found(keys: Mapping[Role, Sequence["SSlibKey"]], threshold: int, lifetime: timedelta, now: datetime, *, identity: str) -> Root:
     """The first root of a repository, unsigned: one key of each role, and so many of the root's that have to sign together.
+
+    `identity` is what no other repository of these keys has.
 
     Raises:
         StateError: there are fewer root keys than the threshold, or a role has none.
@@ -155,8 +158,8 @@ def found(keys: Mapping[Role, Sequence["SSlibKey"]], threshold: int, lifetimes: 
             code="keys-missing",
             hint="make them by `obelisk keys init`; name the directory of the root keys by --root",
         )
-    root = Root(expires=_until(now, lifetimes[Role.ROOT]), consistent_snapshot=True)
-    root.unrecognized_fields[_LIFETIME] = int(lifetimes[Role.ROOT].total_seconds())
+    root = Root(expires=_until(now, lifetime), consistent_snapshot=True)
+    root.unrecognized_fields |= {_LIFETIME: int(lifetime.total_seconds()), _IDENTITY: identity}
     for role, each in keys.items():
         for key in each:
             root.add_key(key, role.value)
