@@ -177,7 +177,7 @@ def sweep(shelf: Shelf, trusted: Trusted, delivery: Delivery, now: datetime, *, 
         TrustError: the present state is damaged, so that it is not known what it needs; nothing has been removed.
     """
     kept = needed(shelf, trusted, delivery)
-    waiting = _earlier(shelf, trusted, delivery, now, grace) - kept
+    waiting = earlier(shelf, trusted, delivery, now, grace) - kept
     removed = tuple(sorted(superfluous(shelf, kept | waiting)))
     size = sum(shelf.remove(name) for name in removed)
     return Swept(removed, size, sum(_size(shelf.path(name)) for name in waiting if name.startswith(FILES)))
@@ -202,8 +202,8 @@ def _below(shelf: Shelf, targets: Mapping[str, TargetFile], delivery: Delivery) 
     return names
 
 
-def _earlier(shelf: Shelf, trusted: Trusted, delivery: Delivery, now: datetime, grace: timedelta) -> set[str]:
-    """What readers of earlier states may be in the middle of: the documents of the state before, and all of those just replaced."""
+def earlier(shelf: Shelf, trusted: Trusted, delivery: Delivery, now: datetime, grace: timedelta = GRACE) -> set[str]:
+    """The names of what readers of earlier states may want: documents of the state before, and all that those just replaced need."""
     names: set[str] = set()
     present = trusted.snapshot.signed.version
     for version in range(present - 1, 0, -1):

@@ -126,11 +126,15 @@ class Shelf:
             each.mkdir(exist_ok=True)
             sync_directory(each.parent)
 
-    def _sweep_drafts(self) -> None:
+    def drafts(self) -> Iterator[str]:
+        """The names of what was being written when a process ended."""
         for directory, _, files in os.walk(self.root):
-            for name in files:
-                if name.startswith(".") and name.endswith(".tmp"):
-                    (Path(directory) / name).unlink(missing_ok=True)
+            place = Path(directory).relative_to(self.root)
+            yield from (str(place / name) for name in sorted(files) if name.startswith(".") and name.endswith(".tmp"))
+
+    def _sweep_drafts(self) -> None:
+        for name in list(self.drafts()):
+            self.remove(name)
 
 
 def file_of(path: Path) -> File:
