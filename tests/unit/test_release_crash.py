@@ -12,7 +12,7 @@ from unittest import mock
 import release_samples as samples
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from release_samples import NOW
 
 from obelisk.errors import InputError, StateError
@@ -152,7 +152,6 @@ class Publishing(RuleBasedStateMachine):
     def retire(self, keep: int, grace: timedelta, cut: int | None) -> None:
         self._attempt(lambda: retire(self.who, keep=keep, before=self.who.act.at, grace=grace), cut, stale=bool(grace))
 
-    @precondition(lambda self: self.versions > 2)
     @rule(role=st.sampled_from([Role.TARGETS, Role.SNAPSHOT, Role.TIMESTAMP]), cut=CUTS)
     def rotate(self, role: Role, cut: int | None) -> None:
         self._attempt(lambda: rotate(self.who, role), cut, stale=False)
