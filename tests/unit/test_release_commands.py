@@ -194,3 +194,14 @@ def test_a_tester_key_of_the_wrong_kind_is_refused(desk: Desk) -> None:
     (desk.place / "keys" / "attestation.pub").write_text("no key")
     desk.run("keys", "init", *desk.stick)
     assert "no public key" in desk.run("release", desk.built("1"), "--channel", "stable", *desk.stick, status=2)
+
+
+def test_two_releases_are_told_apart_out_of_the_repository(desk: Desk) -> None:
+    desk.run("keys", "init", *desk.stick)
+    for version in ("1", "2"):
+        desk.run("release", desk.built(version), "--channel", "stable", *desk.stick)
+    repo = desk.place / "repo"
+    said = desk.run("diff", f"{repo}@1", f"{repo}@stable", status=1)
+    assert "version: 1 -> 2" in said
+    assert "the images are the same" in desk.run("diff", f"{repo}@2", f"{repo}@stable")
+    assert "0 releases of 7" in desk.run("diff", f"{repo}@7", f"{repo}@stable", status=2)

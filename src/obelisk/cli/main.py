@@ -55,7 +55,7 @@ _COMMANDS = {
     "run": _Command("proving", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
     "images": _Command("showing", "list the images in the store", "obelisk images --json"),
     "show": _Command("showing", "tell what an image is and holds", "obelisk show shop"),
-    "diff": _Command("showing", "tell two images apart", "obelisk diff shop@1 shop@2"),
+    "diff": _Command("showing", "tell two images apart", "obelisk diff repo@stable shop@2"),
     "release": _Command("releasing", "make a proven image available in a channel", "obelisk release shop --to repo --channel testing"),
     "promote": _Command("releasing", "make a release of one channel available in another", "obelisk promote 12 --from testing --to stable"),
     "withdraw": _Command("releasing", "take a release back", 'obelisk withdraw 12 --why "loses mail" --hosts back'),
@@ -225,7 +225,7 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         "--disk", metavar="FILE", help="keep the machine's disk, state included, in this qcow2 file, and beside it its TPM, if it has one"
     )
     for side in ("before", "after"):
-        parsers["diff"].add_argument(side, metavar=side.upper())
+        parsers["diff"].add_argument(side, metavar=side.upper(), help=f"{_IMAGE}; or REPO@VERSION or REPO@CHANNEL")
     parsers["export"].add_argument("--format", choices=("raw", "qcow2", "erofs", "oci"), default="raw")
     parsers["export"].add_argument("--output", required=True, metavar="FILE")
     _release_arguments(parsers)
