@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from obelisk.cli.places import open_store
-from obelisk.cli.publisher import keyring_of, new_passphrase, own_tester, publishing, read_key, repository_at
+from obelisk.cli.publisher import keyring_of, new_passphrase, own_tester, place_of, publishing, read_key, repository_at
 from obelisk.cli.terminal import answer
 from obelisk.errors import InputError
 from obelisk.release.keys import Role, Wish, create, public_key
@@ -79,7 +79,7 @@ def _show(arguments: Namespace) -> int:
     lines = [f"{file.path}  {file.role}  {key[:12]}" for key, file in here.items()] or [f"there are no release keys in {keyring.directory}"]
     result: dict[str, object] = {"here": [{"role": file.role.value, "file": str(file.path), "id": key} for key, file in here.items()]}
     if arguments.repo is not None:
-        there = repository_at(arguments.repo)
+        there = repository_at(str(place_of(arguments)))
         roles = {}
         for role in Role:
             ids = there.trusted.key_ids(role)
@@ -96,8 +96,8 @@ def _show(arguments: Namespace) -> int:
 
 
 def _trust(arguments: Namespace) -> int:
-    there = repository_at(arguments.repo)
+    there = repository_at(str(place_of(arguments)))
     keyring = keyring_of(arguments)
-    Known(keyring.directory / "known.json").remember(there.first_root, there.trusted.timestamp.signed.version)
+    Known(keyring.directory / "known.json").accept(there.first_root, there.trusted.timestamp.signed.version)
     answer(f"the keys in {keyring.directory} sign {there.shelf.root} from now on", json_wanted=arguments.json, repo=str(there.shelf.root))
     return 0

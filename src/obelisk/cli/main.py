@@ -11,7 +11,7 @@ from obelisk import __version__
 from obelisk.errors import ObeliskError
 
 _IMAGE = "directory of a spec, image id or its beginning, name, or name@version"
-_REPO = "directory of a repository (default: $OBELISK_REPO, or ./repo)"
+_REPO = "directory of a repository, or HOST:PATH or rsync://… (default: $OBELISK_REPO, or ./repo)"
 _EXPIRE = "for how long a role's metadata is signed, such as timestamp=7d; may be repeated"
 _EDGES = "from what to make ready-made upgrades: previous, the last N, versions (@VERSION), none (default: previous)"
 _JSON = "events and results as JSON lines, for programs"

@@ -1,27 +1,30 @@
 """Who publishes what and where, as the command line and the environment say."""
 
 import getpass
+import hashlib
 import os
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from obelisk.cli.places import key_directory
+from obelisk.cli.places import key_directory, open_store
 from obelisk.cli.terminal import reporting
 from obelisk.errors import InputError, StateError
 from obelisk.model.publication import Act
 from obelisk.model.release import Testers
 from obelisk.release.keys import Keyring, Role, passphrase_from, public_key
+from obelisk.release.mirror import Mirror
 from obelisk.release.publisher import Publisher, warnings
 from obelisk.release.repository import Repository
 from obelisk.release.shelf import Shelf
 from obelisk.release.whole import Whole
 from obelisk.store import Store, StoredImage
+from obelisk.system.rsync import is_target
 
 if TYPE_CHECKING:
     from obelisk.release.delivery import Delivery
@@ -56,8 +59,20 @@ def publishing(arguments: Namespace, store: Store) -> Iterator[Publisher]:
     def stored(image: str) -> StoredImage | None:
         return next((each for each in store.images() if each.id == image), None)
 
+    place, mirror = _opened(arguments, store)
     with reporting(json_wanted=arguments.json) as sink, store.workspace() as work:
-        yield Publisher(Shelf(place_of(arguments)), keyring_of(arguments), delivery(), act, work, stored, sink)
+        publisher = Publisher(Shelf(place), keyring_of(arguments), delivery(), act, work, stored, sink)
+        with mirror.changing(sink) if mirror else nullcontext():
+            yield publisher
+
+
+def _opened(arguments: Namespace, store: Store) -> tuple[Path, Mirror | None]:
+    """The directory of the repository, and what it is a working copy of."""
+    named = _named(arguments)
+    if not is_target(named) or Path(named).exists():
+        return Path(named).absolute(), None
+    place = store.root / "repositories" / hashlib.sha256(named.encode()).hexdigest()[:16]
+    return place, Mirror(named, place)
 
 
 def looked_at(arguments: Namespace) -> Repository:
@@ -69,16 +84,25 @@ def looked_at(arguments: Namespace) -> Repository:
 
 
 def place_of(arguments: Namespace) -> Path:
-    """The directory of the repository that was named.
+    """The directory of the repository that was named; of one on another machine its working copy, brought up to date.
 
     Raises:
-        InputError: none is.
+        InputError: none is named.
+        TransportError: the other machine cannot be reached.
     """
+    place, mirror = _opened(arguments, open_store(arguments))
+    if mirror is not None:
+        with reporting(json_wanted=arguments.json) as sink:
+            mirror.update(sink)
+    return place
+
+
+def _named(arguments: Namespace) -> str:
     named = arguments.repo or os.environ.get("OBELISK_REPO")
     if named:
-        return Path(named).absolute()
+        return str(named)
     if arguments.command == "release" or Path("repo/metadata").is_dir():
-        return Path("repo").absolute()
+        return "repo"
     raise InputError("no repository is named", code="repository-unnamed", hint="name its directory, or set $OBELISK_REPO")
 
 

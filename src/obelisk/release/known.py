@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Known:
             raise TrustError(
                 f"{place} is older than what was last signed: version {trusted.timestamp.signed.version}, not {entry}",
                 code="repository-rolled-back",
-                hint="hosts refuse it as well: restore the newest copy of it",
+                hint=f"hosts refuse it as well: restore the newest copy; or, if hosts never saw that, `obelisk keys trust {place}`",
             )
 
     def version(self, first_root: bytes) -> int:
@@ -52,6 +53,17 @@ class Known:
         known = self._read()
         name = hashlib.sha256(first_root).hexdigest()
         known[name] = max(version, known.get(name, 0))
+        self._write(known)
+
+    def accept(self, first_root: bytes, version: int) -> None:
+        """Let these keys sign a repository as it is now, whatever they have signed of it before.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        self._write(self._read() | {hashlib.sha256(first_root).hexdigest(): version})
+
+    def _write(self, known: Mapping[str, int]) -> None:
         with written_by_name(self.path):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_durably(self.path, json.dumps(known, indent=1, sort_keys=True).encode() + b"\n")
