@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import release_samples as samples
+import repository_samples as samples
 
 from obelisk.errors import StateError, TransportError, TrustError
 from obelisk.events import silent

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import release_samples as samples
+import repository_samples as samples
 
 from obelisk.cli.main import main
 from obelisk.store import Store

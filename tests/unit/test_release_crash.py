@@ -9,11 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
-import release_samples as samples
+import repository_samples as samples
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from release_samples import NOW
+from repository_samples import NOW
 
 from obelisk.errors import InputError, StateError
 from obelisk.model.release import File, Hosts

@@ -5,8 +5,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import release_samples as samples
-from release_samples import DAY, NOW
+import repository_samples as samples
+from repository_samples import DAY, NOW
 
 from obelisk.errors import InputError, ObeliskError, StateError, TrustError
 from obelisk.model.release import Hosts

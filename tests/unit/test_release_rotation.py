@@ -7,8 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import release_samples as samples
-from release_samples import DAY, NOW
+import repository_samples as samples
+from repository_samples import DAY, NOW
 from tuf.api.exceptions import ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 
