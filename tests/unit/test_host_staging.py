@@ -6,10 +6,10 @@ import pytest
 from host_samples import manifest, sealed
 
 from obelisk.errors import TrustError
-from obelisk.host import hashtree
 from obelisk.host.source import Source
 from obelisk.host.staging import check_image, write_image
 from obelisk.model.image import PartKind
+from obelisk.release.client import hashtree
 
 BLOCKS = 700
 

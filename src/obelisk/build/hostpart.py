@@ -17,6 +17,8 @@ _MODULES = (
     "cli/terminal.py",
     "host/*.py",
     "model/*.py",
+    "release/__init__.py",
+    "release/client/*.py",
     "system/__init__.py",
     "system/blocks.py",
     "system/btrfs.py",
@@ -35,6 +37,7 @@ _MODULES = (
     "system/sbverify.py",
     "system/sfdisk.py",
     "system/vfat.py",
+    "system/zstd.py",
 )
 _OWN = ("/var/lib/obelisk", "/var/lib/systemd", "/var/log/journal")
 """What every host keeps: identity; the random seed and the stamps of timers; the journal."""

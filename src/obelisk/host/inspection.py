@@ -6,12 +6,13 @@ from pathlib import Path
 
 from obelisk.errors import InputError, TrustError
 from obelisk.events import Sink, task
-from obelisk.host import esp, hashtree, journal, staging
+from obelisk.host import esp, journal, staging
 from obelisk.host.here import Here
 from obelisk.host.source import Source
 from obelisk.model import uki
 from obelisk.model.host import Entry, Event, Slot, known_good
 from obelisk.model.image import Manifest, PartKind
+from obelisk.release.client import hashtree
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
 from obelisk.system.files import hash_file
 

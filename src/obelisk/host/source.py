@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.errors import InputError, TrustError
-from obelisk.host import hashtree
 from obelisk.model import uki
 from obelisk.model.image import Manifest, PartKind, parse_manifest
+from obelisk.release.client import hashtree
 from obelisk.system.files import hash_file
 
 

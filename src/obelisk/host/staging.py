@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from obelisk.errors import TrustError
-from obelisk.host import hashtree
-from obelisk.host.hashtree import HashTree, Run
 from obelisk.host.source import Source
 from obelisk.model.image import PartKind
+from obelisk.release.client import hashtree
+from obelisk.release.client.hashtree import HashTree, Run
 from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
 
 
