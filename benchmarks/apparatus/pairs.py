@@ -117,7 +117,7 @@ def _bootstrap(name: str, target: Path) -> None:
     include = _TOOLS if name == "tools" else _PACKAGES
     variant = "apt" if name == "tools" else "important"
     words = ["mmdebstrap", "--mode=root", "--format=directory", f"--variant={variant}", f"--include={include}"]
-    words += ['--aptopt=APT::Install-Recommends "false"', f"--customize-hook={_EMPTY}", sources[0][0], target]
+    words += ['--aptopt=APT::Install-Recommends "false"', f"--customize-hook={_EMPTY}", sources[0][0], str(target)]
     addresses = {archive.origin: archive.uri for archive in archives(sources[0][0])}
     words += [f"deb [signed-by={_KEYRING}] {addresses[origin]} {suite} main" for suite, origin in sources]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

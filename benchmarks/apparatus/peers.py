@@ -16,6 +16,7 @@ from apparatus.pairs import PLACE, Pair, image, room, tree
 from obelisk.system.bubblewrap import writable
 
 _BIG_WINDOW = 31
+_WORK = "work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ def ostree_delta(pair: Pair, work: Path) -> Result:
 def ostree_pull(pair: Pair, work: Path) -> Result:
     """The objects that the client has not, one by one."""
     old, new = _commits(pair, work)
-    before = _objects(work, old)
-    after = _objects(work, new)
+    before = _objects(old)
+    after = _objects(new)
     sizes = _sizes(work / "repo/objects")
     missing = [sizes[name[2:]] for name in after - before if name[2:] in sizes]
     return Result(sum(missing), len(missing))
@@ -143,7 +144,7 @@ PEERS: dict[str, Callable[[Pair, Path], Result]] = {
 
 def measure(peer: str, pair: Pair) -> Result:
     """One peer on one pair, in a directory that is removed afterwards."""
-    work = PLACE / "work"
+    work = PLACE / _WORK
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
@@ -166,9 +167,9 @@ def _commits(pair: Pair, work: Path) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _objects(work: Path, commit: str) -> set[str]:
+def _objects(commit: str) -> set[str]:
     """The names of a commit's objects, as their files have them."""
-    words = ["ostree", "--repo=/pairs/work/repo", "ls", "--recursive", "--checksum", commit]
+    words = ["ostree", f"--repo=/pairs/{_WORK}/repo", "ls", "--recursive", "--checksum", commit]
     said = room().run(words, binds=[writable(PLACE, "/pairs")]).stdout
     names = {f"{commit}.commit"}
     for kind, digests in re.findall(r"^(.)\S+ .*? ((?:[0-9a-f]{64} ?)+)/", said, re.MULTILINE):

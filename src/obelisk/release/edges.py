@@ -12,7 +12,6 @@ import struct
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -30,7 +29,6 @@ _STEP = struct.Struct("<3Q")  # of bsdiff's: sign and magnitude
 _SIGN = 1 << 63
 _JOINED = 64  # blocks that are equal, and yet cheaper as part of a unit than as a copy between two
 _PER_PROCESSOR = 2
-_TEXT = re.compile(rb"[\t\n\r -~]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +50,11 @@ class _Task:
     blocks: tuple[Run, ...]
     windows: tuple[Run, ...]
 
+    @property
+    def count(self) -> int:
+        """How many blocks it makes."""
+        return sum(map(len, self.blocks))
+
 
 @dataclass(frozen=True, slots=True)
 class _Made:
@@ -67,57 +70,57 @@ def make_edge(old: Image, new: Image, out: Path, *, on_bytes: Callable[[int], No
 
     Memory is bounded by what differs, processors are all used. Not durable; the same every time for the same images.
     """
-    with ExitStack() as stack:
-        views = [stack.enter_context(_mapped(path)) for path in (old.root, old.uki, new.root, new.uki)]
-        old_views, new_views = views[:2], views[2:]
-        sources = _sources(old.tree, new.tree)
-        tasks, pieces = _plan_root(old_views[0], new_views[0], sources)
-        uki_blocks = -(-len(new_views[1]) // BLOCK_BYTES)
-        uki_tasks = _windows_in_step(uki_blocks, -(-len(old_views[1]) // BLOCK_BYTES))
-        streams = {stream: Writer(stream) for stream in Stream}
-        units = {Kind.FILE: bytearray(), Kind.METADATA: bytearray()}
-        expected = defaultdict[tuple[Kind, int], int](int)
-        for made in _differences([*tasks, *uki_tasks], old_views, new_views):
-            task = made.task
-            data, after = encode_unit(
-                expected[task.kind, task.source],
-                sum(map(len, task.blocks)),
-                (task.source, NEW_STREAMS.index(made.stream)),
-                len(made.steps),
-                task.windows,
-            )
-            expected[task.kind, task.source] = after
-            units[task.kind] += data
-            of_metadata = task.kind is Kind.METADATA
-            streams[Stream.METADATA_CONTROL if of_metadata else Stream.CONTROL].write(patch.pack_steps(made.steps))
-            streams[Stream.METADATA_DIFFERENCE if of_metadata else Stream.DIFFERENCE].write(made.difference)
-            streams[Stream.METADATA if of_metadata else made.stream].write(made.new)
-            on_bytes(0 if task.source else sum(map(len, task.blocks)) * BLOCK_BYTES)
-        on_bytes(sum(piece.count for piece in pieces if piece.kind is Kind.COPY) * BLOCK_BYTES)
-        uki_pieces = [Piece(Kind.FILE, uki_blocks)] if uki_blocks else []
-        parts = [encode_pieces(pieces), bytes(units[Kind.FILE]), bytes(units[Kind.METADATA]), encode_pieces(uki_pieces)]
-        plan = new.tree.superblock + b"".join(varint.encode([len(part)]) + part for part in parts)
-        streams[Stream.PLAN].write(plan)
-        finished = [streams[stream].finish() for stream in Stream]
-        digests = _given_digests(new.tree, pieces, same_salt=new.tree.salt == old.tree.salt)
+    views = [_mapped(path) for path in (old.root, old.uki, new.root, new.uki)]
+    tasks, pieces = _plan_root(views[0], views[2], _sources(old.tree, new.tree))
+    uki_blocks = -(-len(views[3]) // BLOCK_BYTES)
+    tasks += _windows_in_step(uki_blocks, -(-len(views[1]) // BLOCK_BYTES))
+    writing = _Writing()
+    for made in _differences(tasks, views[:2], views[2:]):
+        writing.add(made)
+        on_bytes(0 if made.task.source else made.task.count * BLOCK_BYTES)
+    on_bytes(sum(piece.count for piece in pieces if piece.kind is Kind.COPY) * BLOCK_BYTES)
+    uki_pieces = [Piece(Kind.FILE, uki_blocks)] if uki_blocks else []
+    digests = _given_digests(new.tree, pieces, same_salt=new.tree.salt == old.tree.salt)
+    writing.finish(out, new.tree.superblock, (pieces, uki_pieces), digests)
+
+
+class _Writing:
+    """An edge that is being put together."""
+
+    def __init__(self) -> None:
+        self._streams = {stream: Writer(stream) for stream in Stream}
+        self._units = {Kind.FILE: bytearray(), Kind.METADATA: bytearray()}
+        self._expected = defaultdict[tuple[Kind, int], int](int)
+
+    def add(self, made: _Made) -> None:
+        """Add a unit, in the order of the plan."""
+        task = made.task
+        of_metadata = task.kind is Kind.METADATA
+        form = task.source, NEW_STREAMS.index(made.stream)
+        expected = self._expected[task.kind, task.source]
+        data, self._expected[task.kind, task.source] = encode_unit(expected, task.count, form, len(made.steps), task.windows)
+        self._units[task.kind] += data
+        self._streams[Stream.METADATA_CONTROL if of_metadata else Stream.CONTROL].write(patch.pack_steps(made.steps))
+        self._streams[Stream.METADATA_DIFFERENCE if of_metadata else Stream.DIFFERENCE].write(made.difference)
+        self._streams[Stream.METADATA if of_metadata else made.stream].write(made.new)
+
+    def finish(self, out: Path, superblock: bytes, pieces: tuple[list[Piece], list[Piece]], digests: bytes) -> None:
+        """Write the file, with the pieces of the root and of the kernel image."""
+        units = bytes(self._units[Kind.FILE]), bytes(self._units[Kind.METADATA])
+        parts = encode_pieces(pieces[0]), *units, encode_pieces(pieces[1])
+        plan = superblock + b"".join(varint.encode([len(part)]) + part for part in parts)
+        self._streams[Stream.PLAN].write(plan)
+        finished = [self._streams[stream].finish() for stream in Stream]
         with out.open("wb") as file:
             file.write(HEADER.pack(MAGIC, *map(len, finished), len(digests), len(plan)))
-            for part in (*finished, digests):
-                file.write(part)
+            file.writelines((*finished, digests))
 
 
-class _mapped:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> memoryview:
-        if not self._path.stat().st_size:
-            return memoryview(b"")
-        with self._path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def __exit__(self, *_: object) -> None:
-        pass
+def _mapped(path: Path) -> memoryview:
+    if not path.stat().st_size:
+        return memoryview(b"")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _sources(old: HashTree, new: HashTree) -> list[int]:
@@ -280,25 +283,25 @@ def _differences(tasks: Sequence[_Task], old: Sequence[memoryview], new: Sequenc
 
 
 def _gather(view: memoryview, runs: Sequence[Run]) -> bytes:
-    data = b"".join(view[run.start * BLOCK_BYTES : run.stop * BLOCK_BYTES] for run in runs)
+    data: bytes = b"".join(view[run.start * BLOCK_BYTES : run.stop * BLOCK_BYTES] for run in runs)
     return data + bytes(sum(map(len, runs)) * BLOCK_BYTES - len(data))
 
 
 def _difference(task: _Task, old: memoryview, new: memoryview) -> _Made:
     before, after = _gather(old, task.windows), _gather(new, task.blocks)
     steps = patch.Steps([0], [len(after)], [0])
-    new = after
+    fresh_data = after
     if before:
         # Its own difference, one of bytes, is not what goes into the edge.
-        control, _difference_of_bytes, new = core.diff(before, after)
+        control, _difference_of_bytes, fresh_data = core.diff(before, after)
         steps = _merged(_STEP.iter_unpack(control))
     difference, at, used = [], 0, 0
     for plan, size in patch.pieces(steps, before, len(after)):
         fresh = sum(length for place, length in plan if place < 0)
-        predicted = patch.predict(plan, before, new[used : used + fresh])
+        predicted = patch.predict(plan, before, fresh_data[used : used + fresh])
         difference.append(patch.subtract(after[at : at + size], predicted))
         at, used = at + size, used + fresh
-    return _Made(task, steps, b"".join(difference), new, _stream(after, new))
+    return _Made(task, steps, b"".join(difference), fresh_data, _stream(after, fresh_data))
 
 
 def _merged(control: Iterator[tuple[int, ...]]) -> patch.Steps:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from obelisk.errors import TrustError
 from obelisk.model import proof
+from obelisk.model.release import Testers
 
 
 def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[str, Any]:
@@ -27,3 +29,14 @@ def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[s
     except (Error, UnsupportedAlgorithm, ValueError, KeyError, TypeError) as error:
         raise proof.refusal() from error
     return proof.judge(signed.payload, signed.payload_type, image_id)
+
+
+def counts(testers: Testers, envelope: bytes, image_id: str) -> bool:
+    """Whether an envelope is a proof of that image by one of the testers."""
+    for key in testers.keys:
+        try:
+            verify_proof(envelope, key.encode(), image_id)
+        except TrustError:
+            continue
+        return True
+    return False

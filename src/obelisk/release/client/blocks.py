@@ -190,7 +190,7 @@ def _expectations(remote: Remote, file: File, found: Index, front: int, haves: S
             own[level[at : at + DIGEST_BYTES]] = have.tree.leaves[place : place + GROUP_BLOCKS * DIGEST_BYTES]
     unknown = []
     for group in range(len(found.level) // DIGEST_BYTES):
-        digest = found.level[group * DIGEST_BYTES : (group + 1) * DIGEST_BYTES]
+        digest = found.group(group)
         if digest in own:
             expected.leaves[group] = own[digest]
         else:
@@ -248,10 +248,7 @@ def _look(device: BlockDevice, found: Index, expected: _Expected, group: int) ->
     except OSError:
         return f"wrong {' '.join(map(str, blocks))}"
     leaves = hashtree.digests(data, found.salt)
-    if (
-        len(leaves) == len(blocks) * DIGEST_BYTES
-        and _digest(found, leaves) == found.level[group * DIGEST_BYTES : (group + 1) * DIGEST_BYTES]
-    ):
+    if len(leaves) == len(blocks) * DIGEST_BYTES and hashtree.group_digest(leaves, found.salt, found.blocks) == found.group(group):
         return f"right {leaves.hex()}"
     fits = [expected.fits(block, leaves[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]) for at, block in enumerate(blocks)]
     return f"wrong {' '.join(str(block) for block, fit in zip(blocks, fits, strict=True) if not fit)}"
@@ -261,16 +258,9 @@ def _blocks_of(found: Index, group: int) -> Run:
     return range(group * GROUP_BLOCKS, min((group + 1) * GROUP_BLOCKS, found.blocks))
 
 
-def _digest(found: Index, leaves: bytes) -> bytes:
-    """The digest of a group with these leaves."""
-    if found.blocks == 1:
-        return leaves
-    return hashtree.digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), found.salt)
-
-
 def _find(missing: Sequence[int], expected: _Expected, haves: Sequence[Have], zeros: bytes) -> dict[int, tuple[int, int]]:
     """Where blocks are that one of our roots seems to have: which root, and where in it."""
-    # A number for each block that we have: how its digest begins, then which it is. Sorted numbers take an eighth of what a dictionary does.
+    # A number for each block that we have: how its digest begins, then which it is. Sorted, they take an eighth of a dictionary's room.
     numbers: list[int] = []
     firsts = []
     total = 0
@@ -430,7 +420,7 @@ class _Maker:
         leaves = b"".join(data for _range, data in self._remote.ranges(self._plan.wanted.index, [places]))
         span = _blocks_of(found, group)
         leaves = leaves[: len(span) * DIGEST_BYTES]
-        if _digest(found, leaves) != found.level[group * DIGEST_BYTES : (group + 1) * DIGEST_BYTES]:
+        if hashtree.group_digest(leaves, found.salt, found.blocks) != found.group(group):
             raise _wrong(group)
         for at in hashtree.wrong_blocks(bytes(data), found.salt, leaves):
             place = self._plan.places[span.start + at]

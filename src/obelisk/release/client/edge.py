@@ -193,9 +193,8 @@ class _Edge:
 
     def _level(self, tree: HashTree) -> bytes:
         """The digests of all groups, which lead to the root hash."""
-        found, given = [], 0
+        found, given, filled = list[bytes](), 0, 0
         leaves: list[bytes] | None = []
-        filled = 0
         for piece in self._pieces(self.pieces, self.blocks):
             if piece.kind is Kind.COPY and piece.source + piece.count > tree.data_blocks:
                 raise ValueError("it copies what lies beyond the old image")
@@ -207,21 +206,14 @@ class _Edge:
                 elif leaves is not None:
                     start = piece.source + done
                     leaves.append(tree.leaves[start * DIGEST_BYTES : (start + count) * DIGEST_BYTES])
-                done += count
-                filled += count
-                if filled == GROUP_BLOCKS:
+                done, filled = done + count, filled + count
+                if filled == GROUP_BLOCKS or len(found) * GROUP_BLOCKS + filled == self.blocks:
                     if leaves is None:
                         found.append(self.digests[given : given + DIGEST_BYTES])
                         given += DIGEST_BYTES
                     else:
-                        found.append(hashtree.parents(b"".join(leaves), self.salt))
+                        found.append(hashtree.group_digest(b"".join(leaves), self.salt, self.blocks))
                     leaves, filled = [], 0
-        if filled:
-            if leaves is None:
-                found.append(self.digests[given : given + DIGEST_BYTES])
-                given += DIGEST_BYTES
-            else:
-                found.append(hashtree.parents(b"".join(leaves), self.salt))
         level = b"".join(found)
         if given != len(self.digests) or hashtree.root_over(level, self.salt).hex() != self.new.root_hash:
             raise ValueError("its digests do not lead to the root hash")
@@ -231,12 +223,10 @@ class _Edge:
         """Put the root together group by group, while those before are checked and written."""
         waiting: deque[Future[int]] = deque()
         with ThreadPoolExecutor(1) as pool:
-            number = 0
-            for group in _grouped(self._make(self.pieces, self.blocks, source, makers)):
+            for number, group in enumerate(_grouped(self._make(self.pieces, self.blocks, source, makers))):
                 if len(waiting) == _AHEAD:
                     on_bytes(waiting.popleft().result())
                 waiting.append(pool.submit(slot.put, number, group))
-                number += 1
             for future in waiting:
                 on_bytes(future.result())
 

@@ -102,6 +102,11 @@ def parents(leaves: bytes, salt: bytes) -> bytes:
     return digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), salt)
 
 
+def group_digest(leaves: bytes, salt: bytes, blocks: int) -> bytes:
+    """The digest above the leaves of one group, in the tree over so many blocks."""
+    return leaves if blocks == 1 else digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), salt)
+
+
 def root_over(level: bytes, salt: bytes) -> bytes:
     """The root hash of the tree that has this level."""
     while len(level) > DIGEST_BYTES:

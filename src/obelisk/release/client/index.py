@@ -73,6 +73,10 @@ class Index:
         """Of the hash tree."""
         return hashtree.read_superblock(self.superblock)[0]
 
+    def group(self, number: int) -> bytes:
+        """The digest of a group."""
+        return self.level[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+
     def places(self) -> list[int]:
         """For each block of the root its number in the frames, or -1."""
         found: list[int] = []

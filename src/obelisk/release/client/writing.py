@@ -57,7 +57,7 @@ class Slot:
         Raises:
             ValueError: it is not what the root hash promises.
         """
-        found = leaves if self._blocks == 1 else hashtree.digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), self._salt)
+        found = hashtree.group_digest(leaves, self._salt, self._blocks)
         if found != self._level[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]:
             raise ValueError(f"blocks from {number * GROUP_BLOCKS} on are not what the root hash promises")
         first = number * GROUP_BLOCKS * DIGEST_BYTES
