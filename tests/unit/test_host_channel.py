@@ -1,6 +1,6 @@
 """How a release comes to a host, on files in the place of its disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -197,7 +197,7 @@ def test_what_failed_here_is_not_taken_again_unless_it_is_named(scene: Scene) ->
         (scene.here.keep / journal.FILE).unlink()
         journal.append(scene.here.keep, replace(record(event), image_id=image.id))
         assert isinstance(scene.look().decision, Refuse)
-        assert scene.prepare(retry=True).manifest == image
+        assert scene.prepare(retry="2").manifest == image
 
 
 def test_the_minimum_of_a_release_is_read_from_its_document(scene: Scene) -> None:
@@ -206,6 +206,26 @@ def test_the_minimum_of_a_release_is_read_from_its_document(scene: Scene) -> Non
     decision = scene.look().decision
     assert isinstance(decision, Take)
     assert decision.listing.version == "2"
+
+
+def test_what_is_gone_since_the_metadata_came_is_asked_for_anew(scene: Scene) -> None:
+    scene.publisher.release("2")
+    release = scene.publisher.releases["2"]
+    del scene.publisher.authority.files[release.proofs[0].path]
+    error = scene.refused()
+    assert error.code == "mirror-lacks"
+
+    class Changing(MemoryMirror):
+        """Publishes another release as soon as the proof of the one before is wanted."""
+
+        def part(self, path: str, wanted: range, *, most_bytes: int) -> Iterator[tuple[int, bytes]]:
+            if path == release.proofs[0].path and "3" not in scene.publisher.releases:
+                scene.publisher.release("3")
+            yield from super().part(path, wanted, most_bytes=most_bytes)
+
+    scene.mirror = Changing(scene.publisher.authority.files)
+    assert scene.prepare().manifest.version == "3"
+    assert any("asking what is there now" in note for note in scene.notes)
 
 
 def test_a_clock_that_is_behind_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
