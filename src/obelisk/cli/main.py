@@ -31,7 +31,8 @@ The store is at $OBELISK_STORE (default ~/.local/share/obelisk), keys at $OBELIS
 _HOST_EPILOG = """\
 on this machine:
   obelisk host status                what runs here, and what it would fall back to
-  obelisk host upgrade /mnt/shop-2   install an image beside the running one
+  obelisk host upgrade stable        what the channel has, installed beside the running image
+  obelisk host upgrade /mnt/shop-2   the same from a directory with an image
   obelisk host rollback              go back to the one before
   obelisk install shop /dev/sdb --erase sdb   the running image onto another disk
 """
@@ -65,7 +66,7 @@ _COMMANDS = {
     "install": _Command("showing", "write an image onto a disk", "obelisk install shop /dev/sdb --erase sdb"),
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
-    "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade /mnt/shop-2 --reboot"),
+    "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade stable --reboot"),
 }
 
 _KEY_COMMANDS = {
@@ -92,7 +93,7 @@ _HOST_ONLY = {
 
 _HOST_COMMANDS = {
     "status": ("what runs here, what it would fall back to, and how it is", "obelisk host status --json"),
-    "upgrade": ("install an image beside the running one; the next boot tries it", "obelisk host upgrade /mnt/shop-2 --reboot"),
+    "upgrade": ("install an image beside the running one; the next boot tries it", "obelisk host upgrade stable --reboot"),
     "rollback": ("restart into the prior image that was healthy", "obelisk host rollback --with-state"),
     "history": ("every image that this machine ran, why, and how it went", "obelisk host history"),
     "verify": ("read every block of the slots and name what is damaged", "obelisk host verify --repair /mnt/shop-2"),
@@ -183,7 +184,21 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--json", action="store_true", help=_JSON)
     for name in ("upgrade", "snapshot", "reset"):
         parsers[name].add_argument("--reboot", action="store_true", help="restart as soon as everything is ready")
-    parsers["upgrade"].add_argument("source", metavar="SOURCE", help="a directory with an image's manifest.json and parts")
+    parsers["upgrade"].add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="a channel (default: the one that the image follows), or a directory with an image's manifest.json and parts",
+    )
+    parsers["upgrade"].add_argument(
+        "--from",
+        dest="mirrors",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="ask this mirror, http(s)://… or a directory, in the place of those that the image names; may be given again",
+    )
+    parsers["upgrade"].add_argument("--check", action="store_true", help="only say what the channel has for this host")
     parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it failed here before")
     parsers["upgrade"].add_argument(
         "--rehearse", action="store_true", help="first boot it in a VM over a copy of the state, and go on only when it is healthy there"

@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
+from time import monotonic
 
 from obelisk.events import Event, Failed, Finished, Note, Output, Progress, Sink, Started
+
+_TELLING_S = 2.0
+"""After so long, the speed so far says something about the rest."""
 
 
 @contextmanager
@@ -110,29 +114,41 @@ def _bars() -> Iterator[Sink]:
 @contextmanager
 def _percent() -> Iterator[Sink]:
     """For hosts, which have no library for bars: one line that moves, of the task that said something last."""
-    titles: dict[str, str] = {}
-    totals: dict[str, int | None] = {}
+    known: dict[str, tuple[Started, float]] = {}
 
     def line(text: str, *, end: str) -> None:
         print(f"\r\033[K{text}", end=end, file=sys.stderr, flush=True)
 
+    def title(task: str) -> str:
+        return known[task][0].title if task in known else task
+
     def sink(event: Event) -> None:
         match event:
-            case Started(task, title, total):
-                titles[task], totals[task] = title, total
-                line(f"… {title}", end="")
-            case Progress(task, done, total) if of := total or totals.get(task):
-                line(f"… {titles.get(task, task)} {100 * done // of} %", end="")
+            case Started(task):
+                known[task] = event, monotonic()
+                line(f"… {title(task)}", end="")
+            case Progress(task, done, total) if task in known and (of := total or known[task][0].total):
+                began, unit = known[task][1], known[task][0].unit
+                line(f"… {title(task)} {_so_far(done, of, unit, monotonic() - began)}", end="")
             case Finished(task, seconds, cached, detail):
-                line(f"✓ {titles.get(task, task)}{_how(seconds, cached=cached, detail=detail)}", end="\n")
+                line(f"✓ {title(task)}{_how(seconds, cached=cached, detail=detail)}", end="\n")
             case Failed(task):
-                line(f"✗ {titles.get(task, task)}", end="\n")
+                line(f"✗ {title(task)}", end="\n")
             case Note(message):
                 line(f"· {message}", end="\n")
             case _:
                 pass
 
     yield sink
+
+
+def _so_far(done: int, total: int, unit: str, seconds: float) -> str:
+    """How far a task has come; of bytes also how many, and when the rest will be there."""
+    percent = f"{100 * done // total} %"
+    if unit != "B":
+        return percent
+    left = f", {seconds * (total - done) / done:.0f} s left" if done and seconds > _TELLING_S else ""
+    return f"{percent}, {size(done)} of {size(total)}{left}"
 
 
 def _how(seconds: float, *, cached: bool, detail: str) -> str:
