@@ -55,6 +55,8 @@ install_programs() {
         need gpgconf gpgconf
         # For repositories on other machines.
         need rsync rsync
+        # For keys on tokens.
+        need softhsm2-util softhsm2
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

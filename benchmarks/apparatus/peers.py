@@ -44,14 +44,15 @@ class Cost:
     wall_s: float
 
 
-def cost(words: Sequence[str | Path]) -> Cost:
-    """Run a program to its end.
+def cost(words: Sequence[str | Path], *, output: Path | None = None) -> Cost:
+    """Run a program to its end; what it says goes into a file, or nowhere.
 
     Raises:
         CalledProcessError: it failed.
     """
     began = time.monotonic()
-    process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with (output or Path(os.devnull)).open("wb") as said:
+        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=said)
     _pid, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -14,6 +14,7 @@ from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, Updater
 
 from obelisk.build.keys import SigningKey
+from obelisk.errors import TrustError
 from obelisk.events import Sink, silent
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind
 from obelisk.model.proof import FIXED
@@ -33,13 +34,13 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
 
 
-class Blocks:
+class Tiny:
     """A transport: an index lists packs, and for each block of a root the pack and place that it lies at."""
 
-    def pack(self, image: ImageFiles, earlier: Sequence[File], find: Find, work: Path, _sink: Sink) -> Packed:
+    def pack(self, image: ImageFiles, earlier: Sequence[Release], find: Find, work: Path, _sink: Sink) -> Packed:
         known: dict[bytes, tuple[File, int]] = {}
         for each in earlier:
-            for pack, at in self._places(find(each)):
+            for pack, at in self._places(find(each.index)):
                 known.setdefault(find(pack).read_bytes()[at : at + BLOCK], (pack, at))
         blocks = _blocks(image.root.read_bytes())
         new = b"".join(dict.fromkeys(block for block in blocks if block not in known))
@@ -48,20 +49,20 @@ class Blocks:
         places = [known.get(block) or (fresh, new.index(block)) for block in blocks]
         return Packed(self._write(places, work / "index"), (work / "pack",) if new else ())
 
-    def packs(self, index: Path) -> frozenset[File]:
-        return frozenset(pack for pack, _ in self._places(index))
+    def packs(self, release: Release, find: Find) -> frozenset[File]:
+        return frozenset(pack for pack, _ in self._places(find(release.index)))
 
     def edge(self, before: ImageFiles, after: ImageFiles, work: Path, _sink: Sink) -> Path:
         path = work / "edge"
         path.write_bytes(before.root.read_bytes() + b" becomes " + after.root.read_bytes())
         return path
 
-    def restore(self, index: Path, find: Find, target: Path) -> None:
-        target.write_bytes(b"".join(find(pack).read_bytes()[at : at + BLOCK] for pack, at in self._places(index)))
+    def restore(self, release: Release, find: Find, target: Path) -> None:
+        target.write_bytes(b"".join(find(pack).read_bytes()[at : at + BLOCK] for pack, at in self._places(find(release.index))))
 
-    def repack(self, indexes: Iterable[File], find: Find, work: Path, _sink: Sink) -> Repacked:
+    def repack(self, releases: Sequence[Release], find: Find, work: Path, _sink: Sink) -> Repacked:
         """Packs of which half is of no use are written anew, all into one."""
-        places = {each: self._places(find(each)) for each in indexes}
+        places = {each.index: self._places(find(each.index)) for each in releases}
         used = {place for each in places.values() for place in each}
         sparse = {pack for pack, _ in used if 2 * BLOCK * sum(each == pack for each, _ in used) <= pack.size_bytes}
         if not sparse:
@@ -79,7 +80,10 @@ class Blocks:
         return Repacked(changed, (work / "repack",))
 
     def _places(self, index: Path) -> list[tuple[File, int]]:
-        return [(File(pack, size), at) for pack, size, at in json.loads(index.read_bytes())]
+        try:
+            return [(File(pack, size), at) for pack, size, at in json.loads(index.read_bytes())]
+        except ValueError as error:
+            raise TrustError(f"{index} is damaged", code="index-damaged") from error
 
     def _write(self, places: Iterable[tuple[File, int]], path: Path) -> Path:
         path.write_text(json.dumps([(pack.sha256, pack.size_bytes, at) for pack, at in places]))
@@ -160,7 +164,7 @@ def publisher(place: Path, keys: Keyring, *, now: datetime = NOW, shelf: Shelf |
     """A publisher whose repository is `place`/repo, and whose store is empty."""
     work = place / "work"
     work.mkdir(parents=True, exist_ok=True)
-    return Publisher(shelf or Shelf(place / "repo"), keys, Blocks(), Act("tess", now, "it is good"), work, lambda _image: None, silent)
+    return Publisher(shelf or Shelf(place / "repo"), keys, Tiny(), Act("tess", now, "it is good"), work, lambda _image: None, silent)
 
 
 def wanted(
@@ -255,14 +259,14 @@ class Client:
         data = self.document(f"releases/{listing.image}.json")
         assert data is not None, listing
         release = Release.parse(data)
-        for file in files_of(Shelf(self.fetcher.root), release, Blocks()):
+        for file in files_of(Shelf(self.fetcher.root), release, Tiny()):
             assert sha256((self.fetcher.root / file.path).read_bytes()) == file.sha256
         return release
 
     def restored(self, release: Release, target: Path) -> bytes:
         """The root of a release, out of the repository."""
         find: Callable[[File], Path] = lambda file: self.fetcher.root / file.path  # noqa: E731
-        Blocks().restore(find(release.index), find, target)
+        Tiny().restore(release, find, target)
         return target.read_bytes()
 
 

@@ -70,7 +70,7 @@ def test_releases_share_what_they_have_in_common(tmp_path: Path) -> None:
     common = bytes(range(256)) * 8
     release(who, samples.wanted(tmp_path, "1", content=common), samples.founding())
     made = release(who, samples.wanted(tmp_path, "2", content=common + b"a little more", edges="none"), samples.founding())
-    sizes = sorted(pack.size_bytes for pack in who.delivery.packs(who.find(made.index)))
+    sizes = sorted(pack.size_bytes for pack in who.delivery.packs(made, who.find))
     assert sizes == [16, 256]
 
 

@@ -16,7 +16,7 @@ from obelisk.release.rotating import RootWish, Rotated, rotate, rotate_root, set
 
 def keys(arguments: Namespace) -> int:
     """Run one of the commands for release keys."""
-    actions = {"init": _init, "rotate": _rotate, "show": _show, "trust": _trust}
+    actions = {"init": _init, "rotate": _rotate, "token": _token, "show": _show, "trust": _trust}
     return actions[arguments.action](arguments)
 
 
@@ -70,6 +70,16 @@ def _rotate_tester(arguments: Namespace, publisher: Publisher) -> int:
     testers = set_testers(publisher, add=add, drop=gone, force=arguments.force)
     ids = [public_key(pem.encode(), "testers.json").keyid for pem in testers.keys]
     answer(f"proofs count by {', '.join(key[:12] for key in ids) or 'nobody'}", json_wanted=arguments.json, keys=ids, dropped=drop)
+    return 0
+
+
+def _token(arguments: Namespace) -> int:
+    keyring = keyring_of(arguments)
+    role = Role(arguments.role)
+    made = keyring.adopt(role, arguments.key, next(iter(keyring.roots), None) if role is Role.ROOT else None)
+    what = f"{made.path} ({made.public.keyid[:12]}) is the key for {role} of new repositories"
+    text = f"{what}; for one that is there already: `obelisk keys rotate {role}`"
+    answer(text, json_wanted=arguments.json, file=str(made.path), id=made.public.keyid)
     return 0
 
 

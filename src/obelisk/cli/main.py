@@ -72,6 +72,7 @@ _COMMANDS = {
 _KEY_COMMANDS = {
     "init": ("make the keys that sign releases", "obelisk keys init --root /media/stick --root-keys 3 --threshold 2"),
     "rotate": ("put a new key in the place of another", "obelisk keys rotate targets --repo repo --root /media/stick"),
+    "token": ("use a key that a PKCS#11 token has, in new repositories and from the next rotation on", "obelisk keys token targets 2"),
     "show": ("whose keys count in a repository, and until when its metadata holds", "obelisk keys show repo"),
     "trust": ("let these keys sign a repository that another directory of keys has made", "obelisk keys trust repo"),
 }
@@ -290,7 +291,7 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     repo["refresh"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
     repo["serve"].add_argument("--port", type=int, default=8000, metavar="PORT")
     repo["serve"].add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: this machine alone")
-    for parser in (release, repo["refresh"], keys["init"], keys["rotate"]):
+    for parser in (release, repo["refresh"], keys["init"], keys["rotate"], keys["token"]):
         parser.add_argument(
             "--root", action="append", default=[], metavar="DIR", help="where root keys are, such as on a stick; may be repeated"
         )
@@ -307,6 +308,8 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     keys["rotate"].add_argument("--force", action="store_true", help="tester: also when releases are left without a proof that counts")
     for name in ("init", "rotate"):
         keys[name].add_argument("--passphrase", action="store_true", help="protect new keys by a passphrase")
+    keys["token"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp"))
+    keys["token"].add_argument("key", metavar="ID[?label=TOKEN]", help="a key of ECDSA on P-256; $PYKCS11LIB names the token's module")
     keys["show"].add_argument("repo", nargs="?", metavar="REPO", help="a repository (default: only the keys that are here)")
     keys["trust"].add_argument("repo", metavar="REPO")
 

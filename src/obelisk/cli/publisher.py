@@ -10,24 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from obelisk.cli.places import key_directory, open_store
 from obelisk.cli.terminal import reporting
 from obelisk.errors import InputError, StateError
 from obelisk.model.publication import Act
 from obelisk.model.release import Testers
+from obelisk.release.delivery import Blocks, Delivery
 from obelisk.release.keys import Keyring, Role, passphrase_from, public_key
 from obelisk.release.mirror import Mirror
 from obelisk.release.publisher import Publisher, warnings
 from obelisk.release.repository import Repository
 from obelisk.release.shelf import Shelf
-from obelisk.release.whole import Whole
 from obelisk.store import Store, StoredImage
 from obelisk.system.rsync import is_target
-
-if TYPE_CHECKING:
-    from obelisk.release.delivery import Delivery
 
 _TIME = re.compile(r"([0-9]+)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -46,9 +42,9 @@ def repository_at(place: str) -> Repository:
     return Repository.open(shelf)
 
 
-def delivery() -> "Delivery":
+def delivery() -> Delivery:
     """How blocks travel."""
-    return Whole()
+    return Blocks()
 
 
 @contextmanager

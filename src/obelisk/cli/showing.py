@@ -91,7 +91,7 @@ def _side(store: Store, name: str, work: Path) -> Side:
         return Side(stored.manifest, stored.part_path(PartKind.ROOT))
     root = work / f"{release.image}.root"
     if not root.exists():
-        delivery().restore(there.find(release.index), there.find, root)
+        delivery().restore(release, there.find, root)
     return Side(there.manifest(release), root)
 
 

@@ -6,6 +6,7 @@
                   /threshold                     how many of them have to sign together
                   /dropped                       ids of keys that were replaced somewhere
                   /known.json                    the repositories that these keys have signed: see known.py
+    <keys>/release/<role>.pkcs11                 in the place of .key: which key of which token (`hsm:ID?label=TOKEN`); ECDSA on P-256
     <root>/root-<n>.key, .pub                    private root keys: a directory that is absent in daily work, or several
 
 A repository's root metadata says which of them count, by key id; numbers only tell older from newer. Several repositories may share them.
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from obelisk.errors import InputError, StateError, TrustError
+from obelisk.release import tokens
 from obelisk.system.files import write_durably, written_by_name
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer, SSlibKey
 
-_FILE = re.compile(r"(root|targets|snapshot|timestamp)(?:-([0-9]+))?\.key")
-_PUBLIC_FILE = re.compile(r"(root|targets|snapshot|timestamp)(?:-([0-9]+))?\.pub")
+_FILE = re.compile(r"(root|targets|snapshot|timestamp)(?:-([0-9]+))?\.(key|pkcs11|pub)")
+_PRIVATE_HALVES = {"key", "pkcs11"}
 _PRIVATE = 0o600
 
 Passphrase = Callable[[Path], bytes]
@@ -72,9 +74,9 @@ class Keyring:
         places = dict.fromkeys((*self.roots, self.directory) if role is Role.ROOT else (self.directory,))
         found = []
         for place in places:
-            for path in sorted(place.glob(f"{role}*.key")) if place.is_dir() else ():
+            for path in sorted(place.glob(f"{role}*")) if place.is_dir() else ():
                 name = _FILE.fullmatch(path.name)
-                if name is not None and name[1] == role:
+                if name is not None and name[1] == role and name[3] in _PRIVATE_HALVES:
                     found.append(KeyFile(role, int(name[2] or 1), path, _public(path)))
         return tuple(sorted(found, key=lambda file: (file.number, str(file.path))))
 
@@ -125,6 +127,14 @@ class Keyring:
                 f"{path} has no number", code="keys-incomplete", hint="write into it how many root keys have to sign"
             ) from error
 
+    def present(self, role: Role, key_ids: Sequence[str]) -> int:
+        """How many of the keys with these ids are here.
+
+        Raises:
+            TrustError, StateError: as `files`.
+        """
+        return len({file.public.keyid for file in self.files(role)} & set(key_ids))
+
     def signers(self, role: Role, key_ids: Sequence[str]) -> tuple["Signer", ...]:
         """Those of the keys with these ids that are here, opened.
 
@@ -149,24 +159,45 @@ class Keyring:
             PublicFormat,
         )
 
-        directory = place or self.directory
-        named = (_PUBLIC_FILE.fullmatch(path.name) for path in self.directory.glob(f"{role}*.pub"))
-        known = [int(name[2] or 1) for name in named if name and name[1] == role] + [file.number for file in self.files(role)]
-        number = max(known, default=0) + 1
-        stem = role.value if number == 1 and role is not Role.ROOT else f"{role}-{number}"
-        path = directory / f"{stem}.key"
+        path = self._next(role, place, ".key")
         private = Ed25519PrivateKey.generate()
         encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
         with written_by_name(path):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The public half first: a private key without it would not be found.
-            public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-            write_durably(path.with_suffix(".pub"), public)
-            if directory != self.directory:
-                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                write_durably(self.directory / f"{stem}.pub", public)
+            self._publish(path, private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
             write_durably(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), mode=_PRIVATE)
-        return KeyFile(role, number, path, _public(path))
+        return self._made(role, path)
+
+    def adopt(self, role: Role, token: str, place: Path | None = None) -> KeyFile:
+        """Use a key that a PKCS#11 token has: `ID` or `ID?label=TOKEN`. The token, whose module $PYKCS11LIB names, has to be there.
+
+        Raises:
+            InputError: the token or the key is not there.
+            MissingFeatureError: the library for tokens is not installed.
+        """
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415 - slow to import
+
+        path = self._next(role, place, ".pkcs11")
+        uri, public = tokens.public_half(token, lambda: self.passphrase(path))
+        with written_by_name(path):
+            self._publish(path, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+            write_durably(path, f"{uri}\n".encode(), mode=_PRIVATE)
+        return self._made(role, path)
+
+    def _next(self, role: Role, place: Path | None, suffix: str) -> Path:
+        named = (_FILE.fullmatch(path.name) for path in self.directory.glob(f"{role}*.pub"))
+        known = [int(name[2] or 1) for name in named if name and name[1] == role] + [file.number for file in self.files(role)]
+        number = max(known, default=0) + 1
+        stem = role.value if number == 1 and role is not Role.ROOT else f"{role}-{number}"
+        return (place or self.directory) / f"{stem}{suffix}"
+
+    def _publish(self, path: Path, public: bytes) -> None:
+        for directory in dict.fromkeys((path.parent, self.directory)):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(directory / f"{path.stem}.pub", public)
+
+    def _made(self, role: Role, path: Path) -> KeyFile:
+        return next(file for file in self.files(role) if file.path == path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +232,13 @@ def create(keyring: Keyring, wish: Wish, *, passphrase: bytes = b"") -> tuple[Ke
 
 
 def public_key(pem: bytes, place: str) -> "SSlibKey":
-    """An Ed25519 public key from PEM.
+    """A public key from PEM: Ed25519, or ECDSA on P-256, which tokens have.
 
     Raises:
         InputError: it is none; `place` is named.
     """
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - slow to import
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
     from securesystemslib.signer import SSlibKey  # noqa: PLC0415
@@ -215,8 +247,8 @@ def public_key(pem: bytes, place: str) -> "SSlibKey":
         loaded = load_pem_public_key(pem)
     except (UnsupportedAlgorithm, ValueError) as error:
         raise InputError(f"{place} is no public key: {error}", code="key-damaged", hint="it has to be Ed25519, as PEM") from error
-    if not isinstance(loaded, Ed25519PublicKey):
-        raise InputError(f"{place} is no Ed25519 key", code="key-kind", hint="make it by `obelisk keys`")
+    if not isinstance(loaded, Ed25519PublicKey) and not (isinstance(loaded, EllipticCurvePublicKey) and loaded.curve.name == "secp256r1"):
+        raise InputError(f"{place} is neither an Ed25519 key nor one of P-256", code="key-kind", hint="make it by `obelisk keys`")
     return SSlibKey.from_crypto(loaded)
 
 
@@ -239,6 +271,8 @@ def _open(file: KeyFile, passphrase: Passphrase) -> "Signer":
     from securesystemslib.exceptions import Error  # noqa: PLC0415
     from securesystemslib.signer import CryptoSigner  # noqa: PLC0415
 
+    if file.path.suffix == ".pkcs11":
+        return tokens.signer(file.path.read_text().strip(), file.public, lambda: passphrase(file.path))
     pem = file.path.read_bytes()
     encrypted = b"ENCRYPTED" in pem
     try:

@@ -22,8 +22,8 @@ from obelisk.release.client.index import ZEROS, Frame, Index, Stretch
 from obelisk.system import zstd
 from obelisk.system.blocks import BLOCK_BYTES
 
-FRAME_BLOCKS = 32
-"""128 KiB: larger frames compress better, and cost more when little of them is wanted."""
+FRAME_BLOCKS = 64
+"""256 KiB: larger frames compress better, and cost more when little of them is wanted."""
 LEVEL = 19
 _AHEAD = 16  # frames that are compressed and not yet written, or being so
 

@@ -113,8 +113,7 @@ def _add(publisher: Publisher, contents: Contents, wanted: Wanted, proofs: tuple
     for part in manifest.parts:
         if part.kind is not PartKind.ROOT:
             shelf.take(image.part_path(part.kind), File(part.sha256, part.size_bytes))
-    earlier = tuple(dict.fromkeys(each.index for each in contents.releases))
-    packed = publisher.delivery.pack(_files(image), earlier, publisher.find, publisher.work, publisher.sink)
+    packed = publisher.delivery.pack(_files(image), contents.releases, publisher.find, publisher.work, publisher.sink)
     for pack in packed.packs:
         shelf.take(pack, file_of(pack))
     provenance = image.extra(PROVENANCE)
@@ -161,7 +160,7 @@ def _image_files(publisher: Publisher, there: Repository, wanted: Release) -> Im
     root = publisher.work / f"{wanted.image}.root"
     if not root.exists():
         with task(publisher.sink, f"restore/{wanted.version}", f"{wanted.version} out of the repository"):
-            publisher.delivery.restore(there.find(wanted.index), there.find, root)
+            publisher.delivery.restore(wanted, there.find, root)
     tree, uki = (manifest.part(kind) for kind in (PartKind.VERITY, PartKind.UKI))
     return ImageFiles(manifest, root, *(there.find(File(part.sha256, part.size_bytes)) for part in (tree, uki)))
 

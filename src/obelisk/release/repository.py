@@ -133,14 +133,13 @@ def files_of(shelf: Shelf, release: Release, delivery: Delivery) -> dict[File, s
         TrustError: its manifest or its index is missing or damaged.
     """
     manifest = manifest_of(shelf, release)
-    index = shelf.path(release.index.path)
-    if not index.exists():
+    if not shelf.path(release.index.path).exists():
         raise TrustError(f"{release.index.path} is missing: the index of {release.version}", code="file-missing", hint=_RESTORE)
     files = {release.manifest: "manifest", release.index: "index"}
     files |= {File(part.sha256, part.size_bytes): part.kind.value for part in manifest.parts if part.kind is not PartKind.ROOT}
     files |= dict.fromkeys(release.proofs, "proof")
     files |= {release.provenance: "provenance"} if release.provenance else {}
-    files |= dict.fromkeys(delivery.packs(index), "pack")
+    files |= dict.fromkeys(delivery.packs(release, lambda file: shelf.path(file.path)), "pack")
     files |= {edge.file: f"edge from {edge.from_version}" for edge in release.edges}
     return files
 

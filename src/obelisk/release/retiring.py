@@ -40,8 +40,7 @@ def retire(publisher: Publisher, *, keep: int, before: datetime, dry_run: bool =
 
 def _repacked(publisher: Publisher, there: Repository, contents: Contents) -> Contents:
     """The same releases, over packs without what only retired ones needed."""
-    indexes = tuple(dict.fromkeys(each.index for each in contents.releases))
-    done = publisher.delivery.repack(indexes, there.find, publisher.work, publisher.sink)
+    done = publisher.delivery.repack(contents.releases, there.find, publisher.work, publisher.sink)
     for pack in done.packs:
         publisher.shelf.take(pack, file_of(pack))
     new = {old: publisher.take(index) for old, index in done.indexes.items()}

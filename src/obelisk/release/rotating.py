@@ -42,7 +42,7 @@ def refresh(publisher: Publisher, lifetimes: Mapping[Role, timedelta], *, everyt
         now = publisher.act.at
         trusted = trust.with_lifetimes(there.trusted, lifetimes)
         half = {role for role in Role if trusted.signed(role).expires - now < trusted.lifetime(role) / 2}
-        here = {role for role in Role if len(publisher.keyring.signers(role, trusted.key_ids(role))) >= trusted.threshold(role)}
+        here = {role for role in Role if publisher.keyring.present(role, trusted.key_ids(role)) >= trusted.threshold(role)}
         asked = set(lifetimes) | (set(ONLINE) if everything else set())
         roles = {Role.TIMESTAMP} | asked | (half & here) | ({Role.ROOT} & here if everything else set())
         for role in sorted(half - here - asked - {Role.TIMESTAMP}):
@@ -172,7 +172,7 @@ def rotate_root(publisher: Publisher, wish: RootWish, *, passphrase: bytes = b""
         if not 1 <= threshold <= len(counted):
             raise InputError(f"{threshold} of {len(counted)} root keys cannot sign together", code="keys-threshold", hint="see --threshold")
         signers = publisher.keyring.signers
-        if len(signers(Role.ROOT, counted)) < there.trusted.threshold(Role.ROOT):
+        if publisher.keyring.present(Role.ROOT, counted) < there.trusted.threshold(Role.ROOT):
             trust.reroot(there.trusted, lambda _root: None, signers, publisher.act.at)  # says which keys are missing, before any is made
         fresh = [key for key in publisher.keyring.publics(Role.ROOT) if key.keyid not in counted][: len(dropped)]
         made = [publisher.keyring.new(Role.ROOT, wish.place, passphrase=passphrase) for _ in range(len(dropped) - len(fresh))]

@@ -283,7 +283,7 @@ def _sign(root: Metadata[Root], metadata: "Metadata[_T]", role: Role, signers: S
     wanted = root.signed.get_delegated_role(role.value)
     for signer in signers(role, tuple(wanted.keyids)):
         if not (more and signer.public_key.keyid in metadata.signatures):
-            metadata.sign(signer, append=True)
+            _sign_by(metadata, role, signer)
     try:
         root.signed.verify_delegate(role.value, metadata.signed_bytes, metadata.signatures)
     except UnsignedMetadataError as error:
@@ -295,6 +295,18 @@ def _sign(root: Metadata[Root], metadata: "Metadata[_T]", role: Role, signers: S
             hint="name the directory of the root keys by --root"
             if role is Role.ROOT
             else "use the key directory that has them ($OBELISK_KEYS)",
+        ) from error
+
+
+def _sign_by(metadata: "Metadata[_T]", role: Role, signer: "Signer") -> None:
+    try:
+        metadata.sign(signer, append=True)
+    except UnsignedMetadataError as error:
+        cause = error.__cause__ or error
+        raise StateError(
+            f"the key {signer.public_key.keyid[:12]} of {role} does not sign: {str(cause) or type(cause).__name__}",
+            code="key-locked",
+            hint="is its token there, $PYKCS11LIB its module, and the PIN right?",
         ) from error
 
 
