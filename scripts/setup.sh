@@ -53,6 +53,10 @@ install_programs() {
         need gpg gpg
         need gpg-agent gpg-agent
         need gpgconf gpgconf
+        # For repositories on other machines.
+        need rsync rsync
+        # For keys on tokens.
+        need softhsm2-util softhsm2
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

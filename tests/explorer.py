@@ -260,7 +260,7 @@ class Explorer:
         self.disk = Disk(base, log)
         self.writes = read_log(log)
         self.images = {image.manifest.label: image for image in map(Image, images)}
-        self.random = random.Random(seed)  # noqa: S311 - states that can be drawn again, no secret
+        self.random = random.Random(seed)
         self.tally = Tally()
         self._windows = windows
         # By where a partition begins and what it should begin with: the blocks in which the two differ now.

@@ -74,6 +74,12 @@ def record(event: Event, image: str = "shop_2", *, boot: str = "boot-1", phase: 
 def sealed(blocks: int, *, salt: bytes = b"salt") -> tuple[bytes, bytes, str]:
     """A device of so many blocks, its hash tree and its root hash; made apart from the code under test."""
     data = b"".join(bytes([number % 251]) * 4096 for number in range(blocks))
+    return data, *tree_over(data, salt=salt)
+
+
+def tree_over(data: bytes, *, salt: bytes = b"salt") -> tuple[bytes, str]:
+    """The hash tree of a device and its root hash; made apart from the code under test."""
+    blocks = len(data) // 4096
     levels = []
     level = [hashlib.sha256(salt + data[at : at + 4096]).digest() for at in range(0, len(data), 4096)]
     while len(level) > 1:
@@ -81,4 +87,4 @@ def sealed(blocks: int, *, salt: bytes = b"salt") -> tuple[bytes, bytes, str]:
         levels.append(b"".join(packed))
         level = [hashlib.sha256(salt + block).digest() for block in packed]
     superblock = struct.pack("<8sII16s32sIIQH6x256s168x", b"verity", 1, 1, b"", b"sha256", 4096, 4096, blocks, len(salt), salt)
-    return data, superblock.ljust(4096, b"\0") + b"".join(reversed(levels)), level[0].hex()
+    return superblock.ljust(4096, b"\0") + b"".join(reversed(levels)), level[0].hex()

@@ -2,7 +2,10 @@
 
 import base64
 import struct
+from functools import cache
 from pathlib import Path
+
+from trust_samples import Authority
 
 from obelisk.errors import InputError
 from obelisk.model.spec import Spec
@@ -15,6 +18,21 @@ def ssh_key(kind: str = "ssh-ed25519", inner: str = "") -> str:
     return f"{kind} {base64.b64encode(blob).decode()} somebody"
 
 
+@cache
+def _authority() -> Authority:
+    return Authority()
+
+
+def root_metadata() -> str:
+    """With what trust in a repository begins."""
+    return _authority().first_root.decode()
+
+
+def timestamp_metadata() -> str:
+    """Metadata of the same repository that is no root."""
+    return _authority().files["metadata/timestamp.json"].decode()
+
+
 def write(directory: Path, text: str) -> Path:
     """A directory with the spec `text` and files to refer to; gives the directory."""
     for name, content, mode in (
@@ -23,6 +41,8 @@ def write(directory: Path, text: str) -> Path:
         ("files/motd", "welcome\n", 0o644),
         ("keys/good.asc", "-----BEGIN PGP PUBLIC KEY BLOCK-----\n", 0o644),
         ("keys/secret.asc", "-----BEGIN PGP PRIVATE KEY BLOCK-----\n", 0o600),
+        ("keys/root.json", root_metadata(), 0o644),
+        ("keys/timestamp.json", timestamp_metadata(), 0o644),
         ("scripts/build.sh", "#!/bin/sh\n", 0o755),
         ("scripts/up-3", "#!/bin/sh\n", 0o755),
         ("scripts/down-3", "#!/bin/sh\n", 0o755),
@@ -130,6 +150,13 @@ run = "scripts/build.sh"
 
 [upgrade]
 rehearse = true
+
+[release]
+channel = "testing"
+repositories = ["https://releases.example/os", "http://mirror.example:8080/os"]
+root = "keys/root.json"
+bandwidth = "2M"
+proxy = "http://proxy.example:3128"
 
 [state]
 policy = "declared"

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lying_server import LyingServer, serving
+from spec_samples import EVERYTHING, load_text, root_metadata
+from trust_samples import Authority, Publisher
 
 from obelisk.build import hostpart
+from obelisk.build.inside.configure import UNUSED_PYTHON
+from obelisk.errors import MissingFeatureError, StateError
+from obelisk.host import subscription
 from obelisk.model.spec import Policy, State
 
 
@@ -19,13 +25,108 @@ def part(tmp_path: Path) -> Path:
         target = tmp_path / "obelisk" / module
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(hostpart.PACKAGE / module, target)
+    for name, file in hostpart.libraries().items():
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
     return tmp_path
+
+
+ALONE = """
+import sys
+from importlib.util import find_spec
+
+assert not any(map(find_spec, ("cryptography", "urllib3", "requests", "rich"))), sys.path
+"""
+FOLLOW = """
+import json
+from pathlib import Path
+from obelisk.release.client import proof, trust
+from obelisk.release.client.remote import Mirrors, mirror
+from obelisk.system.http import Client
+
+with Client() as client:
+    for number, address in enumerate(sys.argv[2:]):
+        mirrors = Mirrors([mirror(address, client)])
+        repository = trust.refresh(Path(sys.argv[1], str(number)), Path(sys.argv[1], "root.json").read_bytes(), mirrors)
+        current = repository.channel("shop", "stable").current
+        release = repository.release(current.image)
+        proof.accept([mirrors.read_file(file) for file in release.proofs], repository.testers(), release.image)
+        print(release.version)
+"""
+
+
+def run(part: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as on a host: with the part, Python's own library, and nothing else."""
+    text = f"import sys; sys.path.insert(0, {str(part)!r})\n{program}"
+    return subprocess.run([sys.executable, "-IS", "-c", text, *words], check=False, capture_output=True, text=True)
+
+
+def test_a_host_believes_a_repository_with_what_it_has(part: Path, tmp_path: Path) -> None:
+    publisher = Publisher()
+    publisher.release("1")
+    publisher.release("2")
+    repository = tmp_path / "repository"
+    for name, data in publisher.authority.files.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_bytes(data)
+    (tmp_path / "root.json").write_bytes(publisher.authority.first_root)
+    with serving(LyingServer(directory=repository)) as server:
+        told = run(part, ALONE + FOLLOW + _UNUSED, str(tmp_path), server.address, str(repository))
+    assert told.stdout.split() == ["2", "2"], told.stderr
+    publisher.authority.signers["timestamp"] = Authority().signers["timestamp"]
+    publisher.release("3")
+    (repository / "metadata/timestamp.json").write_bytes(publisher.authority.files["metadata/timestamp.json"])
+    refused = run(part, ALONE + FOLLOW, str(tmp_path), str(repository))
+    assert "TrustError" in refused.stderr
+    assert "was signed by 0/1 keys" in refused.stderr
+
+
+# Nothing that was loaded is what images without Python packages of their own lack.
+_UNUSED = f"""
+import fnmatch
+for name, module in tuple(sys.modules.items()):
+    file = getattr(module, "__file__", None) or ""
+    inner = file.partition("/python3.")[2].partition("/")[2].removeprefix("lib-dynload/")
+    for pattern in {UNUSED_PYTHON!r}:
+        assert not fnmatch.fnmatch(inner, pattern) and not inner.startswith(pattern.removesuffix("*") + "/"), (name, file, pattern)
+"""
+
+
+def test_nothing_of_the_libraries_is_left_out_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set(hostpart.libraries())
+    assert {"tuf/ngclient/updater.py", "securesystemslib/signer/__init__.py", "licences/tuf/LICENSE"} <= names
+    assert not any("test" in name or name.endswith(("_hsm_signer.py", "requests_fetcher.py")) for name in names)
+    before = hostpart.digest()
+    monkeypatch.setitem(hostpart._STAND_INS, "tuf/ngclient/urllib3_fetcher.py", "signer.py")
+    assert hostpart.digest() != before
+    monkeypatch.setitem(hostpart._LIBRARIES, "tuf", ("tuf/none.py",))
+    with pytest.raises(MissingFeatureError, match=r"lacks tuf/none\.py"):
+        hostpart.libraries()
+
+
+def test_what_a_host_follows_is_written_as_it_reads_it(tmp_path: Path) -> None:
+    spec = load_text(tmp_path / "spec", EVERYTHING)
+    for name, text in hostpart.release(spec).items():
+        (tmp_path / name).write_text(text)
+    assert subscription.read(tmp_path) == subscription.Subscription(
+        "testing",
+        ("https://releases.example/os", "http://mirror.example:8080/os"),
+        root_metadata().encode(),
+        2 << 20,
+        "http://proxy.example:3128",
+    )
+    assert subscription.require(["/mnt"], tmp_path).repositories == ("/mnt",)
+    assert hostpart.release(load_text(tmp_path / "plain", 'name = "a"')) == {}
+    assert subscription.read(tmp_path / "none") is None
+    with pytest.raises(StateError, match=r"without a \[release\] table"):
+        subscription.require((), tmp_path / "none")
 
 
 def test_every_module_of_the_part_can_be_imported_without_anything_else(part: Path) -> None:
     names = [".".join(("obelisk", *module.with_suffix("").parts)).removesuffix(".__init__") for module in hostpart.modules()]
     program = f"import sys; sys.path.insert(0, {str(part)!r})\n" + "".join(f"import {name}\n" for name in names)
-    subprocess.run([sys.executable, "-IS", "-c", program], check=True)
+    subprocess.run([sys.executable, "-IS", "-c", ALONE + program], check=True)
 
 
 def test_its_command_line_offers_what_a_host_can_do(part: Path) -> None:
@@ -35,12 +136,13 @@ def test_its_command_line_offers_what_a_host_can_do(part: Path) -> None:
     assert "build " not in said
 
 
-def test_what_only_a_rehearsal_needs_is_not_loaded_without_one(part: Path) -> None:
+def test_what_only_some_commands_need_is_not_loaded_for_all(part: Path) -> None:
     loaded = ["upgrade", "migration", "settle", "status", "rollback"]
+    dear = {"obelisk.host.rehearsal", "obelisk.system.qemu", "asyncio", "tuf", "http.client", "obelisk.host.channel"}
     program = (
         f"import sys; sys.path.insert(0, {str(part)!r}); import obelisk.cli.hosting\n"
         + "".join(f"import obelisk.host.{name}\n" for name in loaded)
-        + "assert not {'obelisk.host.rehearsal', 'obelisk.system.qemu', 'asyncio'} & set(sys.modules)"
+        + f"assert not {dear!r} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-IS", "-c", program], check=True)
 

@@ -49,6 +49,10 @@ IMAGE_ONLY = [
     ('owner = "deploy"', 'owner = "root"'),
     ('group = "app"', 'group = "root"'),
     ('[[scripts]]\nrun = "scripts/build.sh"\n', ""),
+    ('channel = "testing"\n', ""),
+    ('"http://mirror.example:8080/os"', '"http://mirror.example/os"'),
+    ('bandwidth = "2M"\n', ""),
+    ('proxy = "http://proxy.example:3128"\n', ""),
     ('policy = "declared"', 'policy = "all"'),
     ('declare = ["/var/lib/shop"]', "declare = []"),
     ('down = "scripts/down-3"\n', ""),
@@ -100,6 +104,7 @@ def test_a_changed_key_changes_what_it_must_and_no_more(
         ("files/motd", False),
         ("scripts/build.sh", False),
         ("scripts/down-3", False),
+        ("keys/root.json", False),
         ("keys/good.asc", True),
     ],
 )

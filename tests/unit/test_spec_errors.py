@@ -9,6 +9,8 @@ from obelisk.errors import InputError
 from obelisk.spec import load
 
 N = 'name = "a"\n'
+R = '[release]\nroot = "keys/root.json"\n'
+H = 'repositories = ["http://a/"]\n'
 
 # What the spec says after its name; the place within the file; the code; words of the message; words of the hint.
 RULES = [
@@ -35,6 +37,19 @@ RULES = [
     ("[users.x]", "2:users.x", "spec-missing", "`uid` is missing", "uid = 1000"),
     ('[files."/etc/x"]', '2:files."/etc/x"', "spec-missing", "exactly one of `content`, `source`", ""),
     ('health.x = {unit = "a.service", status = 200}', "2:health.x.status", "spec-conflict", "`status` goes with `http` only", ""),
+    # release
+    (f"[release]\n{H}", "2:release", "spec-missing", "`root` is missing", 'root = "root.json"'),
+    ('release.root = "keys/root.json"', "2:release", "spec-missing", "`repositories` is missing", ""),
+    (f"{R}repositories = []", "4:release.repositories", "spec-value", "at least 1 element", "leave out [release]"),
+    (f'{R}repositories = ["file:/srv"]', "4:release.repositories[0]", "spec-value", "starting with http:// or https://", ""),
+    (f'{R}repositories = ["http://a:b@c/"]', "4:release.repositories[0]", "spec-value", "without a password", ""),
+    (f'{R}repositories = ["http://a:0/"]', "4:release.repositories[0]", "spec-value", "the port must be from 1 to 65535", ""),
+    (f'{R}{H}channel = "Stable"', "5:release.channel", "spec-value", "1 to 31 small letters", ""),
+    (f'{R}{H}bandwidth = "2MB"', "5:release.bandwidth", "spec-value", "one of K, M, G", ""),
+    (f'{R}{H}proxy = "http://a:b"', "5:release.proxy", "spec-value", "the port must be", ""),
+    (f'[release]\nroot = "keys/none.json"\n{H}', "3:release.root", "spec-file", "there is no file 'keys/none.json'", ""),
+    (f'[release]\nroot = "files/motd"\n{H}', "3:release.root", "spec-file", "is no root metadata of TUF", "1.root.json"),
+    (f'[release]\nroot = "keys/timestamp.json"\n{H}', "3:release.root", "spec-file", "root", "1.root.json"),
     # state
     ('state.policy = "some"', "2:state.policy", "spec-value", "one of all, declared", ""),
     ('state.encryption = "luks"', "2:state.encryption", "spec-value", "one of none, tpm2", ""),

@@ -30,6 +30,7 @@ ACCEPTED = [
     'name = "a"\nhealth.x.tcp = "db.example:1"',
     'name = "a"\nusers = {a = {uid = 59999}, b = {uid = 1000, gid = 1}}',
     'name = "a"\nhealth = {x = {http = "http://localhost/", status = 599}, y = {http = "http://localhost/", status = 100}}',
+    'name = "a"\nrelease = {repositories = ["http://a"], root = "keys/root.json"}',
     EVERYTHING,
 ]
 
@@ -177,7 +178,7 @@ def examples(shape: Shape, path: tuple[str, ...], fixed: dict[str, Any]) -> Iter
             name, entry = next(iter(inner.examples[0].items()))
             yield from examples(inner.entries, (*path, key, name), entry)
         elif inner.kind is Kind.TABLE:
-            yield from examples(inner, (*path, key), {})
+            yield from examples(inner, (*path, key), {need: inner.properties[need].examples[0] for need in inner.required})
 
 
 def test_every_example_of_the_schema_is_accepted_where_it_stands() -> None:

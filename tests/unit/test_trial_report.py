@@ -14,11 +14,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from obelisk.build.keys import SigningKey
 from obelisk.build.provenance import sign_statement
 from obelisk.errors import StateError, TrustError
+from obelisk.model.proof import FIXED
 from obelisk.model.spec import Distribution, HealthCheck, Role, Spec, TestCase, UnitCheck
-from obelisk.trial import Outcome, Report, as_junit, proof, verify_proof
+from obelisk.release.proofs import verify_proof
+from obelisk.trial import Outcome, Report, as_junit, proof
 from obelisk.trial.agent import Probe, findings
 from obelisk.trial.agent import script as agent_script
-from obelisk.trial.plan import FIXED, planned
+from obelisk.trial.plan import planned
 
 TRIED = (*FIXED, "health page", "test greets")
 REPORT = Report(

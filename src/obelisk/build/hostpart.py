@@ -1,8 +1,15 @@
-"""The part of Obelisk that goes into every image: `obelisk host`, as the very files that this installation runs."""
+"""The part of Obelisk that goes into every image: `obelisk host`, as the very files that this installation runs.
 
+With it goes what of python-tuf and securesystemslib a host needs to verify releases: also this installation's files, but for two modules
+that would bring urllib3 and all ways to sign with them. Signatures are checked by libcrypto, which images have, and not by cryptography.
+"""
+
+import hashlib
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from obelisk.errors import MissingFeatureError
 from obelisk.model.spec import Policy, Spec, State
 from obelisk.model.state import Encryption
 
@@ -17,6 +24,8 @@ _MODULES = (
     "cli/terminal.py",
     "host/*.py",
     "model/*.py",
+    "release/__init__.py",
+    "release/client/*.py",
     "system/__init__.py",
     "system/blocks.py",
     "system/btrfs.py",
@@ -27,6 +36,8 @@ _MODULES = (
     "system/files.py",
     "system/filesystem.py",
     "system/forked.py",
+    "system/http.py",
+    "system/libcrypto.py",
     "system/loops.py",
     "system/mounts.py",
     "system/overwriting.py",
@@ -35,7 +46,44 @@ _MODULES = (
     "system/sbverify.py",
     "system/sfdisk.py",
     "system/vfat.py",
+    "system/zstd.py",
 )
+_LIBRARIES = {
+    "tuf": (
+        "tuf/__init__.py",
+        "tuf/api/__init__.py",
+        "tuf/api/_payload.py",
+        "tuf/api/dsse.py",
+        "tuf/api/exceptions.py",
+        "tuf/api/metadata.py",
+        "tuf/api/serialization/__init__.py",
+        "tuf/api/serialization/json.py",
+        "tuf/ngclient/__init__.py",
+        "tuf/ngclient/_internal/__init__.py",
+        "tuf/ngclient/_internal/trusted_metadata_set.py",
+        "tuf/ngclient/config.py",
+        "tuf/ngclient/fetcher.py",
+        "tuf/ngclient/updater.py",
+    ),
+    "securesystemslib": (
+        "securesystemslib/__init__.py",
+        "securesystemslib/_internal/utils.py",
+        "securesystemslib/_vendor/__init__.py",
+        "securesystemslib/_vendor/ed25519/LICENSE",
+        "securesystemslib/_vendor/ed25519/__init__.py",
+        "securesystemslib/_vendor/ed25519/ed25519.py",
+        "securesystemslib/dsse.py",
+        "securesystemslib/exceptions.py",
+        "securesystemslib/formats.py",
+        "securesystemslib/signer/_constants.py",
+        "securesystemslib/signer/_key.py",
+        "securesystemslib/signer/_signature.py",
+        "securesystemslib/signer/_signer.py",
+        "securesystemslib/signer/_utils.py",
+        "securesystemslib/storage.py",
+    ),
+}
+_STAND_INS = {"tuf/ngclient/urllib3_fetcher.py": "fetcher.py", "securesystemslib/signer/__init__.py": "signer.py"}
 _OWN = ("/var/lib/obelisk", "/var/lib/systemd", "/var/log/journal")
 """What every host keeps: identity; the random seed and the stamps of timers; the journal."""
 _MEMORY = {"/var": "mode=0755,size=25%", "/home": "mode=0755,size=10%", "/root": "mode=0700,size=5%"}
@@ -48,6 +96,39 @@ def modules() -> Iterator[Path]:
         yield from (path.relative_to(PACKAGE) for path in sorted(PACKAGE.glob(pattern)))
 
 
+def libraries() -> dict[str, Path]:
+    """What of other projects goes with the part, and their licences: the path below its directory -> the file, sorted.
+
+    Raises:
+        MissingFeatureError: this installation does not have them, or not as they are known here.
+    """
+    found: dict[str, Path] = {}
+    for name, paths in _LIBRARIES.items():
+        try:
+            listed = {str(path): Path(str(path.locate())) for path in distribution(name).files or ()}
+        except PackageNotFoundError:
+            listed = {}
+        if missing := [path for path in paths if path not in listed]:
+            raise MissingFeatureError(
+                f"this installation lacks {missing[0]}, which hosts need",
+                code="library-missing",
+                hint=f"install {name} in a version that this one of obelisk names",
+            )
+        found |= {path: listed[path] for path in paths}
+        found |= {f"licences/{name}/{Path(path).name}": file for path, file in listed.items() if ".dist-info/licenses/" in path}
+    found |= {path: PACKAGE / "build/standin" / name for path, name in _STAND_INS.items()}
+    return dict(sorted(found.items()))
+
+
+def digest() -> str:
+    """SHA-256 of all files of the part: another version of them makes another image."""
+    hasher = hashlib.sha256()
+    for name, file in (*((f"obelisk/{module}", PACKAGE / module) for module in modules()), *libraries().items()):
+        content = file.read_bytes()
+        hasher.update(f"{name}\0{len(content)}\0".encode() + content)
+    return hasher.hexdigest()
+
+
 def settings(spec: Spec) -> str:
     """What /usr/lib/obelisk/host.conf says; see `obelisk.host.settings`."""
     upgrade, state = spec.upgrade, spec.state
@@ -55,6 +136,18 @@ def settings(spec: Spec) -> str:
     options = ",".join(("noatime", *spec.hardening.state_mounts))
     encryption = "" if state.encryption is Encryption.NONE else f"state_encryption={state.encryption}\n"
     return f"{trials}snapshots={state.snapshots}\nstate_version={state.version}\nstate_options={options}\n{encryption}"
+
+
+def release(spec: Spec) -> dict[str, str]:
+    """The files of /usr/lib/obelisk/release/, by their names; see `obelisk.host.subscription`. None where hosts follow no channel."""
+    if spec.release is None:
+        return {}
+    lines = [f"channel={spec.release.channel}", *(f"repository={address}" for address in spec.release.repositories)]
+    if spec.release.bandwidth_bytes_s is not None:
+        lines.append(f"bandwidth={spec.release.bandwidth_bytes_s}")
+    if spec.release.proxy:
+        lines.append(f"proxy={spec.release.proxy}")
+    return {"conf": "".join(f"{line}\n" for line in lines), "root.json": spec.release.root.read_text()}
 
 
 def kept(state: State) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ from obelisk.build.keys import SigningKey
 from obelisk.model.canonical import Json, canonical
 from obelisk.model.image import Manifest
 from obelisk.model.lock import Lock
+from obelisk.model.proof import PAYLOAD_TYPE
 from obelisk.model.spec import Spec
-
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
 def provenance(manifest: Manifest, spec: Spec, lock: Lock, key: SigningKey) -> bytes:

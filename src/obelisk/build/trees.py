@@ -197,6 +197,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         "health": health.configuration(spec.health),
         "repart": slots.host_definitions(root_bytes, spec.upgrade.slots, spec.state.encryption),
         "host": hostpart.settings(spec),
+        "release": dict(hostpart.release(spec)),
         "module_signatures": spec.hardening.module_signatures,
         "declared": list(spec.state.declare),
         "kept": list(hostpart.kept(spec.state)),
@@ -222,11 +223,13 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         if spec.state.encryption is not Encryption.NONE:
             guest.append("/obelisk/guest/encrypted")
         binds.append(read_only(hostpart.PACKAGE, "/package"))
-        files_of_host: list[Json] = [str(path) for path in hostpart.modules()]
+        modules: dict[str, Json] = {f"obelisk/{path}": f"/package/{path}" for path in hostpart.modules()}
+        for index, (name, file) in enumerate(hostpart.libraries().items()):
+            binds.append(read_only(file, f"/libraries/{index}"))
+            modules[name] = f"/libraries/{index}"
         full = {
             **request,
-            "modules": files_of_host,
-            "package": "/package",
+            "modules": modules,
             "tree": "/tree",
             "guest": guest,
             "code": "/obelisk/inside",
@@ -249,9 +252,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
 
 def digest_of_code() -> str:
     """Digest of our own files that go into images: another version of Obelisk makes another image."""
-    hasher = hashlib.sha256()
-    for module in hostpart.modules():
-        hasher.update(f"{module}\0".encode() + (hostpart.PACKAGE / module).read_bytes())
+    hasher = hashlib.sha256(hostpart.digest().encode())
     for top in (CODE, GUEST):
         for path in sorted(top.rglob("*")):
             if path.suffix == ".pyc" or path.name == "__pycache__" or (path.is_dir() and not path.is_symlink()):

@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obelisk.cli.terminal import answer, reporting, size
 from obelisk.errors import InputError, StateError
@@ -10,6 +11,11 @@ from obelisk.host import journal, snapshots
 from obelisk.host import settings as sealed
 from obelisk.host.here import Here, here
 from obelisk.system import console, power
+
+if TYPE_CHECKING:
+    from obelisk.events import Sink
+    from obelisk.host.channel import Offer
+    from obelisk.host.source import Source
 
 
 def host(arguments: Namespace) -> int:
@@ -65,6 +71,10 @@ def _status(this: Here, arguments: Namespace) -> int:
         f"boot      Secure Boot {'on' if found.secure_boot else exposed}",
         f"upgrade   {found.upgrade}",
     ]
+    if found.followed is not None:
+        lines.append(f"channel   {found.followed}")
+        if found.followed.withdrawn:
+            lines.append(f"          {this.version} was withdrawn: {found.followed.withdrawn}")
     if found.last is not None:
         lines.append(f"last      {found.last.image} {found.last.event}, {found.last.at}")
     entries = {entry.label: entry for entry in found.entries}
@@ -77,14 +87,100 @@ def _status(this: Here, arguments: Namespace) -> int:
 
 def _upgrade(this: Here, arguments: Namespace) -> int:
     from obelisk.host.source import open_source
+
+    given: str | None = arguments.source
+    if given is not None and ("/" in given or Path(given).exists()):
+        if arguments.mirrors or arguments.check:
+            raise InputError(
+                "--from and --check are for channels, and the source is a directory",
+                code="source-directory",
+                hint="name a channel, such as stable; one that has the name of a file here is meant where you are somewhere else",
+            )
+        with reporting(json_wanted=arguments.json) as sink:
+            return _install(this, open_source(Path(given)), arguments, sink)
+    return _follow(this, given, arguments)
+
+
+def _follow(this: Here, channel: str | None, arguments: Namespace) -> int:
+    """Do what the channel asks of this host."""
+    from obelisk.host import channel as channels
+    from obelisk.host import subscription
+    from obelisk.host.delivery import ways
+    from obelisk.model.following import GoBack, Refuse, Stay
+
+    followed = subscription.require(arguments.mirrors)
+    name = channel or followed.channel
+    with reporting(json_wanted=arguments.json) as sink, channels.mirrors(followed, sink) as mirrors:
+        wish = channels.Wish(name, mirrors, followed.root, arguments.retry or "")
+        if arguments.check:
+            return _tell(channels.look(this, wish, sink), arguments)
+        match channels.obtain(this, wish, sink, ways=ways):
+            case GoBack(_, reason):
+                return _go_back(this, reason, arguments, sink)
+            case Refuse(code, reason, remedy):
+                raise StateError(reason, code=code, hint=remedy)
+            case Stay(reason, withdrawn):
+                channels.discard(this)
+                answer(reason, json_wanted=arguments.json, image=this.label, channel=name, changed=False, withdrawn=withdrawn)
+                return 0
+            case source:
+                status = _install(this, source, arguments, sink)
+                channels.discard(this)
+                return status
+
+
+def _tell(offer: "Offer", arguments: Namespace) -> int:
+    """What a channel has for this host, and that nothing was done about it."""
+    from obelisk.model.following import GoBack, Refuse, Take
+
+    version = ""
+    match offer.decision:
+        case Take(listing, reason):
+            version, what = listing.version, "take"
+            text = f"would upgrade to {version}: {reason}"
+        case GoBack(version, reason):
+            text, what = f"would go back to {version}: {reason}", "back"
+        case Refuse(_, reason, remedy):
+            text, what = f"{reason}; {remedy}", "refuse"
+        case stay:
+            text, what = f"would stay: {stay.reason}", "stay"
+    current = offer.channel.current
+    answer(
+        text,
+        json_wanted=arguments.json,
+        channel=offer.channel.channel,
+        newest=current.version if current else None,
+        decision=what,
+        version=version or None,
+        why=text,
+    )
+    return 0
+
+
+def _go_back(this: Here, reason: str, arguments: Namespace, sink: "Sink") -> int:
+    from obelisk.host.rollback import rollback
+
+    way = rollback(this, sealed.read(), sink, with_state=False)
+    then = "restarting now" if arguments.reboot else "the next boot starts it"
+    answer(
+        f"{reason}; going back to {way.entry.label}: {then}",
+        json_wanted=arguments.json,
+        image=way.entry.label,
+        changed=True,
+        withdrawn=True,
+    )
+    if arguments.reboot:
+        power.reboot()
+    return 0
+
+
+def _install(this: Here, source: "Source", arguments: Namespace, sink: "Sink") -> int:
     from obelisk.host.upgrade import Wish, upgrade
 
-    source = open_source(Path(arguments.source))
     retry = arguments.retry is not None
     if retry and arguments.retry != source.manifest.version:
         raise InputError(f"--retry names {arguments.retry}, the source has {source.manifest.version}", code="retry-other")
-    with reporting(json_wanted=arguments.json) as sink:
-        outcome = upgrade(this, source, sink, Wish(retry, arguments.rehearse, sealed.read().tries))
+    outcome = upgrade(this, source, sink, Wish(retry, arguments.rehearse, sealed.read().tries))
     label = outcome.entry.label
     if outcome.changed:
         written = f"{size(outcome.written_bytes)} of {size(outcome.image_bytes)} written"

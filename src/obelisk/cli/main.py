@@ -11,6 +11,9 @@ from obelisk import __version__
 from obelisk.errors import ObeliskError
 
 _IMAGE = "directory of a spec, image id or its beginning, name, or name@version"
+_REPO = "directory of a repository, or HOST:PATH or rsync://… (default: $OBELISK_REPO, or ./repo)"
+_EXPIRE = "for how long a role's metadata is signed, such as timestamp=7d; may be repeated"
+_EDGES = "from what to make ready-made upgrades: previous, the last N, versions (@VERSION), none (default: previous)"
 _JSON = "events and results as JSON lines, for programs"
 
 _EPILOG = """\
@@ -28,7 +31,8 @@ The store is at $OBELISK_STORE (default ~/.local/share/obelisk), keys at $OBELIS
 _HOST_EPILOG = """\
 on this machine:
   obelisk host status                what runs here, and what it would fall back to
-  obelisk host upgrade /mnt/shop-2   install an image beside the running one
+  obelisk host upgrade stable        what the channel has, installed beside the running image
+  obelisk host upgrade /mnt/shop-2   the same from a directory with an image
   obelisk host rollback              go back to the one before
   obelisk install shop /dev/sdb --erase sdb   the running image onto another disk
 """
@@ -47,17 +51,38 @@ _COMMANDS = {
     "new": _Command("making", "write a new spec", "obelisk new shop --role server"),
     "lock": _Command("making", "pin every package of a spec", "obelisk lock shop --update nginx"),
     "build": _Command("making", "build the image of a spec", "obelisk build shop --reproduce"),
-    "keys": _Command("making", "make or show the keys that sign images", "obelisk keys"),
+    "keys": _Command("making", "make or show the keys that sign images and releases", "obelisk keys init --root /media/stick"),
     "test": _Command("proving", "boot an image in a VM, try it, sign a proof", "obelisk test shop --junit report.xml"),
     "run": _Command("running", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
     "images": _Command("showing", "list the images in the store", "obelisk images --json"),
     "show": _Command("showing", "tell what an image is and holds", "obelisk show shop"),
-    "diff": _Command("showing", "tell two images apart", "obelisk diff shop@1 shop@2"),
+    "diff": _Command("showing", "tell two images apart", "obelisk diff repo@stable shop@2"),
+    "release": _Command("releasing", "make a proven image available in a channel", "obelisk release shop --to repo --channel testing"),
+    "promote": _Command("releasing", "make a release of one channel available in another", "obelisk promote 12 --from testing --to stable"),
+    "withdraw": _Command("releasing", "take a release back", 'obelisk withdraw 12 --why "loses mail" --hosts back'),
+    "retire": _Command("releasing", "discontinue releases that nothing needs", "obelisk retire --keep 3 --older-than 90d"),
+    "repo": _Command("releasing", "look after a repository of releases", "obelisk repo verify repo"),
     "export": _Command("showing", "write an image to a file", "obelisk export shop --format qcow2 --output shop.qcow2"),
     "install": _Command("showing", "write an image onto a disk", "obelisk install shop /dev/sdb --erase sdb"),
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
-    "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade /mnt/shop-2 --reboot"),
+    "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade stable --reboot"),
+}
+
+_KEY_COMMANDS = {
+    "init": ("make the keys that sign releases", "obelisk keys init --root /media/stick --root-keys 3 --threshold 2"),
+    "rotate": ("put a new key in the place of another", "obelisk keys rotate targets --repo repo --root /media/stick"),
+    "token": ("use a key that a PKCS#11 token has, in new repositories and from the next rotation on", "obelisk keys token targets 2"),
+    "show": ("whose keys count in a repository, and until when its metadata holds", "obelisk keys show repo"),
+    "trust": ("let these keys sign a repository that another directory of keys has made", "obelisk keys trust repo"),
+}
+
+_REPO_COMMANDS = {
+    "list": ("what its channels have", "obelisk repo list repo"),
+    "verify": ("read every file, document and signature, and name what is wrong", "obelisk repo verify repo"),
+    "stats": ("what each release and each edge costs", "obelisk repo stats repo"),
+    "refresh": ("sign anew what expires; run it daily", "obelisk repo refresh repo"),
+    "serve": ("serve it by HTTP, for trying out", "obelisk repo serve repo --port 8000"),
 }
 
 # On a machine that runs an image, and on which nothing is built.
@@ -68,7 +93,7 @@ _HOST_ONLY = {
 
 _HOST_COMMANDS = {
     "status": ("what runs here, what it would fall back to, and how it is", "obelisk host status --json"),
-    "upgrade": ("install an image beside the running one; the next boot tries it", "obelisk host upgrade /mnt/shop-2 --reboot"),
+    "upgrade": ("install an image beside the running one; the next boot tries it", "obelisk host upgrade stable --reboot"),
     "rollback": ("restart into the prior image that was healthy", "obelisk host rollback --with-state"),
     "history": ("every image that this machine ran, why, and how it went", "obelisk host history"),
     "verify": ("read every block of the slots and name what is damaged", "obelisk host verify --repair /mnt/shop-2"),
@@ -91,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 2
-    if "action" in arguments and arguments.action is None:
+    if "explain" in arguments and arguments.action is None:
         arguments.explain.print_help()
         return 2
     command = importlib.import_module(f"obelisk.cli.{_commands()[arguments.command].module}")
@@ -157,21 +182,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _host_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    parser.set_defaults(explain=parser)
-    parsers = {}
-    for name, (summary, example) in _HOST_COMMANDS.items():
-        parsers[name] = actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary}.",
-            epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parsers[name].add_argument("--json", action="store_true", help=_JSON)
+    parsers = _actions(parser, _HOST_COMMANDS, required=True)
+    for each in parsers.values():
+        each.add_argument("--json", action="store_true", help=_JSON)
     for name in ("upgrade", "snapshot", "reset"):
         parsers[name].add_argument("--reboot", action="store_true", help="restart as soon as everything is ready")
-    parsers["upgrade"].add_argument("source", metavar="SOURCE", help="a directory with an image's manifest.json and parts")
+    parsers["upgrade"].add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="a channel (default: the one that the image follows), or a directory with an image's manifest.json and parts",
+    )
+    parsers["upgrade"].add_argument(
+        "--from",
+        dest="mirrors",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="ask this mirror, http(s)://… or a directory, in the place of those that the image names; may be given again",
+    )
+    parsers["upgrade"].add_argument("--check", action="store_true", help="only say what the channel has for this host")
     parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it failed here before")
     parsers["upgrade"].add_argument(
         "--rehearse", action="store_true", help="first boot it in a VM over a copy of the state, and go on only when it is healthy there"
@@ -224,10 +254,87 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
     )
     for side in ("before", "after"):
-        parsers["diff"].add_argument(side, metavar=side.upper())
+        parsers["diff"].add_argument(side, metavar=side.upper(), help=f"{_IMAGE}; or REPO@VERSION or REPO@CHANNEL")
     parsers["export"].add_argument("--format", choices=("raw", "qcow2", "erofs", "oci"), default="raw")
     parsers["export"].add_argument("--output", required=True, metavar="FILE")
+    _release_arguments(parsers)
     parsers["gc"].add_argument("--dry-run", action="store_true", help="only say what would go")
     parsers["gc"].add_argument("--all", action="store_true", help="keep nothing that can be made again")
     parsers["gc"].add_argument("--keep-days", type=int, metavar="DAYS")
     parsers["verify"].add_argument("--repair", action="store_true", help="move damaged files away, so that they are made again")
+
+
+def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    keys = _actions(parsers["keys"], _KEY_COMMANDS, required=False)
+    repo = _actions(parsers["repo"], _REPO_COMMANDS, required=True)
+    for parser in (*keys.values(), *repo.values()):
+        parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_JSON)
+        parser.add_argument("--store", metavar="DIR", default=argparse.SUPPRESS, help="use this store")
+    release, promote, withdraw, retire = (parsers[name] for name in ("release", "promote", "withdraw", "retire"))
+    release.add_argument("image", metavar="IMAGE", help=_IMAGE)
+    release.add_argument("--to", metavar="REPO", dest="repo", help=f"{_REPO}; made when there is none")
+    release.add_argument("--channel", required=True, metavar="NAME", help="the channel that hosts follow")
+    release.add_argument("--minimum", metavar="VERSION", default="", help="the oldest version whose hosts can take it (default: any)")
+    release.add_argument("--allow-test-key", action="store_true", help="release an image that is signed by a test key")
+    release.add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
+    for parser in (release, promote):
+        parser.add_argument("--edges", default="previous", metavar="LIST", help=_EDGES)
+    promote.add_argument("version", metavar="VERSION")
+    promote.add_argument("--from", required=True, dest="source", metavar="CHANNEL")
+    promote.add_argument("--to", required=True, dest="target", metavar="CHANNEL")
+    withdraw.add_argument("version", metavar="VERSION")
+    withdraw.add_argument(
+        "--hosts", choices=("stay", "back"), default="stay", help="what hosts do that run it: stay until there is a newer one"
+    )
+    withdraw.add_argument("--channel", metavar="NAME", help="from this channel only (default: all)")
+    retire.add_argument("--keep", type=int, required=True, metavar="N", help="how many releases each channel keeps")
+    retire.add_argument("--older-than", default="0d", metavar="TIME", help="only what was listed longer ago than this, such as 90d")
+    retire.add_argument("--dry-run", action="store_true", help="only say what would go")
+    retire.add_argument("--now", action="store_true", help="free the space at once, and not after an hour, when readers have finished")
+    for parser in (promote, withdraw, retire):
+        parser.add_argument("--repo", metavar="REPO", help=_REPO)
+    for parser in (promote, withdraw):
+        parser.add_argument("--name", metavar="NAME", help="the image's name, when the repository has several")
+    for parser in (release, promote, withdraw, retire):
+        parser.add_argument("--by", metavar="WHO", help="who does it (default: $OBELISK_BY, or your login name)")
+        parser.add_argument("--why", default="", metavar="TEXT", help="a reason, which is recorded")
+    for name in ("list", "verify", "stats", "refresh", "serve"):
+        repo[name].add_argument("repo", nargs="?", metavar="REPO", help=_REPO)
+    repo["refresh"].add_argument("--all", action="store_true", help="sign everything anew, root as well where its keys are here")
+    repo["refresh"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
+    repo["serve"].add_argument("--port", type=int, default=8000, metavar="PORT")
+    repo["serve"].add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: this machine alone")
+    for parser in (release, repo["refresh"], keys["init"], keys["rotate"], keys["token"]):
+        parser.add_argument(
+            "--root", action="append", default=[], metavar="DIR", help="where root keys are, such as on a stick; may be repeated"
+        )
+    keys["init"].add_argument("--root-keys", type=int, default=1, metavar="N", help="how many root keys there are (default: 1)")
+    keys["init"].add_argument("--threshold", type=int, default=1, metavar="N", help="how many of them have to sign together (default: 1)")
+    keys["rotate"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "tester"))
+    keys["rotate"].add_argument("--repo", metavar="REPO", help=_REPO)
+    keys["rotate"].add_argument(
+        "--drop", action="append", default=[], metavar="KEY", help="root, tester: the key to go, by the beginning of its id"
+    )
+    keys["rotate"].add_argument("--add", action="append", default=[], metavar="FILE", help="tester: a public key (PEM) to come in")
+    keys["rotate"].add_argument("--new-root", metavar="DIR", help="root: where new keys are made (default: the first --root)")
+    keys["rotate"].add_argument("--threshold", type=int, metavar="N", help="root: how many have to sign together from now on")
+    keys["rotate"].add_argument("--force", action="store_true", help="tester: also when releases are left without a proof that counts")
+    for name in ("init", "rotate"):
+        keys[name].add_argument("--passphrase", action="store_true", help="protect new keys by a passphrase")
+    keys["token"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp"))
+    keys["token"].add_argument("key", metavar="ID[?label=TOKEN]", help="a key of ECDSA on P-256; $PYKCS11LIB names the token's module")
+    keys["show"].add_argument("repo", nargs="?", metavar="REPO", help="a repository (default: only the keys that are here)")
+    keys["trust"].add_argument("repo", metavar="REPO")
+
+
+def _actions(
+    parser: argparse.ArgumentParser, commands: dict[str, tuple[str, str]], *, required: bool
+) -> dict[str, argparse.ArgumentParser]:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    if required:
+        parser.set_defaults(explain=parser)  # what is shown without one
+    formatter = argparse.RawDescriptionHelpFormatter
+    return {
+        name: actions.add_parser(name, help=summary, description=f"{summary}.", epilog=f"example: {example}", formatter_class=formatter)
+        for name, (summary, example) in commands.items()
+    }

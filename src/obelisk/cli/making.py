@@ -83,7 +83,11 @@ def build(arguments: Namespace) -> int:
 
 
 def keys(arguments: Namespace) -> int:
-    """Make the user's keys, or show what they are."""
+    """Make the user's keys, or show what they are; with a word after it, look after release keys."""
+    if arguments.action is not None:
+        from obelisk.cli import keeping
+
+        return keeping.keys(arguments)
     directory = key_directory()
     lines: list[str] = []
     found = load(directory)

@@ -5,12 +5,16 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from obelisk.build.compare import compare
+from obelisk.build.compare import Side, compare
 from obelisk.build.export import export as write_export
 from obelisk.build.install import install as write_disk
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting, size
+from obelisk.errors import InputError
+from obelisk.events import Note
+from obelisk.model.image import PartKind
+from obelisk.store import Store
 
 
 def images(arguments: Namespace) -> int:
@@ -56,14 +60,39 @@ def show(arguments: Namespace) -> int:
 
 
 def diff(arguments: Namespace) -> int:
-    """Tell two images apart; status 1 when they differ."""
+    """Tell two images apart, of the store or of a repository; status 1 when they differ."""
     store = open_store(arguments)
-    before, after = find_image(store, arguments.before), find_image(store, arguments.after)
-    with reporting(json_wanted=arguments.json) as sink:
-        changes = compare(before, after, tools_room(None, store, sink))
+    with reporting(json_wanted=arguments.json) as sink, store.workspace() as work:
+        before, after = (_side(store, name, work) for name in (arguments.before, arguments.after))
+        room = None
+        if before.manifest.root_hash != after.manifest.root_hash:
+            try:
+                room = tools_room(None, store, sink)
+            except InputError:
+                sink(Note("files, services, users and sockets are left out: no tools are locked here yet"))
+        changes = compare(before, after, room)
     lines = [f"{change.kind:<9} {change.name}: {change.before or '-'} -> {change.after or '-'}" for change in changes]
     answer("\n".join(lines) or "the images are the same", json_wanted=arguments.json, changes=[asdict(change) for change in changes])
     return 1 if changes else 0
+
+
+def _side(store: Store, name: str, work: Path) -> Side:
+    """What REPO@VERSION, REPO@CHANNEL, or a name of the store means."""
+    place, at, wanted = name.rpartition("@")
+    if not (at and (Path(place) / "metadata").is_dir()):
+        image = find_image(store, name)
+        return Side(image.manifest, image.part_path(PartKind.ROOT))
+    from obelisk.cli.publisher import delivery, repository_at
+
+    there = repository_at(place)
+    release = there.contents.find(wanted)
+    stored = next((image for image in store.images() if image.id == release.image), None)
+    if stored is not None:
+        return Side(stored.manifest, stored.part_path(PartKind.ROOT))
+    root = work / f"{release.image}.root"
+    if not root.exists():
+        delivery().restore(release, there.find, root)
+    return Side(there.manifest(release), root)
 
 
 def export(arguments: Namespace) -> int:

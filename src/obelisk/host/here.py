@@ -60,6 +60,16 @@ class Here:
         """Where a rehearsal has its disk, while there is one; see `obelisk.host.rehearsal`."""
         return self.keep / "rehearsal"
 
+    @property
+    def trust(self) -> Path:
+        """What this host has learned of the repository that it follows; see `obelisk.release.client.trust`."""
+        return self.keep / "trust"
+
+    @property
+    def incoming(self) -> Path:
+        """Where files of a release are until it is installed; see `obelisk.host.channel`."""
+        return self.keep / "incoming"
+
     def slots(self) -> tuple[Slot, ...]:
         """The slots, in the order of the partition table."""
         table = sfdisk.read_table(self.disk)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from obelisk.errors import InputError, TrustError
 from obelisk.events import Sink, task
-from obelisk.host import esp, hashtree, journal, staging
+from obelisk.host import esp, journal, staging
 from obelisk.host.here import Here
-from obelisk.host.source import Source
+from obelisk.host.source import DirectorySource
 from obelisk.model import uki
 from obelisk.model.host import Entry, Event, Slot, known_good
 from obelisk.model.image import Manifest, PartKind
+from obelisk.release.client import hashtree
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
 from obelisk.system.files import hash_file
 
@@ -87,7 +88,7 @@ def verify(here: Here, sink: Sink) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def repair(here: Here, source: Source, sink: Sink) -> int:
+def repair(here: Here, source: DirectorySource, sink: Sink) -> int:
     """Write an image's slot, UKI and manifest again from their source, where they are not what they must be; return the bytes written.
 
     Blocks of the running slot are written too: a block is written only where it is damaged, and only to be what the running system

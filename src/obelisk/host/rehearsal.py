@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from obelisk.errors import CommandError, MissingFeatureError, StateError
 from obelisk.events import Note, Sink, Task, task
-from obelisk.host import evidence, settings, snapshots, staging
+from obelisk.host import evidence, settings, snapshots
 from obelisk.host.here import STATE_LABEL, Here
 from obelisk.host.source import Source
 from obelisk.model import uki
@@ -46,7 +46,6 @@ from obelisk.model.rehearsal import (
     plan,
 )
 from obelisk.system import btrfs, loops, qemu, sfdisk, vfat
-from obelisk.system.blocks import BLOCK_BYTES
 from obelisk.system.filesystem import free_memory_bytes, space, tree_bytes
 from obelisk.system.mounts import mounted, unmount_all
 from obelisk.system.sfdisk import TableEntry
@@ -155,13 +154,13 @@ def _install(here: Here, source: Source, stage: Stage, sink: Sink) -> Mapping[st
     sfdisk.write_table(disk, entries)
     with _device(here, stage.esp) as device:
         vfat.make(device, "esp")
-    total = source.tree.data_blocks * BLOCK_BYTES
+    total = source.write_bytes
     with (
         task(sink, "rehearse/image", f"Installing {label} on the disk of its rehearsal", total=total, unit="B") as running,
         _device(here, stage.root) as root,
         _device(here, stage.tree) as hashes,
     ):
-        staging.write_image(root, hashes, source, on_bytes=running.counting(total))
+        source.write(root, hashes, on_bytes=running.counting(total))
         with mounted(root, _mount_point(here), "erofs", "ro") as place:
             if not (place / _TELLS).exists():
                 raise StateError(

@@ -1,18 +1,51 @@
-"""Where a new image comes from: a directory with its manifest and parts, as the builder's store has it."""
+"""Where a new image comes from: a directory with its manifest and parts, as the builder's store has it; or a channel, see `channel`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from obelisk.errors import InputError, TrustError
-from obelisk.host import hashtree
+from obelisk.host import staging
 from obelisk.model import uki
 from obelisk.model.image import Manifest, PartKind, parse_manifest
+from obelisk.release.client import hashtree
+from obelisk.release.client.hashtree import Run
 from obelisk.system.files import hash_file
 
 
+class Source(Protocol):
+    """An image that may be installed."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it is."""
+        ...
+
+    def path(self, kind: PartKind) -> Path:
+        """The file of a part; of the kernel image it is there when `write` has returned, and may be before."""
+        ...
+
+    @property
+    def write_bytes(self) -> int:
+        """To what `write` counts: bytes that it reads, or fetches."""
+        ...
+
+    def write(self, root: Path, tree: Path, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
+        """Make the devices hold the image; return the bytes written, and the blocks of the root among them.
+
+        `on_bytes` is told how far it has come. Durable when this returns; may be repeated, and is cheaper then.
+
+        Raises:
+            TrustError: the source is not what it must be; nothing wrong was written.
+            TransportError: it cannot be fetched.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Source:
-    """An image whose tree and UKI were checked against its manifest. The blocks of the root are checked as they are copied."""
+class DirectorySource:
+    """An image in a directory. Tree and UKI were checked against its manifest; the blocks of the root are checked as they are copied."""
 
     directory: Path
     manifest: Manifest
@@ -22,8 +55,17 @@ class Source:
         """The file of a part."""
         return self.directory / self.manifest.part(kind).file
 
+    @property
+    def write_bytes(self) -> int:
+        """See `Source`."""
+        return self.manifest.part(PartKind.ROOT).size_bytes
 
-def open_source(directory: Path) -> Source:
+    def write(self, root: Path, tree: Path, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
+        """See `Source`."""
+        return staging.write_image(root, tree, self, on_bytes=on_bytes)
+
+
+def open_source(directory: Path) -> DirectorySource:
     """The image in `directory`.
 
     Raises:
@@ -53,4 +95,4 @@ def open_source(directory: Path) -> Source:
         raise TrustError(
             "the image's kernel starts another root than its manifest names", code="uki-foreign", hint="build or fetch the image again"
         )
-    return Source(directory, manifest, tree)
+    return DirectorySource(directory, manifest, tree)

@@ -6,16 +6,19 @@ on the way, and read back from the disk. Done again after an interruption, there
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obelisk.errors import TrustError
-from obelisk.host import hashtree
-from obelisk.host.hashtree import HashTree, Run
-from obelisk.host.source import Source
 from obelisk.model.image import PartKind
+from obelisk.release.client import hashtree
+from obelisk.release.client.hashtree import HashTree, Run
 from obelisk.system.blocks import BLOCK_BYTES, CHUNK_BYTES, BlockDevice
 
+if TYPE_CHECKING:
+    from obelisk.host.source import DirectorySource, Source
 
-def write_image(root: Path, tree: Path, source: Source, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
+
+def write_image(root: Path, tree: Path, source: "DirectorySource", *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
     """Make the devices `root` and `tree` hold the image; return the bytes written, and the blocks of the root among them.
 
     `on_bytes` is told how many bytes of the root have been read. Durable when this returns; may be repeated.
@@ -33,14 +36,14 @@ def write_image(root: Path, tree: Path, source: Source, *, on_bytes: Callable[[i
     return written, wrong
 
 
-def check_image(root: Path, tree: Path, source: Source, runs: list[Run] | None, *, on_bytes: Callable[[int], None]) -> None:
+def check_image(root: Path, tree: Path, source: "Source", runs: list[Run] | None, *, on_bytes: Callable[[int], None]) -> None:
     """Read the tree and these blocks of the root (None: all) from the disk, and compare them with the root hash.
 
     Raises:
         TrustError: something reads back wrong.
     """
     with BlockDevice(tree) as device:
-        found = read_tree(device, source.tree.data_blocks, source.manifest.root_hash)
+        found = read_tree(device, source.manifest.part(PartKind.ROOT).size_bytes // BLOCK_BYTES, source.manifest.root_hash)
     with BlockDevice(root) as device:
         wrong = hashtree.find_wrong(device, found, runs=runs, on_bytes=on_bytes)
     if wrong:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from obelisk.host import encryption, esp, journal, snapshots
+from obelisk.host import encryption, esp, journal, snapshots, subscription
 from obelisk.host.encryption import Keys
 from obelisk.host.here import Here
 from obelisk.model.canonical import Json
@@ -27,10 +27,29 @@ from obelisk.system.filesystem import space
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """A channel as it was last seen: its newest version, and when that was; empty: never. `withdrawn` says why what runs was, if it was."""
+
+    channel: str
+    newest: str = ""
+    at: str = ""
+    withdrawn: str = ""
+
+    def __str__(self) -> str:
+        if not self.at:
+            return f"{self.channel}, which was never asked: `obelisk host upgrade --check`"
+        return f"{self.channel}, at {self.newest or 'nothing'} as of {self.at}"
+
+    def to_json(self) -> dict[str, Json]:
+        """As plain data."""
+        return {"name": self.channel, "newest": self.newest or None, "at": self.at or None, "withdrawn": self.withdrawn or None}
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All that `status` shows. `health` is `healthy`, `unhealthy` or `starting`; `failing` names the checks that failed.
 
-    `state_keys` None: the state is not encrypted.
+    `state_keys` None: the state is not encrypted. `followed` None: the image follows no channel.
     """
 
     here: Here
@@ -49,6 +68,7 @@ class Status:
     state_keys: Keys | None
     upgrade: str
     last: Record | None
+    followed: Followed | None = None
 
     def to_json(self) -> dict[str, Json]:
         """As plain data."""
@@ -65,6 +85,7 @@ class Status:
             "on_trial": self.on_trial,
             "secure_boot": self.secure_boot,
             "upgrade": self.upgrade,
+            "channel": self.followed.to_json() if self.followed else None,
             "state": {
                 "free": self.state_free_bytes,
                 "total": self.state_total_bytes,
@@ -112,7 +133,23 @@ def status(here: Here) -> Status:
         encryption.keys(here),
         _upgrade(records, bad),
         next((record for record in reversed(records) if record.event in {Event.BLESSED, Event.FELL_BACK, Event.ROLLED_BACK}), None),
+        followed(here),
     )
+
+
+def followed(here: Here, place: Path = subscription.PLACE) -> Followed | None:
+    """What this host follows, and what it last heard of it. Asks no network."""
+    sealed = subscription.read(place)
+    if not here.trust.exists():
+        return Followed(sealed.channel) if sealed else None
+    from obelisk.release.client import seen  # noqa: PLC0415 - what hosts that follow nothing do without
+
+    found = seen.last(here.trust)
+    if found is None:
+        return Followed(sealed.channel) if sealed else None
+    channel, at = found
+    mine = next((listing for listing in channel.listings if listing.version == here.version), None)
+    return Followed(channel.channel, channel.current.version if channel.current else "", at, mine.withdrawn if mine else "")
 
 
 def _upgrade(records: tuple[Record, ...], failed: frozenset[str]) -> str:

@@ -52,7 +52,7 @@ _TITLES = {
     Phase.INSTALL: "Making it bootable",
     Phase.PENDING: "Noting the switch",
 }
-_IN_BYTES = frozenset({Phase.STAGE, Phase.VERIFY})
+_BY_BYTES = frozenset({Phase.STAGE, Phase.VERIFY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class _Upgrade:
     def _do(self, phase: Phase) -> None:
         self._note(Event.STARTED, phase=phase)
         began = time.monotonic()
-        with task(self.sink, f"upgrade/{phase}", _TITLES[phase], unit="B" if phase in _IN_BYTES else "") as running:
+        with task(self.sink, f"upgrade/{phase}", _TITLES[phase], unit="B" if phase in _BY_BYTES else "") as running:
             match phase:
                 case Phase.CHECK:
                     self.check()
@@ -198,6 +198,11 @@ class _Upgrade:
         with self.here.esp() as place:
             facts = gather(self.here, esp.entries(place))
         self.slot = admission.choose_slot(facts, self.manifest)
+        if self.source.path(PartKind.UKI).exists():  # else it comes with the blocks
+            self.require_signed()
+
+    def require_signed(self) -> None:
+        """The firmware will start the kernel image."""
         secure = efivars.secure_boot()
         signed = not secure or sbverify.is_signed_by(self.source.path(PartKind.UKI), efivars.trusted_certificates())
         admission.require_trusted(self.manifest, secure_boot=secure, signed=signed)
@@ -229,9 +234,9 @@ class _Upgrade:
         for partition in (slot.root, slot.tree):
             sfdisk.set_label(self.here.disk, partition.number, PARTIAL + self.manifest.label)
             sfdisk.set_uuid(self.here.disk, partition.number, str(uuid.uuid4()))
-        total = self.source.tree.data_blocks * BLOCK_BYTES
-        self.written_bytes, self.unread = staging.write_image(
-            Path(slot.root.device), Path(slot.tree.device), self.source, on_bytes=running.counting(total)
+        total = self.manifest.part(PartKind.ROOT).size_bytes
+        self.written_bytes, self.unread = self.source.write(
+            Path(slot.root.device), Path(slot.tree.device), on_bytes=running.counting(self.source.write_bytes)
         )
         running.detail = f"{self.written_bytes >> 20} of {total >> 20} MiB"
 
@@ -258,6 +263,7 @@ class _Upgrade:
     def install(self) -> None:
         """The slot gets its ids, then its label, then the entry appears."""
         slot = self._slot
+        self.require_signed()
         for partition, identity, label in (
             (slot.root, partition_uuids(self.manifest.root_hash)[0], self.manifest.label),
             (slot.tree, partition_uuids(self.manifest.root_hash)[1], tree_label(self.manifest.label)),

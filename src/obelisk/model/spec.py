@@ -202,6 +202,20 @@ class Upgrade:
     rehearse: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """The channel that hosts follow, and at which mirrors. `root` is a file with the repository's root metadata, with which trust begins.
+
+    `bandwidth_bytes_s` None: no limit; `proxy` empty: as the environment says.
+    """
+
+    channel: str
+    repositories: tuple[str, ...]
+    root: Path
+    bandwidth_bytes_s: int | None = None
+    proxy: str = ""
+
+
 class Policy(StrEnum):
     """What of the state outlives a boot: all of it, or the declared directories alone."""
 
@@ -271,6 +285,7 @@ class Spec:
     size_budget_bytes: int | None = None
     compression: Compression = Compression.NONE
     upgrade: Upgrade = field(default_factory=Upgrade)
+    release: Subscription | None = None
     state: State = field(default_factory=State)
     hardening: Hardening = field(default_factory=Hardening)
     allow: Allowed = field(default_factory=Allowed)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from obelisk.errors import InputError
 from obelisk.model.canonical import Json, digest
-from obelisk.model.spec import Check, InlineFile, Spec, State
+from obelisk.model.spec import Check, InlineFile, Spec, State, Subscription
 from obelisk.model.state import Encryption
 from obelisk.spec.loading import tree_entries
 from obelisk.spec.tree import EntryKind, TreeEntry
@@ -31,8 +31,11 @@ def digest_inputs(spec: Spec) -> str:
         InputError: a file changed in a way that `load` would have refused, or can no longer be read.
     """
     boot, services, allow = spec.boot, spec.services, spec.allow
+    # Left out where it says nothing, so that the ids of older images stay.
+    release: dict[str, Json] = {"release": _release(spec.release)} if spec.release else {}
     return digest(
-        {
+        release
+        | {
             "schema": _INPUTS,
             "request": request(spec),
             "name": spec.name,
@@ -99,6 +102,16 @@ def _state(state: State) -> Json:
         "declare": sorted(state.declare),
         "version": state.version,
         "migrations": [[each.to, _sha256(each.up), _sha256(each.down) if each.down else None] for each in state.migrations],
+    }
+
+
+def _release(release: Subscription) -> Json:
+    return {
+        "channel": release.channel,
+        "repositories": list(release.repositories),  # their order counts
+        "root": _sha256(release.root),
+        "bandwidth": release.bandwidth_bytes_s,
+        "proxy": release.proxy,
     }
 
 

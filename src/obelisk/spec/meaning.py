@@ -31,6 +31,7 @@ from obelisk.model.spec import (
     Services,
     Spec,
     State,
+    Subscription,
     TcpCheck,
     TestCase,
     UnitCheck,
@@ -48,6 +49,7 @@ from obelisk.spec.tree import collisions, scan_tree
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _HIGHEST_PORT = 65535
+_LARGEST_ROOT_BYTES = 512_000  # more is not read by clients
 _SPECIAL_BITS = 0o6000
 _NO_RECOVERY_BY_TPM = ("bookworm",)  # their systemd, older than 256, cannot enrol a recovery key by the TPM that opens a volume
 
@@ -90,6 +92,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         size_budget_bytes=_size(budget) if (budget := root.find("size_budget", str)) else None,
         compression=Compression(root.get("compression", str)),
         upgrade=_upgrade(root.table("upgrade")),
+        release=_release(root.table("release"), beside),
         state=_state(root.table("state"), suite, beside),
         hardening=_hardening(root.table("hardening"), findings),
         allow=allow,
@@ -314,6 +317,48 @@ def _upgrade(table: Table) -> Upgrade:
         table.get("slots", int),
         table.get("rehearse", bool),
     )
+
+
+def _release(table: Table, beside: _Beside) -> Subscription | None:
+    """What hosts follow; None also where the form is wrong, which was reported."""
+    name = table.find("root", str)
+    if name is None or "repositories" not in table.values:
+        return None
+    addresses = [(table.at("repositories", number), address) for number, address in enumerate(table.texts("repositories"))]
+    if proxy := table.find("proxy", str):
+        addresses.append((table.at("proxy"), proxy))
+    for path, address in addresses:
+        _port(address, path, beside.findings)
+    read = beside.read(table.at("root"), name)
+    if read is not None and (reason := _root_fault(read[0])):
+        hint = "copy metadata/1.root.json of the repository: `obelisk release` makes it"
+        beside.findings.report(table.at("root"), f"'{name}' {reason}", code="spec-file", hint=hint)
+    bandwidth = table.find("bandwidth", str)
+    return Subscription(
+        table.get("channel", str),
+        table.texts("repositories"),
+        read[0] if read else beside.directory,
+        _size(bandwidth) if bandwidth else None,
+        proxy or "",
+    )
+
+
+def _root_fault(file: Path) -> str:
+    """What is wrong with root metadata, or nothing."""
+    # Slow to import, and few specs have it.
+    from tuf.api.exceptions import RepositoryError  # noqa: PLC0415
+    from tuf.api.metadata import Metadata, Root  # noqa: PLC0415
+
+    if file.stat().st_size > _LARGEST_ROOT_BYTES:
+        return "is too large to be root metadata"
+    try:
+        root = Metadata[Root].from_bytes(file.read_bytes())
+        if root.signed.type != Root.type:
+            return f"is TUF metadata, but that of {root.signed.type}"
+        root.verify_delegate(Root.type, root)
+    except (RepositoryError, ValueError, OSError) as error:
+        return f"is no root metadata of TUF: {error}"
+    return ""
 
 
 def _state(table: Table, suite: str, beside: _Beside) -> State:

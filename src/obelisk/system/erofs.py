@@ -56,11 +56,29 @@ for directory, names, files in os.walk(top):
             with open(path, "rb") as file:
                 what += f" {status.st_size} {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
         print(os.path.relpath(path, top).replace("\\n", "?"), what, sep="\\t")
+def lines(*place):
+    try:
+        with open(os.path.join(top, *place), errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+for line in lines("etc", "passwd"):
+    name, _, uid, gid, _, home, shell = (line.split(":") + [""] * 7)[:7]
+    print(f"//user/{name}", f"{uid}:{gid} {home} {shell}", sep="\\t")
+for system in ("etc/systemd/system", "usr/lib/systemd/system"):
+    wants = os.path.join(top, system, "sockets.target.wants")
+    for unit in sorted(os.listdir(wants)) if os.path.isdir(wants) else ():
+        found = lines("etc/systemd/system", unit) or lines("usr/lib/systemd/system", unit)
+        ports = [line.split("=", 1)[1].strip() for line in found if line.startswith(("ListenStream=", "ListenDatagram="))]
+        print(f"//socket/{unit}", " ".join(ports), sep="\\t")
 """
 
 
 def listing(room: Room, image: Path) -> dict[str, str]:
-    """What is in an image: path -> mode, owner, size and the beginning of the SHA-256, or a link's target."""
+    """What is in an image: path -> mode, owner, size and the beginning of the SHA-256, or a link's target.
+
+    Beside paths, which begin without a slash: `//user/<name>` -> ids, home and shell, `//socket/<unit>` -> where an enabled socket listens.
+    """
     with tempfile.TemporaryDirectory(prefix="obelisk-erofs-") as scratch:
         script = 'fsck.erofs --extract=/out/tree /image >/dev/null && exec python3 -I -c "$1" /out/tree'
         binds = [read_only(image, "/image"), writable(Path(scratch), "/out")]

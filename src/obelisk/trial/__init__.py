@@ -3,7 +3,7 @@
 from obelisk.trial.agent import PORT, Finding, Probe, findings, injected
 from obelisk.trial.hosting import Maker
 from obelisk.trial.lab import BOOT_S, Lab
-from obelisk.trial.proof import proof, verify_proof
+from obelisk.trial.proof import proof
 from obelisk.trial.report import Outcome, Report, as_json, as_junit, to_json
 from obelisk.trial.running import run
 
@@ -23,5 +23,4 @@ __all__ = [
     "proof",
     "run",
     "to_json",
-    "verify_proof",
 ]

@@ -25,12 +25,12 @@ from obelisk.errors import CommandError, StateError
 from obelisk.events import Sink
 from obelisk.model.image import Manifest, PartKind, parse_manifest
 from obelisk.model.lock import Lock
+from obelisk.model.proof import ROLLED_BACK, SABOTAGED, UPGRADED
 from obelisk.model.spec import CommandCheck, HealthCheck, Spec
 from obelisk.model.version import compare
 from obelisk.store import Store, StoredImage
 from obelisk.system import erofs, qemu
 from obelisk.system.bubblewrap import Bind, Room, read_only, writable
-from obelisk.trial import plan
 from obelisk.trial.agent import Finding, Probe
 from obelisk.trial.lab import BOOT_S, Lab, since
 from obelisk.trial.report import Outcome
@@ -156,14 +156,14 @@ class HostTrial:
         found = lab.inside(machine, before.uki, [upgrade], timeout_s=self.limit_s + _UPGRADE_S).get("upgrade", LOST)
         if found.status != 0:
             detail = f"from {before.manifest.label}: {found.output}"
-            return [Outcome(plan.UPGRADED, passed=False, duration_ms=since(began), detail=detail)], ()
+            return [Outcome(UPGRADED, passed=False, duration_ms=since(began), detail=detail)], ()
         firmware = replace(machine, variables=variables, attached=(), console=artefacts / "console-upgraded.log")
         try:
             self._watch(lab, firmware, rf"obelisk: {label} is healthy and blessed")
         except CommandError as error:
-            return [Outcome(plan.UPGRADED, passed=False, duration_ms=since(began), detail=str(error))], ()
+            return [Outcome(UPGRADED, passed=False, duration_ms=since(began), detail=str(error))], ()
         how = f"{before.manifest.label} to {label}: {found.output.splitlines()[-1]}"
-        outcomes = [Outcome(plan.UPGRADED, passed=True, duration_ms=since(began), detail=how)]
+        outcomes = [Outcome(UPGRADED, passed=True, duration_ms=since(began), detail=how)]
         began = time.monotonic()
         asked = [Probe("history", "obelisk host history"), Probe("rollback", "obelisk host rollback --no-reboot", _UPGRADE_S)]
         inside = replace(machine, attached=(), console=artefacts / "console-rollback.log")
@@ -175,21 +175,21 @@ class HostTrial:
                 self._watch(lab, replace(firmware, console=artefacts / "console-back.log"), rf"obelisk: {before.manifest.label} healthy")
             except CommandError as error:
                 detail, passed = str(error), False
-        outcomes.append(Outcome(plan.ROLLED_BACK, passed=passed, duration_ms=since(began), detail=detail))
+        outcomes.append(Outcome(ROLLED_BACK, passed=passed, duration_ms=since(began), detail=detail))
         return outcomes, tuple(said.get("history", LOST).output.splitlines())
 
     def leave_the_failing(self, installed: Finding, artefacts: Path) -> tuple[Outcome, tuple[str, ...]]:
         """Boots F and H, on the disk of boot B; and the history that the host tells, a line an iteration."""
         began = time.monotonic()
         if installed.status != 0:
-            return Outcome(plan.SABOTAGED, passed=False, duration_ms=installed.duration_ms, detail=installed.output), ()
+            return Outcome(SABOTAGED, passed=False, duration_ms=installed.duration_ms, detail=installed.output), ()
         label, failing = self.image.manifest.label, self.siblings.failing.manifest.label
         settings = replace(self.settings, console=artefacts / "console-sabotage.log")
         pattern = rf"(?s)obelisk: {failing} UNHEALTHY.*obelisk: {label} is healthy[^\n]*{failing} fell back"
         try:
             self._watch(self.lab, settings, pattern)
         except CommandError as error:
-            return Outcome(plan.SABOTAGED, passed=False, duration_ms=since(began), detail=str(error)), ()
+            return Outcome(SABOTAGED, passed=False, duration_ms=since(began), detail=str(error)), ()
         asked = [Probe("history", "obelisk host history"), Probe("status", "obelisk host status --json")]
         found = self.lab.inside(
             replace(self.settings, console=artefacts / "console-history.log"),
@@ -199,7 +199,7 @@ class HostTrial:
         )
         history = found.get("history", LOST)
         passed, detail = _told_truly(found.get("status", LOST), history, failing)
-        return Outcome(plan.SABOTAGED, passed=passed, duration_ms=since(began), detail=detail), tuple(history.output.splitlines())
+        return Outcome(SABOTAGED, passed=passed, duration_ms=since(began), detail=detail), tuple(history.output.splitlines())
 
     def _watch(self, lab: Lab, settings: qemu.Settings, pattern: str) -> None:
         """Boot by firmware, see `pattern` on the console, and switch off."""

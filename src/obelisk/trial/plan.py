@@ -3,20 +3,8 @@
 A report and a proof carry this plan. A scenario that was planned and never reported is a failure like any other.
 """
 
+from obelisk.model.proof import FIXED
 from obelisk.model.spec import Spec
-
-SEALED = "boots with Secure Boot and becomes healthy"
-READ_ONLY = "the root cannot be written"
-TAMPERED = "a flipped byte is detected when it is read"
-STATE = "a second boot finds the state kept"
-UNITS = "no unit failed"
-FOREIGN = "Secure Boot refuses a UKI signed by another key"
-
-UPGRADED = "a host with the image before it upgrades to it"
-ROLLED_BACK = "and goes back when it is told to"
-SABOTAGED = "a host leaves a sibling that does not work, by itself"
-
-FIXED = (SEALED, READ_ONLY, TAMPERED, STATE, UNITS, FOREIGN, UPGRADED, ROLLED_BACK, SABOTAGED)
 
 
 def planned(spec: Spec) -> tuple[str, ...]:

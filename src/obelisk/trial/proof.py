@@ -1,17 +1,11 @@
 """A signed statement that an image passed its tests: in-toto test-result, in a DSSE envelope."""
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
 from obelisk import __version__
 from obelisk.build.keys import SigningKey
-from obelisk.build.provenance import PAYLOAD_TYPE, sign_statement
-from obelisk.errors import StateError, TrustError
-from obelisk.trial.plan import FIXED
+from obelisk.build.provenance import sign_statement
+from obelisk.errors import StateError
+from obelisk.model.proof import PREDICATE
 from obelisk.trial.report import Report, to_json
-
-PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
 
 
 def proof(report: Report, key: SigningKey) -> bytes:
@@ -39,40 +33,3 @@ def proof(report: Report, key: SigningKey) -> bytes:
         },
         key,
     )
-
-
-def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[str, Any]:
-    """The predicate of a proof, once its signature, its subject and its result are known to be right.
-
-    `public_key` is the tester's Ed25519 key as PEM.
-
-    Raises:
-        TrustError: the proof does not hold for that image.
-    """
-    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - slow to import
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
-    from securesystemslib.dsse import Envelope  # noqa: PLC0415
-    from securesystemslib.exceptions import Error  # noqa: PLC0415
-    from securesystemslib.signer import SSlibKey  # noqa: PLC0415
-
-    refused = TrustError("the proof does not hold", code="proof-invalid", hint="test the image again: `obelisk test`")
-    try:
-        signed = Envelope.from_dict(json.loads(envelope))
-        key = SSlibKey.from_crypto(load_pem_public_key(public_key))
-        signed.verify([key], 1)
-        statement = json.loads(signed.payload)
-        subjects = {subject["digest"]["sha256"] for subject in statement["subject"]}
-        sound = (
-            signed.payload_type == PAYLOAD_TYPE
-            and statement["predicateType"] == PREDICATE
-            and statement["predicate"]["result"] == "PASSED"
-            and subjects == {image_id}
-            # Whoever signed a trial that was cut short has signed nothing that counts.
-            and {*FIXED, *statement["predicate"]["obelisk"]["planned"]} <= set(statement["predicate"]["passedTests"])
-        )
-    except (Error, UnsupportedAlgorithm, ValueError, KeyError, TypeError) as error:
-        raise refused from error
-    if not sound:
-        raise refused
-    predicate: Mapping[str, Any] = statement["predicate"]
-    return predicate

@@ -26,6 +26,7 @@ from obelisk.events import Note, Sink, silent, task
 from obelisk.machine import Machine
 from obelisk.model import uki
 from obelisk.model.image import PartKind
+from obelisk.model.proof import FOREIGN, READ_ONLY, SEALED, STATE, TAMPERED, UNITS
 from obelisk.model.spec import Role, Spec
 from obelisk.model.state import Encryption
 from obelisk.store import StoredImage
@@ -124,7 +125,7 @@ class _Trial:
         log = self.work / "tpm.log"
         settings = replace(self.machine("console-1.log", variables=self.variables), tpm_log=log)
         began = time.monotonic()
-        name = plan.SEALED
+        name = SEALED
 
         def watch(machine: Machine) -> tuple[re.Match[str], int, bool, bool]:
             found = machine.wait_for(HEALTHY.format(label=self.image.manifest.label), timeout_s=BOOT_S + self.health_s())
@@ -165,7 +166,7 @@ class _Trial:
 
     def boot_foreign(self) -> Outcome:
         """Boot C."""
-        name = plan.FOREIGN
+        name = FOREIGN
         place = self.work / "foreign"
         place.mkdir()
         stranger = keys.create(place / "keys", self.room, name="Stranger", test_key=True)
@@ -231,20 +232,20 @@ class _Trial:
         kept = machine.status == 0 and machine.output.splitlines()[:1] == [first.machine] and boot in machine.output
         outcomes = [
             *self._health(found.get("health", lost)),
-            outcome(plan.READ_ONLY, "read-only", passed=read_only_root.status == 0),
+            outcome(READ_ONLY, "read-only", passed=read_only_root.status == 0),
             outcome(
-                plan.TAMPERED,
+                TAMPERED,
                 "canary",
                 passed=canary.status not in {0, 124, 255} and "Input/output error" in canary.output,
                 detail=f"byte {flipped} of the disk, in {_CANARY.decode()}: {canary.output.strip() or 'read without complaint'}",
             ),
             outcome(
-                plan.STATE,
+                STATE,
                 "machine",
                 passed=kept,
                 detail=f"machine {first.machine}; {machine.output.strip()}",
             ),
-            outcome(plan.UNITS, "failed", passed=failed.status == 0 and not failed.output.strip()),
+            outcome(UNITS, "failed", passed=failed.status == 0 and not failed.output.strip()),
         ]
         for test in self.spec.tests:
             finding = found.get(f"test/{test.name}", lost)

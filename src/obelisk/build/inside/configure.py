@@ -341,9 +341,10 @@ def settle_host(tree: Path, request: dict[str, Any]) -> None:
         write(tree / "usr/lib/obelisk/migrations" / name, Path("/migrations", name).read_bytes(), 0o755)
     if request["kept"]:
         keep_declared(tree, request)
-    place = tree / "usr/lib/obelisk/python/obelisk"
-    for module in request["modules"]:
-        write(place / module, (Path(request["package"]) / module).read_bytes())
+    for name, source in request["modules"].items():
+        write(tree / "usr/lib/obelisk/python" / name, Path(source).read_bytes())
+    for name, text in request["release"].items():
+        write(tree / "usr/lib/obelisk/release" / name, text.encode())
     # The root cannot be written later, and without its compiled form each start would compile anew. What is checked by its hash
     # alone is the same in every build.
     words = ["python3", "-IS", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "/usr/lib/obelisk/python"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obelisk.errors import TrustError
-from obelisk.host import hashtree
+from obelisk.release.client import hashtree
 from obelisk.system.blocks import BlockDevice
 
 

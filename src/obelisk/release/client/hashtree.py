@@ -1,8 +1,9 @@
 """dm-verity's hash tree, read outside the kernel: which blocks of a device are what the root hash promises.
 
 The tree names every block of an image by its digest, so it is the list of what a slot has to hold: blocks that are right already need not
-be written, and a slot is right when none is wrong. Source: Linux, Documentation/admin-guide/device-mapper/verity.rst; cryptsetup, the
-format of the superblock.
+be written, and a slot is right when none is wrong. One product has one salt, so equal blocks have equal digests in all its versions.
+
+Source: Linux, Documentation/admin-guide/device-mapper/verity.rst; cryptsetup, the format of the superblock.
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from obelisk.system.forked import in_parallel
 DIGEST_BYTES = 32
 _CHUNK_BLOCKS = CHUNK_BYTES // BLOCK_BYTES
 _WORTH_FORKING = 16  # chunks
-_FANOUT = BLOCK_BYTES // DIGEST_BYTES
+GROUP_BLOCKS = BLOCK_BYTES // DIGEST_BYTES
+"""How many digests one block of the tree holds: so many blocks of data have one digest above them."""
+SUPERBLOCK_BYTES = 512
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s")
 
 Run = range
@@ -31,6 +34,7 @@ class HashTree:
     salt: bytes
     data_blocks: int
     leaves: bytes
+    superblock: bytes
 
     def leaf(self, block: int) -> bytes:
         """The digest of a data block."""
@@ -46,17 +50,16 @@ def parse(data: bytes, root_hash: str) -> HashTree:
     wrong = TrustError(
         f"the hash tree is not that of the root hash {root_hash[:16]}…", code="tree-damaged", hint="take the image from its source again"
     )
+    try:
+        salt, count = read_superblock(data)
+    except ValueError:
+        raise wrong from None
     if len(data) < BLOCK_BYTES:
         raise wrong
-    magic, version, kind, _uuid, algorithm, data_size, hash_size, count, salt_bytes, salt = _SUPERBLOCK.unpack_from(data)
-    known = (magic, version, kind, algorithm.rstrip(b"\0"), data_size, hash_size)
-    if known != (b"verity\0\0", 1, 1, b"sha256", BLOCK_BYTES, BLOCK_BYTES) or salt_bytes > len(salt) or not count:
-        raise wrong
-    salt = salt[:salt_bytes]
     levels = []
     blocks = count
     while blocks > 1:
-        blocks = -(-blocks // _FANOUT)
+        blocks = -(-blocks // GROUP_BLOCKS)
         levels.append(blocks)
     # The level next to the root comes first, and the leaves last.
     position = BLOCK_BYTES
@@ -68,29 +71,76 @@ def parse(data: bytes, root_hash: str) -> HashTree:
             raise wrong
         expected = [level]
     leaves = b"".join(expected)[: count * DIGEST_BYTES]
-    return HashTree(salt, count, leaves)
+    return HashTree(salt, count, leaves, data[:SUPERBLOCK_BYTES])
+
+
+def read_superblock(data: bytes) -> tuple[bytes, int]:
+    """The salt and the number of data blocks that a tree's beginning tells of; ValueError when it is none that we know."""
+    if len(data) < SUPERBLOCK_BYTES:
+        raise ValueError(len(data))
+    magic, version, kind, _uuid, algorithm, data_size, hash_size, count, salt_bytes, salt = _SUPERBLOCK.unpack_from(data)
+    known = (magic, version, kind, algorithm.rstrip(b"\0"), data_size, hash_size)
+    if known != (b"verity\0\0", 1, 1, b"sha256", BLOCK_BYTES, BLOCK_BYTES) or salt_bytes > len(salt) or not count:
+        raise ValueError(known)
+    return salt[:salt_bytes], count
+
+
+def grow(superblock: bytes, leaves: bytes) -> tuple[bytes, bytes]:
+    """The whole tree over `leaves`, as it lies in a file or partition, and its root hash."""
+    salt, _count = read_superblock(superblock)
+    levels, level = [], leaves
+    while len(level) > DIGEST_BYTES:
+        levels.append(level + bytes(-len(level) % BLOCK_BYTES))
+        level = digests(levels[-1], salt)
+    return superblock.ljust(BLOCK_BYTES, b"\0") + b"".join(reversed(levels)), level
+
+
+def parents(leaves: bytes, salt: bytes) -> bytes:
+    """The level above the leaves: a digest for each group of 128. A single leaf stands for itself, as in the tree."""
+    if len(leaves) <= DIGEST_BYTES:
+        return leaves
+    return digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), salt)
+
+
+def group_digest(leaves: bytes, salt: bytes, blocks: int) -> bytes:
+    """The digest above the leaves of one group, in the tree over so many blocks."""
+    return leaves if blocks == 1 else digests(leaves + bytes(-len(leaves) % BLOCK_BYTES), salt)
+
+
+def root_over(level: bytes, salt: bytes) -> bytes:
+    """The root hash of the tree that has this level."""
+    while len(level) > DIGEST_BYTES:
+        level = parents(level, salt)
+    return level
 
 
 def tree_bytes(data_blocks: int) -> int:
     """The size of the tree over that many blocks, superblock included."""
     total, blocks = 1, data_blocks
     while blocks > 1:
-        blocks = -(-blocks // _FANOUT)
+        blocks = -(-blocks // GROUP_BLOCKS)
         total += blocks
     return total * BLOCK_BYTES
 
 
-def wrong_blocks(data: bytes | memoryview, salt: bytes, digests: bytes) -> list[int]:
-    """Which of the blocks in `data`, counted from 0, do not have the digest that stands at their place in `digests`."""
+def digests(data: bytes | memoryview, salt: bytes) -> bytes:
+    """The digests of whole blocks, one after the other."""
     fresh = hashlib.sha256(salt).copy
     found = []
     for start in range(0, len(data) // BLOCK_BYTES * BLOCK_BYTES, BLOCK_BYTES):
         hasher = fresh()
         hasher.update(data[start : start + BLOCK_BYTES])
         found.append(hasher.digest())
-    if b"".join(found) == digests:
+    return b"".join(found)
+
+
+def wrong_blocks(data: bytes | memoryview, salt: bytes, expected: bytes) -> list[int]:
+    """Which of the blocks in `data`, counted from 0, do not have the digest that stands at their place in `expected`."""
+    found = digests(data, salt)
+    if found == expected:
         return []
-    return [number for number, digest in enumerate(found) if digest != digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]]
+    places = range(0, len(found), DIGEST_BYTES)
+    return [at // DIGEST_BYTES for at in places if found[at : at + DIGEST_BYTES] != expected[at : at + DIGEST_BYTES]]
 
 
 def find_wrong(device: BlockDevice, tree: HashTree, *, runs: list[Run] | None = None, on_bytes: Callable[[int], None]) -> list[Run]:
@@ -118,9 +168,9 @@ def _wrong_in(device: BlockDevice, tree: HashTree, chunk: Run) -> list[int]:
             return [chunk.start]
         return [block for single in chunk for block in _wrong_in(device, tree, range(single, single + 1))]
     read = len(data) // BLOCK_BYTES
-    digests = tree.leaves[chunk.start * DIGEST_BYTES : (chunk.start + read) * DIGEST_BYTES]
+    expected = tree.leaves[chunk.start * DIGEST_BYTES : (chunk.start + read) * DIGEST_BYTES]
     beyond = range(chunk.start + read, chunk.stop)  # the device's end
-    return [*(chunk.start + number for number in wrong_blocks(data, tree.salt, digests)), *beyond]
+    return [*(chunk.start + number for number in wrong_blocks(data, tree.salt, expected)), *beyond]
 
 
 def as_runs(blocks: list[int]) -> list[Run]:

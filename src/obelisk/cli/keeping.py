@@ -1,0 +1,113 @@
+"""Commands for the keys that sign releases: keys init, rotate, show and trust."""
+
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from obelisk.cli.places import open_store
+from obelisk.cli.publisher import keyring_of, new_passphrase, own_tester, place_of, publishing, read_key, repository_at
+from obelisk.cli.terminal import answer
+from obelisk.errors import InputError
+from obelisk.release.keys import Role, Wish, create, public_key
+from obelisk.release.known import Known
+from obelisk.release.publisher import Publisher, warnings
+from obelisk.release.rotating import RootWish, Rotated, rotate, rotate_root, set_testers
+
+
+def keys(arguments: Namespace) -> int:
+    """Run one of the commands for release keys."""
+    actions = {"init": _init, "rotate": _rotate, "token": _token, "show": _show, "trust": _trust}
+    return actions[arguments.action](arguments)
+
+
+def _init(arguments: Namespace) -> int:
+    keyring = keyring_of(arguments)
+    wish = Wish(arguments.root_keys, arguments.threshold, keyring.roots)
+    made = create(keyring, wish, passphrase=new_passphrase() if arguments.passphrase else b"")
+    lines = [f"made {file.path} ({file.public.keyid[:12]})" for file in made] or ["every key is there already"]
+    if any(file.role is Role.ROOT and file.path.parent == keyring.directory for file in made):
+        lines.append("move the private root keys (root-*.key) to where daily work does not see them, and name that place by --root")
+    lines.append(
+        f"a repository needs {keyring.threshold} of {len(keyring.publics(Role.ROOT))} root keys to begin and to change keys; copy them now"
+    )
+    found = [{"role": file.role.value, "file": str(file.path), "id": file.public.keyid} for file in made]
+    answer("\n".join(lines), json_wanted=arguments.json, made=found, threshold=keyring.threshold)
+    return 0
+
+
+def _rotate(arguments: Namespace) -> int:
+    passphrase = new_passphrase() if arguments.passphrase else b""
+    with publishing(arguments, open_store(arguments)) as publisher:
+        if arguments.role == "tester":
+            return _rotate_tester(arguments, publisher)
+        if arguments.role == "root":
+            place = Path(arguments.new_root).absolute() if arguments.new_root else next(iter(publisher.keyring.roots), None)
+            wish = RootWish(tuple(arguments.drop), place, arguments.threshold)
+            done = rotate_root(publisher, wish, passphrase=passphrase)
+        else:
+            done = rotate(publisher, Role(arguments.role), passphrase=passphrase)
+    _tell_rotated(arguments, done)
+    return 0
+
+
+def _tell_rotated(arguments: Namespace, done: Rotated) -> None:
+    lines = [f"made {file.path} ({file.public.keyid[:12]})" for file in done.made]
+    lines.append(f"{arguments.role} is signed by {', '.join(key[:12] for key in done.key_ids)}")
+    lines += [f"{key[:12]} counts no more here; remove its files when no other repository needs it" for key in done.dropped]
+    made = [str(file.path) for file in done.made]
+    answer("\n".join(lines), json_wanted=arguments.json, keys=list(done.key_ids), dropped=list(done.dropped), made=made)
+
+
+def _rotate_tester(arguments: Namespace, publisher: Publisher) -> int:
+    add = [read_key(Path(name)) for name in arguments.add] or list(own_tester().keys)
+    known = {public_key(pem.encode(), "testers.json").keyid: pem for pem in publisher.opened().contents.testers.keys}
+    drop = [key for key in known if any(key.startswith(begin) for begin in arguments.drop)]
+    if any(not any(key.startswith(begin) for key in known) for begin in arguments.drop):
+        raise InputError(
+            f"{', '.join(arguments.drop)} is no tester", code="key-unknown", hint=f"testers: {', '.join(key[:12] for key in known)}"
+        )
+    gone = [public_key(known[key].encode(), "testers.json") for key in drop]
+    testers = set_testers(publisher, add=add, drop=gone, force=arguments.force)
+    ids = [public_key(pem.encode(), "testers.json").keyid for pem in testers.keys]
+    answer(f"proofs count by {', '.join(key[:12] for key in ids) or 'nobody'}", json_wanted=arguments.json, keys=ids, dropped=drop)
+    return 0
+
+
+def _token(arguments: Namespace) -> int:
+    keyring = keyring_of(arguments)
+    role = Role(arguments.role)
+    made = keyring.adopt(role, arguments.key, next(iter(keyring.roots), None) if role is Role.ROOT else None)
+    what = f"{made.path} ({made.public.keyid[:12]}) is the key for {role} of new repositories"
+    text = f"{what}; for one that is there already: `obelisk keys rotate {role}`"
+    answer(text, json_wanted=arguments.json, file=str(made.path), id=made.public.keyid)
+    return 0
+
+
+def _show(arguments: Namespace) -> int:
+    keyring = keyring_of(arguments)
+    here = {file.public.keyid: file for role in Role for file in keyring.files(role)}
+    lines = [f"{file.path}  {file.role}  {key[:12]}" for key, file in here.items()] or [f"there are no release keys in {keyring.directory}"]
+    result: dict[str, object] = {"here": [{"role": file.role.value, "file": str(file.path), "id": key} for key, file in here.items()]}
+    if arguments.repo is not None:
+        there = repository_at(str(place_of(arguments)))
+        roles = {}
+        for role in Role:
+            ids = there.trusted.key_ids(role)
+            at = there.trusted.signed(role).expires
+            listed = ", ".join(key[:12] + (" (here)" if key in here else "") for key in ids)
+            lines.append(f"{role:<10} {there.trusted.threshold(role)} of {listed}; holds until {at:%Y-%m-%d %H:%M} UTC")
+            roles[role.value] = {"keys": list(ids), "threshold": there.trusted.threshold(role), "expires": at.isoformat()}
+        testers = [public_key(pem.encode(), "testers.json").keyid for pem in there.contents.testers.keys]
+        lines.append(f"{'tester':<10} {', '.join(key[:12] for key in testers) or 'nobody'}")
+        lines += warnings(there.trusted, datetime.now(UTC))
+        result |= {"roles": roles, "testers": testers}
+    answer("\n".join(lines), json_wanted=arguments.json, **result)
+    return 0
+
+
+def _trust(arguments: Namespace) -> int:
+    there = repository_at(str(place_of(arguments)))
+    keyring = keyring_of(arguments)
+    Known(keyring.directory / "known.json").accept(there.first_root, there.trusted.timestamp.signed.version)
+    answer(f"the keys in {keyring.directory} sign {there.shelf.root} from now on", json_wanted=arguments.json, repo=str(there.shelf.root))
+    return 0

@@ -1,0 +1,117 @@
+"""A repository on another machine: a working copy here, brought up to date before a change, and sent after it.
+
+What is sent goes in the order in which a repository is written, so that readers there see the old state or the new one; what is to be
+removed goes last. A sending that was cut is finished by the next command.
+
+    <copy>         the working copy
+    <copy>.seen    SHA-256 of the timestamp that the target had when it was last read or sent
+    <copy>.lock    held by who changes it
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from obelisk.errors import StateError, TrustError
+from obelisk.events import Sink, task
+from obelisk.release.repository import Repository
+from obelisk.release.shelf import FILES, METADATA, TARGETS, Shelf
+from obelisk.system import rsync
+from obelisk.system.files import locked, write_durably, written_by_name
+
+_TIMESTAMP = f"{METADATA}/timestamp.json"
+
+
+class Mirror:
+    """`target` on another machine, whose working copy is `place`."""
+
+    def __init__(self, target: str, place: Path) -> None:
+        self.target = target.rstrip("/")
+        self.shelf = Shelf(place)
+
+    @contextmanager
+    def changing(self, sink: Sink) -> Iterator[None]:
+        """The working copy is what the target is, may be changed, and is sent after a block that ends well.
+
+        Raises:
+            TransportError: the other machine cannot be reached.
+            StateError: somebody else has changed the target meanwhile, or uses the working copy.
+        """
+        with written_by_name(self.shelf.root):
+            self.shelf.root.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.shelf.root.with_name(f"{self.shelf.root.name}.lock"), wait=False):
+            there = self.update(sink)
+            yield
+            if self.shelf.metadata("timestamp.json") is not None:
+                self._send(sink, there)
+
+    def update(self, sink: Sink) -> bytes:
+        """Bring the working copy up to date, and return the target's timestamp; nothing when there is none.
+
+        A working copy stays when the target is what was last sent or read: what it is ahead by has not been sent yet.
+
+        Raises:
+            TransportError: the other machine cannot be reached.
+            TrustError: the target is not to be trusted, or is another repository than it was.
+        """
+        with written_by_name(self.shelf.root):
+            self.shelf.root.mkdir(parents=True, exist_ok=True)
+        there = rsync.fetch(self.target, _TIMESTAMP) or b""
+        if there not in {b"", self.shelf.metadata("timestamp.json")} and hashlib.sha256(there).hexdigest() != self._last_seen():
+            with task(sink, "mirror", f"Reading {self.target}") as running:
+                self._take_over(running.output)
+        return there
+
+    def _take_over(self, on_line: Callable[[str], None]) -> None:
+        """Put what the target is in the place of the working copy, once it is known to be right."""
+        place = self.shelf.root
+        fresh, old = (place.with_name(f"{place.name}.{word}") for word in ("new", "old"))
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir()
+        rsync.pull(self.target, fresh, known=place, on_line=on_line)
+        found = Repository.open(Shelf(fresh))
+        first = self.shelf.metadata("1.root.json")
+        if first is not None and first != found.first_root:
+            raise TrustError(
+                f"{self.target} is not the repository that it was", code="repository-unknown", hint=f"if it is right, remove {place} first"
+            )
+        place.rename(old)
+        fresh.rename(place)
+        shutil.rmtree(old)
+        self._see()
+
+    def _send(self, sink: Sink, expected: bytes) -> None:
+        there = rsync.fetch(self.target, _TIMESTAMP) or b""
+        if there != expected:
+            raise StateError(
+                f"{self.target} was changed by somebody else meanwhile",
+                code="repository-changed",
+                hint="run the command again, on what it is now",
+            )
+        if there == self.shelf.metadata("timestamp.json"):
+            return
+        with task(sink, "mirror", f"Sending to {self.target}") as running:
+            if self.shelf.path(FILES).exists():
+                rsync.push(self.shelf.root, self.target, [FILES], named_by_content=True, on_line=running.output)
+            signed = [name for name in self.shelf.names(METADATA) if name != _TIMESTAMP]
+            for names in ([TARGETS], signed, [_TIMESTAMP]):
+                rsync.push(self.shelf.root, self.target, names, named_by_content=False, on_line=running.output)
+            rsync.remove(self.shelf.root, self.target, [FILES, TARGETS, METADATA])
+        self._see()
+
+    def _last_seen(self) -> str:
+        """The SHA-256 of the timestamp that the target had when it was last read or sent."""
+        try:
+            return self._seen.read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    def _see(self) -> None:
+        write_durably(self._seen, hashlib.sha256(self.shelf.metadata("timestamp.json") or b"").hexdigest().encode())
+
+    @property
+    def _seen(self) -> Path:
+        return self.shelf.root.with_name(f"{self.shelf.root.name}.seen")

@@ -1,0 +1,169 @@
+"""What a publisher does: release, promote, withdraw. Each is one change of a repository, seen by readers at once or not at all.
+
+Each may be repeated after it was cut: what it had written is written over, found, or swept.
+"""
+
+from dataclasses import dataclass, replace
+
+from obelisk.errors import TrustError
+from obelisk.events import task
+from obelisk.model import publication
+from obelisk.model.image import PartKind
+from obelisk.model.publication import Contents, Terms, Withdrawal
+from obelisk.model.release import EdgeFile, File, Hosts, Release, Testers
+from obelisk.release.delivery import ImageFiles
+from obelisk.release.proofs import counts
+from obelisk.release.publisher import Founding, Publisher, refuse_remains
+from obelisk.release.repository import Repository
+from obelisk.release.shelf import file_of
+from obelisk.store import StoredImage
+
+PROVENANCE = "provenance.dsse.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An image to be released: with these proofs (envelopes), and with these edges (`publication.edges_from`)."""
+
+    image: StoredImage
+    proofs: tuple[bytes, ...]
+    channel: str
+    terms: Terms
+    edges: str = "previous"
+
+
+def release(publisher: Publisher, wanted: Wanted, founding: Founding) -> Release:
+    """Make an image available in a channel; makes the repository when there is none. Nothing changes when the channel has it already.
+
+    Raises:
+        InputError, StateError: it cannot be released as wanted (`publication.admit`), or keys are missing.
+        TrustError: it has no proof that counts, is signed by a test key, or the repository is not to be trusted.
+    """
+    manifest = wanted.image.manifest
+    with publisher.shelf.writing():
+        there = publisher.opened() if publisher.shelf.metadata("timestamp.json") is not None else None
+        if there is None:
+            refuse_remains(publisher)
+        contents = there.contents if there else Contents(founding.testers)
+        new = publication.admit(contents, manifest, wanted.channel, wanted.terms)
+        proofs = _proofs_that_count(contents.testers, wanted)
+        known = contents.release(manifest.id)
+        publisher.ensure_keys(there, founding)
+        with task(publisher.sink, "release", f"Release of {manifest.label}") as running:
+            made = _with_proofs(publisher, known, proofs) if known else _add(publisher, contents, wanted, proofs)
+            made = _with_edges(publisher, contents, made, wanted.channel, wanted.edges)
+            if new:
+                contents = publication.listed(contents, made, wanted.channel, publisher.act)
+            elif made == known:
+                running.detail = "already there"
+                return made
+            else:
+                contents = contents.with_release(made)
+            if there is None:
+                publisher.found(contents, founding)
+            else:
+                publisher.commit(there, contents)
+        return made
+
+
+def promote(publisher: Publisher, version: str, source: str, target: str, *, name: str | None = None, edges: str = "previous") -> Release:
+    """Make a release of one channel available in another as well: the same bits.
+
+    Raises:
+        InputError, StateError: it cannot be promoted (`publication.promotable`), or keys are missing.
+        TrustError: the repository is not to be trusted.
+    """
+    with publisher.changing() as there:
+        found = publication.promotable(there.contents, version, source, target, name=name)
+        with task(publisher.sink, "promote", f"{found.name} {found.version} from {source} to {target}"):
+            found = _with_edges(publisher, there.contents, found, target, edges)
+            publisher.commit(there, publication.listed(there.contents, found, target, publisher.act, source=source))
+        return found
+
+
+def withdraw(publisher: Publisher, version: str, *, hosts: Hosts, channel: str | None = None, name: str | None = None) -> Withdrawal:
+    """Take a release back: no host takes it any more, and those that run it do as `hosts` says.
+
+    Raises:
+        InputError, StateError: it cannot be withdrawn (`publication.withdraw`), or keys are missing.
+        TrustError: the repository is not to be trusted.
+    """
+    with publisher.changing() as there:
+        done = publication.withdraw(there.contents, version, publisher.act, hosts=hosts, channel=channel, name=name)
+        with task(publisher.sink, "withdraw", f"Withdrawal of {version}"):
+            publisher.commit(there, done.contents)
+        return done
+
+
+def _proofs_that_count(testers: Testers, wanted: Wanted) -> tuple[bytes, ...]:
+    proofs = tuple(each for each in wanted.proofs if counts(testers, each, wanted.image.id))
+    if not proofs:
+        raise TrustError(
+            f"{wanted.image.manifest.label} has no proof that counts: {len(wanted.proofs)} proofs, {len(testers.keys)} testers",
+            code="release-unproven",
+            hint="run `obelisk test` on it with a tester's key; `obelisk keys show REPO` says whose proofs count",
+        )
+    return proofs
+
+
+def _add(publisher: Publisher, contents: Contents, wanted: Wanted, proofs: tuple[bytes, ...]) -> Release:
+    """Put the files of an image on the shelf. Nothing names them yet."""
+    image, shelf = wanted.image, publisher.shelf
+    manifest = image.manifest
+    for part in manifest.parts:
+        if part.kind is not PartKind.ROOT:
+            shelf.take(image.part_path(part.kind), File(part.sha256, part.size_bytes))
+    packed = publisher.delivery.pack(_files(image), contents.releases, publisher.find, publisher.work, publisher.sink)
+    for pack in packed.packs:
+        shelf.take(pack, file_of(pack))
+    provenance = image.extra(PROVENANCE)
+    return Release(
+        image=image.id,
+        name=manifest.name,
+        version=manifest.version,
+        root_hash=manifest.root_hash,
+        root_bytes=manifest.part(PartKind.ROOT).size_bytes,
+        minimum=wanted.terms.minimum,
+        manifest=publisher.keep(manifest.to_bytes()),
+        proofs=tuple(publisher.keep(each) for each in proofs),
+        provenance=publisher.keep(provenance.read_bytes()) if provenance else None,
+        index=publisher.take(packed.index),
+    )
+
+
+def _with_proofs(publisher: Publisher, known: Release, proofs: tuple[bytes, ...]) -> Release:
+    return replace(known, proofs=tuple(dict.fromkeys((*known.proofs, *(publisher.keep(each) for each in proofs)))))
+
+
+def _with_edges(publisher: Publisher, contents: Contents, new: Release, channel: str, wish: str) -> Release:
+    """The release with what edges are wanted and missing."""
+    old = publication.edges_from(contents, new, channel, wish)
+    if not old:
+        return new
+    there = Repository.open(publisher.shelf)
+    after = _image_files(publisher, there, new)
+    edges = []
+    for each in old:
+        with task(publisher.sink, f"edge/{each.version}", f"Edge from {each.version}") as running:
+            made = publisher.delivery.edge(_image_files(publisher, there, each), after, publisher.work, publisher.sink)
+            edges.append(EdgeFile(each.image, each.version, publisher.take(made)))
+            running.detail = f"{edges[-1].file.size_bytes} bytes"
+    return publication.with_edges(new, edges)
+
+
+def _image_files(publisher: Publisher, there: Repository, wanted: Release) -> ImageFiles:
+    """An image as files: of the store where it is still there, else from the repository."""
+    stored = publisher.stored(wanted.image)
+    if stored is not None:
+        return _files(stored)
+    manifest = there.manifest(wanted)
+    root = publisher.work / f"{wanted.image}.root"
+    if not root.exists():
+        with task(publisher.sink, f"restore/{wanted.version}", f"{wanted.version} out of the repository"):
+            publisher.delivery.restore(wanted, there.find, root)
+    tree, uki = (manifest.part(kind) for kind in (PartKind.VERITY, PartKind.UKI))
+    return ImageFiles(manifest, root, *(there.find(File(part.sha256, part.size_bytes)) for part in (tree, uki)))
+
+
+def _files(image: StoredImage) -> ImageFiles:
+    return ImageFiles(image.manifest, *(image.part_path(kind) for kind in (PartKind.ROOT, PartKind.VERITY, PartKind.UKI)))
