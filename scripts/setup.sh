@@ -53,6 +53,8 @@ install_programs() {
         need gpg gpg
         need gpg-agent gpg-agent
         need gpgconf gpgconf
+        # For images that tests push and pull.
+        need docker-registry docker-registry
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

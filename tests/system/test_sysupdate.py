@@ -1,5 +1,6 @@
 """A stock systemd-sysupdate follows a channel: from a web server, checked by its own means, onto a disk as hosts have it."""
 
+import os
 import shutil
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from obelisk.build import slots
 from obelisk.build.image import disk_of
 from obelisk.errors import CommandError
 from obelisk.events import silent
-from obelisk.model.image import PartKind
+from obelisk.model.image import Manifest, PartKind
 from obelisk.model.partitions import partition_uuids
 from obelisk.model.release import Channel, Listing
 from obelisk.model.state import Encryption
@@ -28,6 +29,29 @@ from obelisk.system.bubblewrap import Room, read_only, writable
 
 EXPIRES = date(2100, 1, 1)
 READ_ONLY = 1 << 60
+
+
+@dataclass(frozen=True)
+class Files:
+    """An image of the store."""
+
+    stored: StoredImage
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.stored.manifest
+
+    @property
+    def root(self) -> Path:
+        return self.stored.part_path(PartKind.ROOT)
+
+    @property
+    def tree(self) -> Path:
+        return self.stored.part_path(PartKind.VERITY)
+
+    @property
+    def uki(self) -> Path:
+        return self.stored.part_path(PartKind.UKI)
 
 
 @dataclass
@@ -47,7 +71,11 @@ class Shop:
             last = listings.pop()
             listings.append(Listing(last.version, last.image, last.at, last.by, withdrawn=withdrawn))
         channel = Channel("web", "stable", tuple(listings), listings[-1].version)
-        return sysupdate.sync(self.repository, channel, self.store.image, signer=self.signer, expires=EXPIRES, sink=silent)
+
+        def find(image: str) -> Files:
+            return Files(self.store.image(image))
+
+        return sysupdate.sync(self.repository, channel, find, signer=self.signer, expires=EXPIRES, sink=silent)
 
 
 @pytest.fixture(scope="module")
@@ -116,27 +144,81 @@ class Machine:
         return subprocess.run(words, check=False).returncode == 0
 
 
-@pytest.fixture
-def machine(shop: Shop, tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(shop, tmp_path)
+@pytest.fixture(scope="module")
+def machine(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """One for all: what is refused leaves it as it is, and the last test has it updated."""
+    place = tmp_path_factory.mktemp("machine")
+    made = Machine(shop, place)
     image = shop.images[0]
     layout = slots.layout_of(image.manifest)
     with shop.store.workspace() as work:
         subprocess.run(["cp", "--sparse=always", disk_of(image, shop.store, shop.room, work), made.disk], check=True)
-    (tmp_path / "repart.d").mkdir()
+    (place / "repart.d").mkdir()
     for name, text in slots.host_definitions(layout.root_bytes, 2, Encryption.NONE).items():
-        (tmp_path / "repart.d" / name).write_text(text)
+        (place / "repart.d" / name).write_text(text)
     size = slots.host_disk_bytes(layout, state=1 << 30)
     words = ["systemd-repart", "--offline=yes", "--dry-run=no", f"--size={size}", "--definitions=/host/repart.d", "/host/disk.raw"]
-    shop.room.run(words, binds=[writable(tmp_path, "/host")])
+    shop.room.run(words, binds=[writable(place, "/host")])
     for directory in ("esp/EFI/Linux", "esp/EFI/obelisk", "etc"):
-        (tmp_path / directory).mkdir(parents=True)
+        (place / directory).mkdir(parents=True)
     shutil.copyfile(image.part_path(PartKind.UKI), made.esp / "EFI/Linux/web_1.efi")
     (made.esp / "EFI/obelisk/web_1.json").write_bytes(image.manifest.to_bytes())
-    (tmp_path / "os-release").write_text("ID=debian\nIMAGE_ID=web\nIMAGE_VERSION=1\n")
-    (tmp_path / "etc/import-pubring.gpg").write_bytes(shop.signer.keyring())
+    (place / "os-release").write_text("ID=debian\nIMAGE_ID=web\nIMAGE_VERSION=1\n")
+    (place / "etc/import-pubring.gpg").write_bytes(shop.signer.keyring())
     yield made
     made.disk.unlink()
+
+
+def test_what_is_withdrawn_is_not_offered(shop: Shop, machine: Machine) -> None:
+    shop.publish(withdrawn="eats data")
+    with serving(shop.repository) as url:
+        assert "candidate" not in machine.sysupdate(url, "list")
+        assert "No update needed" in machine.sysupdate(url, "update")
+    assert "web_2" not in machine.partitions()
+
+
+def test_a_channel_without_any_release_is_understood(shop: Shop, machine: Machine) -> None:
+    shop.publish(withdrawn="eats data", releases=1)
+    with serving(shop.repository) as url:
+        assert "candidate" not in machine.sysupdate(url, "list")
+
+
+@pytest.mark.parametrize("file", ["SHA256SUMS", "SHA256SUMS.gpg"])
+def test_a_flipped_bit_of_listing_or_signature_is_refused(shop: Shop, machine: Machine, tmp_path: Path, file: str) -> None:
+    published = shop.publish()
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy / "sysupdate/web/stable", copy_function=os.link)
+    damaged = copy / "sysupdate/web/stable" / file
+    data = bytearray(damaged.read_bytes())
+    data[60] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(data)
+    with serving(copy) as url, pytest.raises(CommandError):
+        machine.sysupdate(url, "update")
+    assert "web_2" not in machine.partitions()
+
+
+def test_another_key_is_refused(shop: Shop, machine: Machine, tmp_path: Path) -> None:
+    copy = tmp_path / "copy/sysupdate/web/stable"
+    shutil.copytree(shop.publish(), copy, copy_function=os.link)
+    (copy / "SHA256SUMS.gpg").unlink()
+    stranger = Signer.of(shop.room, tmp_path / "stranger.key")
+    (copy / "SHA256SUMS.gpg").write_bytes(stranger.sign((copy / "SHA256SUMS").read_bytes()))
+    with serving(tmp_path / "copy") as url, pytest.raises(CommandError, match="No public key"):
+        machine.sysupdate(url, "update")
+    assert "web_2" not in machine.partitions()
+
+
+def test_a_swapped_file_leaves_the_running_release_the_only_one(shop: Shop, machine: Machine, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    directory = copy / "sysupdate/web/stable"
+    shutil.copytree(shop.publish(), directory, copy_function=os.link)
+    (directory / "web_2.efi").unlink()
+    (directory / "web_2.efi").hardlink_to(directory / "web_1.efi")
+    with serving(copy) as url, pytest.raises(CommandError):
+        machine.sysupdate(url, "update")
+    assert [path.name for path in (machine.esp / "EFI/Linux").glob("*.efi")] == ["web_1.efi"]
+    assert "web_2" not in machine.partitions()
 
 
 def test_it_installs_the_newest_release_where_the_next_boot_finds_it(shop: Shop, machine: Machine) -> None:
@@ -159,50 +241,3 @@ def test_it_installs_the_newest_release_where_the_next_boot_finds_it(shop: Shop,
         "web_2+3-0.efi": new.part_path(PartKind.UKI).read_bytes(),
     }
     assert (machine.esp / "EFI/obelisk/web_2.json").read_bytes() == new.manifest.to_bytes()
-
-
-def test_what_is_withdrawn_is_not_offered(shop: Shop, machine: Machine) -> None:
-    shop.publish(withdrawn="eats data")
-    with serving(shop.repository) as url:
-        assert "candidate" not in machine.sysupdate(url, "list")
-        assert "No update needed" in machine.sysupdate(url, "update")
-    assert "web_2" not in machine.partitions()
-
-
-def test_a_channel_without_any_release_is_understood(shop: Shop, machine: Machine) -> None:
-    shop.publish(withdrawn="eats data", releases=1)
-    with serving(shop.repository) as url:
-        assert "candidate" not in machine.sysupdate(url, "list")
-
-
-@pytest.mark.parametrize("file", ["SHA256SUMS", "SHA256SUMS.gpg"])
-def test_a_flipped_bit_of_listing_or_signature_is_refused(shop: Shop, machine: Machine, tmp_path: Path, file: str) -> None:
-    published = shop.publish()
-    copy = tmp_path / "copy"
-    shutil.copytree(published, copy / "sysupdate/web/stable")
-    damaged = copy / "sysupdate/web/stable" / file
-    data = bytearray(damaged.read_bytes())
-    data[60] ^= 1
-    damaged.write_bytes(data)
-    with serving(copy) as url, pytest.raises(CommandError):
-        machine.sysupdate(url, "update")
-    assert "web_2" not in machine.partitions()
-
-
-def test_another_key_is_refused(shop: Shop, machine: Machine, tmp_path: Path) -> None:
-    shop.publish()
-    stranger = Signer.of(shop.room, tmp_path / "stranger.key")
-    (tmp_path / "etc/import-pubring.gpg").write_bytes(stranger.keyring())
-    with serving(shop.repository) as url, pytest.raises(CommandError, match=r"not found|No public key"):
-        machine.sysupdate(url, "update")
-
-
-def test_a_swapped_file_leaves_the_running_release_the_only_one(shop: Shop, machine: Machine, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(shop.publish(), copy / "sysupdate/web/stable")
-    directory = copy / "sysupdate/web/stable"
-    shutil.copyfile(directory / "web_1.efi", directory / "web_2.efi")
-    with serving(copy) as url, pytest.raises(CommandError):
-        machine.sysupdate(url, "update")
-    assert [path.name for path in (machine.esp / "EFI/Linux").glob("*.efi")] == ["web_1.efi"]
-    assert "web_2" not in machine.partitions()

@@ -31,8 +31,17 @@ class Image:
     manifest: Manifest
     directory: Path
 
-    def part_path(self, kind: PartKind) -> Path:
-        return self.directory / self.manifest.part(kind).file
+    @property
+    def root(self) -> Path:
+        return self.directory / "root"
+
+    @property
+    def tree(self) -> Path:
+        return self.directory / "verity"
+
+    @property
+    def uki(self) -> Path:
+        return self.directory / "uki"
 
 
 class Shelf:
@@ -173,14 +182,14 @@ def test_files_of_the_repository_are_shared(repository: Path, shelf: Shelf) -> N
     made = sync(repository, channel_of(listing), shelf)
     assert (made / "shop_1.efi").samefile(own)
     # The store's own files are not: a link to them would be changed with them.
-    assert not (made / Names.of(image.manifest).verity).samefile(image.part_path(PartKind.VERITY))
+    assert not (made / Names.of(image.manifest).verity).samefile(image.tree)
 
 
 @pytest.mark.parametrize("kind", [PartKind.ROOT, PartKind.VERITY, PartKind.UKI])
 def test_a_damaged_part_is_refused_and_what_was_there_stays(repository: Path, shelf: Shelf, kind: PartKind) -> None:
     one, two = shelf.add("1"), shelf.add("2")
     made = sync(repository, channel_of(one), shelf)
-    shelf.images[two.image].part_path(kind).write_text("other")
+    (shelf.images[two.image].directory / kind.value).write_text("other")
     with pytest.raises(TrustError) as caught:
         sync(repository, channel_of(one, two), shelf)
     assert caught.value.code == "part-damaged"

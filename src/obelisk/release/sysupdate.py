@@ -50,14 +50,19 @@ _TRIES = 3
 
 
 class Image(Protocol):
-    """An image whose parts are at hand, such as the store's."""
+    """An image whose root, hash tree and kernel image are files of this machine."""
 
     @property
-    def manifest(self) -> Manifest:
-        """What it is."""
+    def manifest(self) -> Manifest: ...  # noqa: D102 - these are what the class says
 
-    def part_path(self, kind: PartKind) -> Path:
-        """The file of one part; whoever made this object may take time to make the file."""
+    @property
+    def root(self) -> Path: ...  # noqa: D102
+
+    @property
+    def tree(self) -> Path: ...  # noqa: D102
+
+    @property
+    def uki(self) -> Path: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,18 +351,17 @@ class _Maker:
         names = Names.of(manifest)
         (self.draft / names.manifest).write_bytes(manifest.to_bytes())
         found = {names.manifest: wanted}
-        for kind, name in ((PartKind.VERITY, names.verity), (PartKind.UKI, names.uki)):
+        for kind, name, given in ((PartKind.VERITY, names.verity, image.tree), (PartKind.UKI, names.uki, image.uki)):
             part = manifest.part(kind)
             own = self.repository / File(part.sha256, part.size_bytes).path
             if own.is_file():
                 _link(own, self.draft / name)
             else:
-                clone_or_copy(image.part_path(kind), self.draft / name)
+                clone_or_copy(given, self.draft / name)
             _require(self.draft / name, part)
             found[name] = part.sha256
-        root = image.part_path(PartKind.ROOT)
-        _require(root, manifest.part(PartKind.ROOT))
-        xz.compress(self.room, root, self.draft / names.root, self.running)
+        _require(image.root, manifest.part(PartKind.ROOT))
+        xz.compress(self.room, image.root, self.draft / names.root, self.running)
         found[names.root] = hash_file(self.draft / names.root)
         return found
 
