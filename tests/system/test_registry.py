@@ -20,6 +20,7 @@ from tool import Tool
 from obelisk.system.bubblewrap import Room
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
 # bcrypt of "secret", made once: few programs make such a line.
 HTPASSWD = "me:$2b$05$zQm/TW6ZFhX5B.FY1iFGLOgIFyl9ZUvVOvIEG5l6CWVlUQAudz97u\n"
 
@@ -33,7 +34,7 @@ class Registry:
 
     def get(self, path: str) -> dict[str, Any]:
         """What it answers, as JSON."""
-        request = urllib.request.Request(f"http://{self.host}/v2/{path}", headers={"Accept": MANIFEST})  # noqa: S310 - ours
+        request = urllib.request.Request(f"http://{self.host}/v2/{path}", headers={"Accept": f"{MANIFEST}, {INDEX}"})
         with urllib.request.urlopen(request) as answer:  # noqa: S310
             found: dict[str, Any] = json.load(answer)
         return found
@@ -167,11 +168,11 @@ def test_skopeo_looks_at_it_and_copies_it(tool: Tool, registry: Registry, pushed
 
 @pytest.mark.parametrize("how", ["flipped", "cut"])
 @pytest.mark.parametrize("what", ["root", "uki", "config"])
-def test_a_blob_that_rotted_in_the_registry_is_refused_and_nothing_is_kept(  # noqa: PLR0913, PLR0917 - two of them are cases
+def test_a_blob_that_rotted_in_the_registry_is_refused_and_nothing_is_kept(
     tool: Tool, registry: Registry, pushed: dict[str, Any], tmp_path: Path, how: str, what: str
 ) -> None:
     manifest = registry.get(f"os/web/manifests/{pushed['digest']}")
-    layers = {layer["mediaType"].split(".")[4]: layer["digest"] for layer in manifest["layers"]} | {"config": manifest["config"]["digest"]}
+    layers = {layer["mediaType"].split(".")[3]: layer["digest"] for layer in manifest["layers"]} | {"config": manifest["config"]["digest"]}
     blob = registry.blob(layers[what])
     good = blob.read_bytes()
     half = len(good) // 2
@@ -217,12 +218,13 @@ def test_a_registry_with_a_password_is_told_it_and_says_no_to_others(tool: Tool,
         file.write_text(json.dumps({"auths": {server.host: {"auth": b64encode(f"{name}:{password}".encode()).decode()}}}))
         return str(file)
 
+    elsewhere = ("env", "-u", "REGISTRY_AUTH_FILE", "-u", "XDG_RUNTIME_DIR")
     with running(tmp_path / "server", htpasswd=HTPASSWD) as server:
         place = f"{server.host}/web:1"
         error = tool.refused("push", str(tool.spec), place, "--credentials", login("me", "wrong"), status=4)
         assert error["code"] == "registry-denied"
         assert "'me'" in error["hint"]
-        nobody = replace(tool, prefix=("env", f"DOCKER_CONFIG={tmp_path / 'none'}", "-u", "REGISTRY_AUTH_FILE", "-u", "XDG_RUNTIME_DIR"))
+        nobody = replace(tool, prefix=(*elsewhere, f"DOCKER_CONFIG={tmp_path / 'none'}"))
         error = nobody.refused("push", str(tool.spec), place, status=4)
         assert "docker login" in error["hint"]
         said = tool.events("push", str(tool.spec), place, "--credentials", login("me", "secret"))[-1]

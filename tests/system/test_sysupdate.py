@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import subprocess
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -16,6 +17,7 @@ from tool import Tool
 
 from obelisk.build import slots
 from obelisk.build.image import disk_of
+from obelisk.cli import sysupdate as cli
 from obelisk.errors import CommandError
 from obelisk.events import silent
 from obelisk.model.image import Manifest, PartKind
@@ -89,7 +91,9 @@ def shop(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     (program,) = tool.store.glob("steps/*/output/tree/usr/lib/systemd/systemd-sysupdate")
     room = Room(program.parents[3])
     (home / "repository").mkdir()
-    made = Shop(store, room, home / "repository", Signer.of(room, home / "keys/sysupdate.key"), (store.image(first), store.image(second)))
+    made = Shop(
+        store, room, home / "repository", Signer.of(room, home / "keys/release/sysupdate.key"), (store.image(first), store.image(second))
+    )
     made.publish()
     yield made
     store.close()
@@ -167,6 +171,17 @@ def machine(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
     (place / "etc/import-pubring.gpg").write_bytes(shop.signer.keyring())
     yield made
     made.disk.unlink()
+
+
+def test_a_host_is_given_transfers_and_the_keyring(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBELISK_KEYS", str(shop.signer.key.parents[1]))
+    asked = Namespace(name="web", channel="stable", url="https://example.org/os/", transfers=str(tmp_path / "host"), slots=2, tries=3)
+    asked.store, asked.json = str(shop.store.root), False
+    assert cli.transfers(asked) == 0
+    written = {path.name: path.read_bytes() for path in (tmp_path / "host").iterdir()}
+    assert written.pop("import-pubring.gpg") == shop.signer.keyring()
+    wanted = sysupdate.transfers("web", "https://example.org/os/sysupdate/web/stable")
+    assert written == {name: text.encode() for name, text in wanted.items()}
 
 
 def test_what_is_withdrawn_is_not_offered(shop: Shop, machine: Machine) -> None:

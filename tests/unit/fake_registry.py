@@ -3,12 +3,14 @@
 import hashlib
 import json
 import re
+import ssl
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -41,6 +43,7 @@ class Registry:
     shown: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     host: str = ""
+    certificate: Path | None = None
 
     @contextmanager
     def served(self) -> Iterator[str]:
@@ -51,6 +54,10 @@ class Registry:
             state = registry
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            if self.certificate is not None:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(self.certificate)
+                server.socket = context.wrap_socket(server.socket, server_side=True)
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
             thread.start()
             self.host = f"127.0.0.1:{server.server_port}"

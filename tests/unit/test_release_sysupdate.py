@@ -258,6 +258,7 @@ def test_a_channel_that_goes_takes_its_directory_with_it(repository: Path, shelf
     sysupdate.remove(repository, "shop", "stable")
     sysupdate.remove(repository, "shop", "stable")
     assert [path.name for path in other.parent.iterdir()] == ["testing"]
+    assert sysupdate.kept(repository) == (("shop", "testing"),)
     assert list(sysupdate.check(repository)) == []
 
 

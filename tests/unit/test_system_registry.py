@@ -4,10 +4,20 @@ import hashlib
 import json
 import socket
 import stat
+import threading
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from fake_registry import Faults
 from fake_registry import Registry as Fake
 
@@ -171,6 +181,85 @@ def test_a_registry_without_tls_is_only_used_when_that_is_asked_for() -> None:
         assert "--plain-http" in caught.value.hint
         with Registry(host, "shop", plain=True) as client:
             assert client.manifest("1") == b"{}"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody has signed but itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "registry")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "server.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(made.public_bytes(Encoding.PEM) + private)
+    return file
+
+
+def test_tls_takes_a_certificate_that_is_trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(manifests={"1": b"{}"}, certificate=certificate)
+    with fake.served() as host:
+        with Registry(host, "shop", plain=False) as client, pytest.raises(TransportError) as caught:
+            client.manifest("1")
+        assert caught.value.code == "registry-tls"
+        assert "SSL_CERT_FILE" in caught.value.hint
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with Registry(host, "shop", plain=False) as client:
+            assert client.manifest("1") == b"{}"
+
+
+def test_a_login_goes_through_no_proxy_in_the_clear(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    fake = Fake(manifests={"1": b"{}"}, certificate=certificate, login=("me", "secret"))
+    with fake.served() as host, proxy() as (address, seen):
+        monkeypatch.setenv("https_proxy", f"http://friend:of%20ours@{address}")
+        with Registry(host, "shop", login=LOGIN, plain=False) as client:
+            assert client.manifest("1") == b"{}"
+        (asked,) = seen
+        assert asked.startswith(f"CONNECT {host} ".encode())
+        assert b"Proxy-Authorization: Basic " + b64encode(b"friend:of ours") in asked
+        assert b64encode(b"me:secret") not in asked
+
+
+@contextmanager
+def proxy() -> Iterator[tuple[str, list[bytes]]]:
+    """A proxy that connects one client at a time, and what it is told."""
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _address = server.accept()
+            with client:
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += client.recv(4096)
+                seen.append(head)
+                host, port = head.split()[1].decode().rsplit(":", 1)
+                with socket.create_connection((host, int(port))) as there:
+                    client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                    back = threading.Thread(target=relay, args=(there, client), daemon=True)
+                    back.start()
+                    relay(client, there)
+                    back.join()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}", seen
+        thread.join()
+
+
+def relay(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what comes until nothing more does."""
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "a.localhost"])

@@ -5,7 +5,7 @@
         <name>_<version>_<partition id>.verity.raw     its hash tree, which nothing compresses
         <name>_<version>.efi                           the UKI
         <name>_<version>.json                          the manifest; its SHA-256 is the image's id
-        BEST-BEFORE-<year>-<month>-<day>               empty; from that day on systemd (258 or later) refuses the listing
+        BEST-BEFORE-<year>-<month>-<day>               empty; from that day on newer systemd than 257 refuses the listing
         SHA256SUMS, SHA256SUMS.gpg                     the files above, and an OpenPGP signature of that
     sysupdate/<name>/.<channel>.new/                   being made, or just replaced
 
@@ -221,10 +221,16 @@ def place(repository: Path, name: str, channel: str) -> Path:
     return repository / DIRECTORY / name / channel
 
 
+def kept(repository: Path) -> tuple[tuple[str, str], ...]:
+    """Which channels have a directory, as image's name and channel: those to `sync` when they change or their metadata is renewed."""
+    found = sorted((repository / DIRECTORY).glob("*/*"))
+    return tuple((path.parent.name, path.name) for path in found if path.is_dir() and not path.name.startswith("."))
+
+
 def sync(repository: Path, channel: Channel, find: Callable[[str], Image], *, signer: Signer, expires: date, sink: Sink) -> Path:
     """Make the directory of a channel what the channel says; return it. To be called after the channel itself has changed.
 
-    `find` gives the image of an id, and is asked only for what no channel's directory has yet. `expires` is the day on which the
+    `find` gives the image of an id, and is asked only for what no channel's directory has yet. `expires` is the day (UTC) on which the
     channel's metadata expires. Durable when this returns; may be repeated, and takes up after any interruption. One at a time for a
     repository: its lock is the caller's.
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
-from urllib.parse import SplitResult, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from obelisk import __version__
 from obelisk.errors import InputError, ObeliskError, TransportError, TrustError
@@ -338,7 +339,13 @@ class Registry:
         if url.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=_IDLE_S)
         self._context = self._context or ssl.create_default_context()
-        return http.client.HTTPSConnection(host, port, timeout=_IDLE_S, context=self._context)
+        proxy = _proxy(host)
+        if proxy is None:
+            return http.client.HTTPSConnection(host, port, timeout=_IDLE_S, context=self._context)
+        connection = http.client.HTTPSConnection(proxy.hostname or "", proxy.port, timeout=_IDLE_S, context=self._context)
+        shown = _basic(Login(unquote(proxy.username), unquote(proxy.password or ""))) if proxy.username is not None else ""
+        connection.set_tunnel(host, port or http.client.HTTPS_PORT, {"Proxy-Authorization": shown} if shown else {})
+        return connection
 
     def _drop(self, url: SplitResult) -> None:
         connection = self._connections.pop((url.scheme, url.netloc), None)
@@ -410,6 +417,12 @@ class Registry:
 
 
 _OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+def _proxy(host: str) -> SplitResult | None:
+    """The proxy that the environment names for a registry with TLS; without, it is this machine, or somebody has asked for the risk."""
+    through = "" if proxy_bypass(host) else getproxies().get("https", "")
+    return urlsplit(through if "://" in through else f"http://{through}") if through else None
 
 
 def _pieces(source: Path | bytes, start: int, length: int, on_bytes: OnBytes) -> Iterator[bytes]:
