@@ -229,7 +229,5 @@ def test_a_registry_with_a_password_is_told_it_and_says_no_to_others(tool: Tool,
         assert "docker login" in error["hint"]
         said = tool.events("push", str(tool.spec), place, "--credentials", login("me", "secret"))[-1]
         os.rename(tmp_path / "secret.json", tmp_path / "config.json")  # noqa: PTH104
-        found = replace(
-            empty(tool, tmp_path), prefix=("env", f"DOCKER_CONFIG={tmp_path}", "-u", "REGISTRY_AUTH_FILE", "-u", "XDG_RUNTIME_DIR")
-        )
+        found = replace(empty(tool, tmp_path), prefix=(*elsewhere, f"DOCKER_CONFIG={tmp_path}"))
         assert found.events("pull", place)[-1]["id"] == said["id"]

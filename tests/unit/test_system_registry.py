@@ -22,7 +22,7 @@ from fake_registry import Faults
 from fake_registry import Registry as Fake
 
 from obelisk.errors import InputError, TransportError, TrustError
-from obelisk.system import logins, registry
+from obelisk.system import logins, registry, registry_wire
 from obelisk.system.logins import Login
 from obelisk.system.registry import Registry, is_local
 
@@ -103,7 +103,7 @@ def test_a_manifest_other_than_its_digest_is_refused() -> None:
 
 
 def test_a_document_without_an_end_is_refused() -> None:
-    fake = Fake(manifests={"1": b"x" * (registry.DOCUMENT_BYTES + 1)})
+    fake = Fake(manifests={"1": b"x" * (registry_wire.DOCUMENT_BYTES + 1)})
     with fake.served() as host, Registry(host, "shop") as client, pytest.raises(TransportError) as caught:
         client.manifest("1")
     assert caught.value.code == "registry-too-long"
