@@ -74,6 +74,7 @@ class Registry:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which would wait for the client between headers and body
     state: Registry
 
     def log_message(self, *_args: object) -> None:

@@ -277,6 +277,16 @@ def test_an_image_of_another_kind_is_named(bench: Bench) -> None:
     assert bench.pull().image_id == bench.manifest.id
 
 
+def test_a_damaged_image_is_not_pushed(bench: Bench) -> None:
+    path = bench.store.image(bench.manifest.id).part_path(PartKind.UKI)
+    path.chmod(0o644)
+    path.write_bytes(b"kernal")
+    with pytest.raises(TrustError) as caught:
+        bench.push()
+    assert caught.value.code == "part-damaged"
+    assert bench.fake.written() == []
+
+
 def test_a_digest_cannot_be_pushed_to(bench: Bench) -> None:
     bench.reference = replace(bench.reference, at="sha256:" + "0" * 64)
     with pytest.raises(InputError) as caught:

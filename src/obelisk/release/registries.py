@@ -55,7 +55,7 @@ def push(image: StoredImage, proofs: Sequence[Path], place: Reference, registry:
     Raises:
         InputError: `place` is a digest.
         TransportError: the registry cannot be reached, or refuses.
-        TrustError: what the registry has under the tag, or a proof, is damaged.
+        TrustError: a part of the image, a proof, or what the registry says of the image is damaged.
     """
     if place.at.startswith("sha256:"):
         raise InputError(f"{place} is a digest", code="registry-reference", hint=f"name a tag: {place.host}/{place.name}:1")
@@ -103,6 +103,10 @@ def _as_before(document: bytes | None, manifest: Manifest, place: str, registry:
 
 def _layers(image: StoredImage, root: Path, sink: Sink) -> tuple[Layer, ...]:
     manifest = image.manifest
+    for part in manifest.parts:
+        path = image.part_path(part.kind)
+        if hash_file(path) != part.sha256:
+            raise TrustError(f"{path} is not the {part.kind.value} of {manifest.label}", code="part-damaged", hint="run `obelisk verify`")
     total = manifest.part(PartKind.ROOT).size_bytes
     with task(sink, "compress", "Compressing the root", total=total, unit="bytes") as running:
         zstream.compress(image.part_path(PartKind.ROOT), root, level=_LEVEL, workers=jobs(), on_bytes=running.counting(total))
