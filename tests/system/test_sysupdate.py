@@ -6,7 +6,7 @@ import struct
 import subprocess
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from uuid import UUID
@@ -182,6 +182,18 @@ def test_a_host_is_given_transfers_and_the_keyring(shop: Shop, tmp_path: Path, m
     assert written.pop("import-pubring.gpg") == shop.signer.keyring()
     wanted = sysupdate.transfers("web", "https://example.org/os/sysupdate/web/stable")
     assert written == {name: text.encode() for name, text in wanted.items()}
+
+
+def test_a_new_key_signs_what_the_old_one_has_signed(shop: Shop, tmp_path: Path) -> None:
+    made = shop.publish()
+    before = (made / "SHA256SUMS.gpg").read_bytes()
+    shop.publish()
+    assert (made / "SHA256SUMS.gpg").read_bytes() == before
+    other = replace(shop, signer=Signer.of(shop.room, tmp_path / "new.key"))
+    other.publish()
+    assert other.signer.has_signed((made / "SHA256SUMS").read_bytes(), made / "SHA256SUMS.gpg")
+    shop.publish()
+    assert not other.signer.has_signed((made / "SHA256SUMS").read_bytes(), made / "SHA256SUMS.gpg")
 
 
 def test_what_is_withdrawn_is_not_offered(shop: Shop, machine: Machine) -> None:

@@ -91,7 +91,11 @@ def without_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     def sign(_room: Room, _key: Path, data: bytes) -> bytes:
         return b"signature of " + data
 
+    def is_signature(_room: Room, _key: Path, data: bytes, signature: bytes) -> bool:
+        return signature == b"signature of " + data
+
     monkeypatch.setattr(xz, "compress", compress)
+    monkeypatch.setattr(gpg, "is_signature", is_signature)
     monkeypatch.setattr(gpg, "sign", sign)
 
 
@@ -172,6 +176,14 @@ def test_the_same_again_changes_nothing_but_a_later_day_does(repository: Path, s
     assert [path.name for path in made.glob("BEST*")] == ["BEST-BEFORE-2027-03-01"]
 
 
+def test_what_another_key_has_signed_is_signed_again(repository: Path, shelf: Shelf) -> None:
+    listing = shelf.add("1")
+    made = sync(repository, channel_of(listing), shelf)
+    (made / "SHA256SUMS.gpg").write_bytes(b"the old key's")
+    sync(repository, channel_of(listing), shelf)
+    assert (made / "SHA256SUMS.gpg").read_bytes() == b"signature of " + (made / "SHA256SUMS").read_bytes()
+
+
 def test_files_of_the_repository_are_shared(repository: Path, shelf: Shelf) -> None:
     listing = shelf.add("1")
     image = shelf.images[listing.image]
@@ -194,6 +206,9 @@ def test_a_damaged_part_is_refused_and_what_was_there_stays(repository: Path, sh
         sync(repository, channel_of(one, two), shelf)
     assert caught.value.code == "part-damaged"
     assert versions(made) == {"1"}
+    (shelf.images[two.image].directory / kind.value).unlink()
+    with pytest.raises(TrustError):
+        sync(repository, channel_of(one, two), shelf)
 
 
 def test_another_image_than_the_channel_names_is_refused(repository: Path, shelf: Shelf) -> None:

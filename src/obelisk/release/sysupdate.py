@@ -97,6 +97,10 @@ class Signer:
         with _naming(self.key):
             return gpg.sign(self.room, self.key, data)
 
+    def has_signed(self, data: bytes, signature: Path) -> bool:
+        """Whether that file is a signature of `data` by this key, and not by the one before."""
+        return signature.exists() and gpg.is_signature(self.room, self.key, data, signature.read_bytes())
+
     def keyring(self) -> bytes:
         """What hosts keep as /etc/systemd/import-pubring.gpg.
 
@@ -255,7 +259,7 @@ def sync(repository: Path, channel: Channel, find: Callable[[str], Image], *, si
         digests[marker(expires)] = sha256(b"").hexdigest()
         (draft / marker(expires)).touch()
         text = listing_text(digests)
-        if _says(target, text) and (target / SIGNATURE).exists():
+        if _says(target, text) and signer.has_signed(text, target / SIGNATURE):
             shutil.rmtree(draft)
             running.detail = "nothing to change"
             return target
@@ -361,10 +365,11 @@ class _Maker:
             part = manifest.part(kind)
             own = self.repository / File(part.sha256, part.size_bytes).path
             if own.is_file():
+                _require(own, part)
                 _link(own, self.draft / name)
             else:
+                _require(given, part)
                 clone_or_copy(given, self.draft / name)
-            _require(self.draft / name, part)
             found[name] = part.sha256
         _require(image.root, manifest.part(PartKind.ROOT))
         xz.compress(self.room, image.root, self.draft / names.root, self.running)
@@ -373,8 +378,14 @@ class _Maker:
 
 
 def _require(path: Path, part: Part) -> None:
-    if hash_file(path) != part.sha256:
-        raise TrustError(f"{path} is not the {part.kind.value} of the image", code="part-damaged", hint="run `obelisk verify`")
+    try:
+        sound = hash_file(path) == part.sha256
+    except FileNotFoundError:
+        sound = False
+    if not sound:
+        raise TrustError(
+            f"{path} is not the {part.kind.value} of the image", code="part-damaged", hint="run `obelisk verify`, and `obelisk repo verify`"
+        )
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ A key is one armoured file without a passphrase. gpg's own home lives and ends w
 import tempfile
 from pathlib import Path
 
+from obelisk.errors import CommandError
 from obelisk.system.bubblewrap import Bind, Room, read_only, writable
 from obelisk.system.files import write_durably
 
@@ -25,6 +26,10 @@ _SIGN = f"""{_HOME}
 own --import /key
 own --digest-algo SHA512 --output /out/made --detach-sign - </out/data
 """
+_VERIFY = f"""{_HOME}
+own --import /key
+own --trust-model always --verify /out/signature /out/data
+"""
 _EXPORT = f"""{_HOME}
 own --import /key
 own --export-options export-minimal --export >/out/made
@@ -43,6 +48,18 @@ def sign(room: Room, key: Path, data: bytes) -> bytes:
         CommandError: the file holds no secret key.
     """
     return _made(room, _SIGN, binds=(read_only(key, "/key"),), data=data)
+
+
+def is_signature(room: Room, key: Path, data: bytes, signature: bytes) -> bool:
+    """Whether it is a signature of `data` by that key."""
+    with tempfile.TemporaryDirectory(prefix="obelisk-gpg-") as scratch:
+        Path(scratch, "data").write_bytes(data)
+        Path(scratch, "signature").write_bytes(signature)
+        try:
+            room.run(["sh", "-c", _VERIFY], binds=[writable(Path(scratch), "/out"), read_only(key, "/key")], timeout_s=120)
+        except CommandError:
+            return False
+        return True
 
 
 def public_keyring(room: Room, key: Path) -> bytes:
