@@ -208,8 +208,13 @@ class _Handler(BaseHTTPRequestHandler):
             if digest.startswith("sha256:") and raw.get("subject", {}).get("digest") == subject:
                 entry = {"mediaType": raw["mediaType"], "digest": digest, "size": len(data), "artifactType": raw["artifactType"]}
                 entries.append(entry | ({"annotations": raw["annotations"]} if "annotations" in raw else {}))
-        index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
-        self._say(200, index, {"Content-Type": INDEX})
+        # Two on a page, as registries do it with more.
+        page = int(parse_qs(urlsplit(self.path).query).get("page", ["0"])[0])
+        headers = {"Content-Type": INDEX}
+        if len(entries) > 2 * page + 2:
+            headers["Link"] = f'<{urlsplit(self.path).path}?page={page + 1}>; rel="next"'
+        shown = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries[2 * page : 2 * page + 2]}
+        self._say(200, json.dumps(shown).encode(), headers)
 
     def _say(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

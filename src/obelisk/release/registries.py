@@ -137,15 +137,12 @@ def _send_blobs(registry: Registry, sources: dict[str, Path | bytes], place: str
 
 def _refer(registry: Registry, subject: Descriptor, listed: tuple[Descriptor, ...], documents: Sequence[bytes]) -> None:
     """Have the registry know what is said about the image: by itself, or by an index under the tag for those that keep no account."""
-    index = registry.referrers(subject.digest)
-    tag = oci.fallback_tag(subject.digest)
-    known = index if index is not None else registry.manifest(tag)
-    entries = oci.listed(known, f"{registry.host}/{registry.repository}:{tag}") if known is not None else ()
+    known, entries = _listed(registry, subject.digest)
     for descriptor, document in zip(listed, documents, strict=True):
         if descriptor.digest not in {entry.digest for entry in entries} or registry.manifest(descriptor.digest) is None:
             registry.put_manifest(descriptor.digest, document, MANIFEST)
-    if index is None and (wanted := oci.index_document((*entries, *listed))) != known:
-        registry.put_manifest(tag, wanted, INDEX)
+    if known is not None and (wanted := oci.index_document((*entries, *listed))) != known:
+        registry.put_manifest(oci.fallback_tag(subject.digest), wanted, INDEX)
 
 
 Judge = Callable[[Manifest, tuple[bytes, ...]], None]
@@ -250,11 +247,7 @@ def referring(registry: Registry, digest: str) -> tuple[Descriptor, ...]:
         StateError: that is more than anybody needs.
         TrustError: the index is damaged.
     """
-    index = registry.referrers(digest)
-    tag = oci.fallback_tag(digest)
-    if index is None:
-        index = registry.manifest(tag)
-    entries = oci.listed(index, f"{registry.host}/{registry.repository}:{tag}") if index is not None else ()
+    _known, entries = _listed(registry, digest)
     if len(entries) > _MOST_STATEMENTS:
         raise StateError(
             f"{registry.repository} has {len(entries)} statements about {digest}",
@@ -262,3 +255,13 @@ def referring(registry: Registry, digest: str) -> tuple[Descriptor, ...]:
             hint=f"at most {_MOST_STATEMENTS} are looked at: delete what is not needed, in the registry",
         )
     return entries
+
+
+def _listed(registry: Registry, digest: str) -> tuple[bytes | None, tuple[Descriptor, ...]]:
+    """What refers to a manifest, and the index under the fallback tag: empty when there is none yet, None when none is needed."""
+    pages = registry.referrers(digest)
+    tag = oci.fallback_tag(digest)
+    known = None if pages is not None else registry.manifest(tag) or b""
+    indexes = pages if pages is not None else (known,) if known else ()
+    place = f"{registry.host}/{registry.repository}:{tag}"
+    return known, tuple(entry for index in indexes for entry in oci.listed(index, place))

@@ -13,9 +13,9 @@ from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
-from obelisk.errors import TrustError
+from obelisk.errors import TransportError, TrustError
 from obelisk.system.logins import Login
 from obelisk.system.registry_wire import DOCUMENT_BYTES, Answer, LostError, Request, Wire, told
 
@@ -25,6 +25,8 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 PIECE_BYTES = 32 << 20
 _CHUNK_BYTES = 1 << 18
 _TRIES = 3
+_PAGES = 50
+_NEXT = re.compile(r'<([^>]+)>; *rel="?next"?')
 
 OnBytes = Callable[[int], None]
 
@@ -197,11 +199,29 @@ class Registry:
         self._wire.ask(request, {201})
         self.sent_bytes += len(document)
 
-    def referrers(self, digest: str) -> bytes | None:
-        """The index of manifests whose subject has that digest; None: the registry does not keep one."""
-        answer = self._wire.ask(Request("GET", self._url(f"referrers/{digest}"), {"Accept": INDEX}), {200, 404})
-        media_type = answer.headers.get("content-type", "").partition(";")[0]
-        return answer.body if answer.status == http.HTTPStatus.OK and media_type == INDEX else None
+    def referrers(self, digest: str) -> tuple[bytes, ...] | None:
+        """The pages of the index of manifests whose subject has that digest; None: the registry does not keep one.
+
+        Raises:
+            TransportError: there is no end to them.
+        """
+        pages: list[bytes] = []
+        url = self._url(f"referrers/{digest}")
+        while len(pages) < _PAGES:
+            answer = self._wire.ask(Request("GET", url, {"Accept": INDEX}), {200, 404})
+            if answer.status == http.HTTPStatus.NOT_FOUND or answer.headers.get("content-type", "").partition(";")[0] != INDEX:
+                return None
+            pages.append(answer.body)
+            more = _NEXT.search(answer.headers.get("link", ""))
+            if more is None:
+                return tuple(pages)
+            url = self._own(urljoin(answer.url, more[1]))
+        raise TransportError(f"{url}: lists without an end what refers to an image", code="registry-too-long", hint="is this a registry?")
+
+    def _own(self, url: str) -> str:
+        if not url.startswith(f"{self._base}/"):
+            raise TransportError(f"{self._base}: sends one on to {url}", code="registry-redirect", hint="the registry is set up wrong")
+        return url
 
     def _url(self, path: str) -> str:
         return f"{self._base}/v2/{self.repository}/{path}"
