@@ -63,6 +63,18 @@ _COMMANDS = {
     "retire": _Command("releasing", "discontinue releases that nothing needs", "obelisk retire --keep 3 --older-than 90d"),
     "repo": _Command("releasing", "look after a repository of releases", "obelisk repo verify repo"),
     "export": _Command("showing", "write an image to a file", "obelisk export shop --format qcow2 --output shop.qcow2"),
+    "push": _Command(
+        "registry",
+        "send an image, its proofs and bills of materials to an OCI registry",
+        """obelisk push shop localhost:5000/shop:1
+         obelisk push shop@2 registry.example.org/os/shop --credentials login.json""",
+    ),
+    "pull": _Command(
+        "registry",
+        "fetch an image and its proofs from an OCI registry",
+        """obelisk pull localhost:5000/shop:1
+         obelisk pull registry.example.org/os/shop:2 --tester tester.pub""",
+    ),
     "install": _Command("showing", "write an image onto a disk", "obelisk install shop /dev/sdb --erase sdb"),
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
@@ -258,6 +270,15 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     parsers["export"].add_argument("--format", choices=("raw", "qcow2", "erofs", "oci"), default="raw")
     parsers["export"].add_argument("--output", required=True, metavar="FILE")
     _release_arguments(parsers)
+    image_argument("push")
+    parsers["push"].add_argument("place", metavar="PLACE", help="registry/repository:tag; the tag may be left out where it is the version")
+    parsers["pull"].add_argument("place", metavar="PLACE", help="registry/repository:tag, or registry/repository@sha256:digest")
+    parsers["pull"].add_argument(
+        "--tester", action="append", metavar="FILE", help="take the image only with a proof that the key in this file (PEM) has signed"
+    )
+    for name in ("push", "pull"):
+        parsers[name].add_argument("--credentials", metavar="FILE", help="a file with the login, as `docker login` writes it")
+        parsers[name].add_argument("--plain-http", action="store_true", help="use no TLS (which this machine itself needs none for)")
     parsers["gc"].add_argument("--dry-run", action="store_true", help="only say what would go")
     parsers["gc"].add_argument("--all", action="store_true", help="keep nothing that can be made again")
     parsers["gc"].add_argument("--keep-days", type=int, metavar="DAYS")
