@@ -9,9 +9,9 @@ from obelisk.errors import InputError, TrustError
 from obelisk.model.image import Manifest
 from obelisk.release import registries
 from obelisk.release.oci import PREDICATE, Reference
+from obelisk.release.proofs import verify_proof
 from obelisk.system import logins
 from obelisk.system.registry import Registry
-from obelisk.trial.proof import verify_proof
 
 
 def push(arguments: Namespace) -> int:
