@@ -1,6 +1,10 @@
 """The local server: ranges, conditions, caches, and nothing that is not meant to be seen."""
 
 import http.client
+import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from obelisk.errors import StateError
+from obelisk.system import serving
 from obelisk.system.serving import Server, Site, listening
 
 CONTENT = bytes(range(256)) * 4
@@ -107,3 +112,20 @@ def test_a_port_that_is_taken_is_named(server: Server) -> None:
     with pytest.raises(StateError) as refused, listening(server.site, bind="127.0.0.1", port=server.port):
         pass
     assert refused.value.code == "port-taken"
+
+
+def test_as_a_program_it_serves_the_connection_that_it_is_given(server: Server) -> None:
+    ours, theirs = socket.socketpair()
+    argv = [sys.executable, "-m", "obelisk.system.serving", str(server.site.root)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(serving.__file__).parents[2])}
+    with ours, subprocess.Popen(argv, stdin=theirs.fileno(), env=environment) as process:
+        theirs.close()
+        ours.settimeout(30)
+        client = http.client.HTTPConnection("site")
+        client.sock = ours
+        for path, wanted in (("/files/ab", CONTENT), ("/timestamp.json", b"{}")):
+            client.request("GET", path)
+            assert client.getresponse().read() == wanted
+        client.close()
+        ours.close()
+        assert process.wait(30) == 0

@@ -28,7 +28,7 @@ LATE_TIMER = "IO-APIC + timer doesn't work"
 _SITE_ADDRESS = "10.0.2.80"
 SITE = f"http://{_SITE_ADDRESS}/"
 """Where a guest finds the directory that its machine serves it."""
-_SITE_SERVER = "/obelisk-webserver.py"
+_SITE_CODE = "/obelisk-code"
 _SITE_PLACE = "/obelisk-site"
 
 FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
@@ -149,7 +149,8 @@ def argv(settings: Settings, accel: str) -> list[str]:
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in settings.forwards)
     if settings.site is not None:
         # For each connection of the guest's, QEMU starts a program that serves it.
-        forwards += f",guestfwd=tcp:{_SITE_ADDRESS}:80-cmd:python3 -I {_SITE_SERVER} {_SITE_PLACE}"
+        server = f"env PYTHONPATH={_SITE_CODE} python3 -m obelisk.system.serving {_SITE_PLACE}"
+        forwards += f",guestfwd=tcp:{_SITE_ADDRESS}:80-cmd:{server}"
     words += ["-netdev", f"user,id=net,restrict={'on' if settings.isolated else 'off'}{forwards}", "-device", "virtio-net-pci,netdev=net"]
     return words if settings.restarts else [*words, "-no-reboot"]
 
@@ -266,7 +267,7 @@ def start(room: "Room", settings: Settings, *, binds: Sequence["Bind"], accel: s
     if settings.site is not None:
         from obelisk.system.bubblewrap import read_only  # noqa: PLC0415 - hosts have no rooms
 
-        binds = (*binds, read_only(Path(__file__).with_name("webserver.py"), _SITE_SERVER), read_only(settings.site, _SITE_PLACE))
+        binds = (*binds, read_only(Path(__file__).parents[2], _SITE_CODE), read_only(settings.site, _SITE_PLACE))
     words = room.argv(command_line(settings, accel), binds=binds, network=network, devices=devices, cwd=str(settings.directory))
     if settings.console is None:
         return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT)

@@ -1,12 +1,16 @@
 """Serves a directory of files that rarely change by HTTP, for trying things out: whole files and single ranges, on several connections.
 
-Names that begin with a dot are not served, nor is anything outside of the directory, nor listings.
+Names that begin with a dot are not served, nor is anything outside of the directory, nor listings. As a program (`python3 -m
+obelisk.system.serving DIRECTORY`) it serves the one connection that its standard input is: so a machine without a network reaches a
+directory; see `obelisk.system.qemu`.
 
 Source: RFC 9110, sections 13 (conditional requests) and 14 (ranges); RFC 8246 (immutable).
 """
 
 import os
 import re
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,10 +73,17 @@ def listening(site: Site, *, bind: str, port: int) -> Iterator[Server]:
         yield server
 
 
+@dataclass(frozen=True, slots=True)
+class _Single:
+    """What a handler needs to know of a server that serves one connection."""
+
+    site: Site
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_S
-    server: Server
+    server: Server | _Single
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -148,3 +159,13 @@ def _range(wanted: str | None, size: int) -> range | None:
     start = int(match[1])
     stop = min(int(match[2]) + 1, size) if match[2] else size
     return range(start, stop) if start < stop else None
+
+
+def _serve_input(directory: Path) -> None:
+    single = _Single(Site(directory, lambda _name: False, lambda _line: None))
+    with socket.socket(fileno=os.dup(0)) as connection:
+        _Handler(connection, ("", 0), single)  # type: ignore[arg-type]  # all that it asks of a server is its site
+
+
+if __name__ == "__main__":
+    _serve_input(Path(sys.argv[1]))
