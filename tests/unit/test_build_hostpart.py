@@ -181,3 +181,14 @@ def test_everything_declared_is_kept_once(paths: list[str]) -> None:
     found = hostpart.kept(State(policy=Policy.DECLARED, declare=tuple(paths)))
     for path in (*paths, "/var/lib/obelisk"):
         assert sum(path == place or path.startswith(f"{place}/") for place in found) == 1
+
+
+@pytest.mark.parametrize(("follow", "line"), [("6h", "OnUnitInactiveSec=21600s"), ("30s", "OnBootSec=30s")])
+def test_hosts_ask_by_themselves_as_often_as_the_spec_says(tmp_path: Path, follow: str, line: str) -> None:
+    table = f'name = "a"\n[release]\nrepositories = ["https://releases.example"]\nroot = "root.json"\nfollow = "{follow}"\n'
+    (tmp_path / "root.json").write_text(root_metadata())
+    assert line in hostpart.timer(load_text(tmp_path, table)).splitlines()
+
+
+def test_hosts_of_a_spec_that_says_nothing_of_it_take_nothing_by_themselves(tmp_path: Path) -> None:
+    assert hostpart.timer(load_text(tmp_path, 'name = "a"')) == ""

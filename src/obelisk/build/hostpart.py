@@ -150,6 +150,24 @@ def release(spec: Spec) -> dict[str, str]:
     return {"conf": "".join(f"{line}\n" for line in lines), "root.json": spec.release.root.read_text()}
 
 
+def timer(spec: Spec) -> str:
+    """The unit by which hosts follow their channel; empty where they do not do so by themselves."""
+    if spec.release is None or not spec.release.follow_s:
+        return ""
+    # Not all hosts of a fleet at the same instant.
+    spread_s = spec.release.follow_s // 10
+    return f"""\
+[Unit]
+Description=Ask {spec.release.channel} what to run
+
+[Timer]
+OnBootSec={spec.release.follow_s}s
+OnUnitInactiveSec={spec.release.follow_s}s
+RandomizedDelaySec={spread_s}s
+AccuracySec=1s
+"""
+
+
 def kept(state: State) -> tuple[str, ...]:
     """The directories that outlive a boot, parents first and without what is below another; none when all of the state does."""
     if state.policy is Policy.ALL:

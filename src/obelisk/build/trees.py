@@ -198,6 +198,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         "repart": slots.host_definitions(root_bytes, spec.upgrade.slots, spec.state.encryption),
         "host": hostpart.settings(spec),
         "release": dict(hostpart.release(spec)),
+        "timer": hostpart.timer(spec),
         "module_signatures": spec.hardening.module_signatures,
         "declared": list(spec.state.declare),
         "kept": list(hostpart.kept(spec.state)),

@@ -35,6 +35,7 @@ def host(arguments: Namespace) -> int:
         "enrol-tpm": _enrol_tpm,
         "settle": _settle,
         "condemn": _condemn,
+        "follow": _upgrade,
         "damaged": _damaged,
         "migrate": _migrate,
     }
@@ -162,6 +163,8 @@ def _go_back(this: Here, reason: str, arguments: Namespace, sink: "Sink") -> int
 
     way = rollback(this, sealed.read(), sink, with_state=False)
     then = "restarting now" if arguments.reboot else "the next boot starts it"
+    if arguments.action == "follow":
+        console.say(f"obelisk: {reason}; going back to {way.entry.label}")
     answer(
         f"{reason}; going back to {way.entry.label}: {then}",
         json_wanted=arguments.json,
@@ -189,6 +192,8 @@ def _install(this: Here, source: "Source", arguments: Namespace, sink: "Sink") -
         text = f"{label} runs already"
     else:
         text = f"{label} is installed already; the next boot tries it"
+    if arguments.action == "follow" and label != this.label:
+        console.say(f"obelisk: {text}")
     answer(
         text,
         json_wanted=arguments.json,

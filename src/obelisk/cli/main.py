@@ -116,6 +116,7 @@ _HOST_COMMANDS = {
     "enrol-tpm": ("have this machine's TPM open the encrypted state again; asks for the recovery key", "obelisk host enrol-tpm"),
     "settle": ("bless the running image, which is healthy; the machine itself runs this", "obelisk host settle"),
     "condemn": ("note that the running image is not healthy; the machine itself runs this", "obelisk host condemn"),
+    "follow": ("do what the followed channel asks, and restart; the machine itself runs this", "obelisk host follow"),
     "damaged": ("leave the running image, of which a block is damaged; the machine itself runs this", "obelisk host damaged"),
     "migrate": ("bring the state to the version of the image; the machine itself runs this before systemd", "obelisk host migrate"),
 }
@@ -213,6 +214,8 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="ask this mirror, http(s)://… or a directory, in the place of those that the image names; may be given again",
     )
+    # As if somebody had asked for an upgrade with a restart, and for nothing else.
+    parsers["follow"].set_defaults(source=None, mirrors=[], check=False, retry=None, rehearse=False, reboot=True)
     parsers["upgrade"].add_argument("--check", action="store_true", help="only say what the channel has for this host")
     parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it failed here before")
     parsers["upgrade"].add_argument(

@@ -206,7 +206,7 @@ class Upgrade:
 class Subscription:
     """The channel that hosts follow, and at which mirrors. `root` is a file with the repository's root metadata, with which trust begins.
 
-    `bandwidth_bytes_s` None: no limit; `proxy` empty: as the environment says.
+    `bandwidth_bytes_s` None: no limit; `proxy` empty: as the environment says; `follow_s` 0: hosts take nothing by themselves.
     """
 
     channel: str
@@ -214,6 +214,7 @@ class Subscription:
     root: Path
     bandwidth_bytes_s: int | None = None
     proxy: str = ""
+    follow_s: int = 0
 
 
 class Policy(StrEnum):

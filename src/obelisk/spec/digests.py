@@ -112,6 +112,7 @@ def _release(release: Subscription) -> Json:
         "root": _sha256(release.root),
         "bandwidth": release.bandwidth_bytes_s,
         "proxy": release.proxy,
+        "follow": release.follow_s,
     }
 
 

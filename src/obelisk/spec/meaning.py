@@ -340,6 +340,7 @@ def _release(table: Table, beside: _Beside) -> Subscription | None:
         read[0] if read else beside.directory,
         _size(bandwidth) if bandwidth else None,
         proxy or "",
+        _seconds(follow) if (follow := table.find("follow", str)) else 0,
     )
 
 

@@ -345,6 +345,12 @@ def settle_host(tree: Path, request: dict[str, Any]) -> None:
         write(tree / "usr/lib/obelisk/python" / name, Path(source).read_bytes())
     for name, text in request["release"].items():
         write(tree / "usr/lib/obelisk/release" / name, text.encode())
+    if request["timer"]:
+        units = tree / "usr/lib/systemd/system"
+        write(units / "obelisk-follow.timer", request["timer"].encode())
+        wanted = units / "timers.target.wants/obelisk-follow.timer"
+        wanted.parent.mkdir(exist_ok=True)
+        wanted.symlink_to("../obelisk-follow.timer")
     # The root cannot be written later, and without its compiled form each start would compile anew. What is checked by its hash
     # alone is the same in every build.
     words = ["python3", "-IS", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "/usr/lib/obelisk/python"]
