@@ -207,3 +207,16 @@ def test_two_releases_are_told_apart_out_of_the_repository(desk: Desk) -> None:
     assert "version: 1 -> 2" in said
     assert "the images are the same" in desk.run("diff", f"{repo}@2", f"{repo}@stable")
     assert "0 releases of 7" in desk.run("diff", f"{repo}@7", f"{repo}@stable", status=2)
+
+
+def test_a_repository_begins_before_the_first_image_that_follows_it(desk: Desk) -> None:
+    place = str(desk.place / "repo")
+    assert "obelisk keys init" in desk.run("repo", "init", place, status=5)
+    desk.run("keys", "init", *desk.stick)
+    root = desk.asked("repo", "init", place, *desk.stick)["root"]
+    assert "nothing is released" in desk.run("repo", "list", place)
+    before = Path(str(root)).read_bytes()
+    assert "is a repository already" in desk.run("repo", "init", place, *desk.stick, status=2)
+    desk.run("release", desk.built("1"), "--channel", "stable")
+    assert Path(str(root)).read_bytes() == before
+    assert "the repository is sound" in desk.run("repo", "verify", place)

@@ -90,6 +90,7 @@ _KEY_COMMANDS = {
 }
 
 _REPO_COMMANDS = {
+    "init": ("begin a repository, before the first image that follows it is built", "obelisk repo init repo --root /media/stick"),
     "list": ("what its channels have", "obelisk repo list repo"),
     "verify": ("read every file, document and signature, and name what is wrong", "obelisk repo verify repo"),
     "stats": ("what each release and each edge costs", "obelisk repo stats repo"),
@@ -328,7 +329,9 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     repo["refresh"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
     repo["serve"].add_argument("--port", type=int, default=8000, metavar="PORT")
     repo["serve"].add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: this machine alone")
-    for parser in (release, repo["refresh"], keys["init"], keys["rotate"], keys["token"]):
+    repo["init"].add_argument("repo", metavar="REPO", help="a directory, which is made")
+    repo["init"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
+    for parser in (release, repo["init"], repo["refresh"], keys["init"], keys["rotate"], keys["token"]):
         parser.add_argument(
             "--root", action="append", default=[], metavar="DIR", help="where root keys are, such as on a stick; may be repeated"
         )

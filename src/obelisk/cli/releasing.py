@@ -11,7 +11,7 @@ from obelisk.model.publication import Terms
 from obelisk.model.release import Hosts
 from obelisk.release.checking import Kind, costs, verify
 from obelisk.release.publisher import Founding
-from obelisk.release.publishing import Wanted
+from obelisk.release.publishing import Wanted, begin
 from obelisk.release.publishing import promote as promote_release
 from obelisk.release.publishing import release as release_image
 from obelisk.release.publishing import withdraw as withdraw_release
@@ -20,6 +20,8 @@ from obelisk.release.retiring import retire as retire_releases
 from obelisk.release.rotating import refresh
 from obelisk.release.shelf import FILES, METADATA, TARGETS, Shelf
 from obelisk.system.serving import Site, listening
+
+_AFTERWARDS = ("its metadata expires: run `obelisk repo refresh` daily, where the keys of snapshot and timestamp are",)
 
 
 def release(arguments: Namespace) -> int:
@@ -36,7 +38,7 @@ def release(arguments: Namespace) -> int:
     lines += [f"  from {edge.from_version:<12} {size(edge.file.size_bytes)}" for edge in made.edges]
     if new:
         lines.append(f"this is a new repository: give hosts its root, {place}/metadata/1.root.json, in their spec")
-        lines.append("its metadata expires: run `obelisk repo refresh` daily, where the keys of snapshot and timestamp are")
+        lines += _AFTERWARDS
     edges = [{"from": edge.from_version, "size": edge.file.size_bytes} for edge in made.edges]
     answer("\n".join(lines), json_wanted=arguments.json, image=made.image, version=made.version, channel=arguments.channel, edges=edges)
     return 0
@@ -92,8 +94,18 @@ def retire(arguments: Namespace) -> int:
 
 def repo(arguments: Namespace) -> int:
     """Run one of the commands that look after a repository."""
-    actions = {"list": _list, "verify": _verify, "stats": _stats, "refresh": _refresh, "serve": _serve}
+    actions = {"init": _init, "list": _list, "verify": _verify, "stats": _stats, "refresh": _refresh, "serve": _serve}
     return actions[arguments.action](arguments)
+
+
+def _init(arguments: Namespace) -> int:
+    with publishing(arguments, open_store(arguments)) as publisher:
+        begin(publisher, Founding(own_tester(), lifetimes(arguments)))
+    place = publisher.shelf.root
+    root = place / "metadata/1.root.json"
+    lines = [f"{place} is a repository without releases; images follow it that have {root}", *_AFTERWARDS]
+    answer("\n".join(lines), json_wanted=arguments.json, repository=str(place), root=str(root))
+    return 0
 
 
 def _list(arguments: Namespace) -> int:

@@ -5,7 +5,7 @@ Each may be repeated after it was cut: what it had written is written over, foun
 
 from dataclasses import dataclass, replace
 
-from obelisk.errors import TrustError
+from obelisk.errors import InputError, TrustError
 from obelisk.events import task
 from obelisk.model import publication
 from obelisk.model.image import PartKind
@@ -30,6 +30,25 @@ class Wanted:
     channel: str
     terms: Terms
     edges: str = "previous"
+
+
+def begin(publisher: Publisher, founding: Founding) -> Repository:
+    """Begin a repository without releases: its root metadata goes into the first image that follows it.
+
+    Raises:
+        InputError: there is one.
+        StateError: keys are missing.
+    """
+    with publisher.shelf.writing():
+        if publisher.shelf.metadata("timestamp.json") is not None:
+            raise InputError(
+                f"{publisher.shelf.root} is a repository already",
+                code="repository-exists",
+                hint="its root metadata is metadata/1.root.json; `obelisk release IMAGE --to REPO` adds a release",
+            )
+        refuse_remains(publisher)
+        publisher.ensure_keys(None, founding)
+        return publisher.found(Contents(founding.testers), founding)
 
 
 def release(publisher: Publisher, wanted: Wanted, founding: Founding) -> Release:
