@@ -7,10 +7,11 @@ from obelisk.events import Failed, Finished, Note, Progress, Started
 
 
 def test_bytes_are_told_with_how_many_there_are_and_when_the_rest_comes() -> None:
-    assert terminal._so_far(1, 4, "", 9.0) == "25 %"
-    assert terminal._so_far(1 << 20, 4 << 20, "B", 0.5) == "25 %, 1.0 MiB of 4.0 MiB"
-    assert terminal._so_far(1 << 20, 4 << 20, "B", 5.0) == "25 %, 1.0 MiB of 4.0 MiB, 15 s left"
-    assert terminal._so_far(0, 4 << 20, "B", 5.0) == "0 %, 0 B of 4.0 MiB"
+    assert terminal._how_far(1, 4, "", 1.0) == "25 %"
+    assert terminal._how_far(1, 4, "", 60.0) == "25 %, 3:00 left"
+    assert terminal._how_far(1 << 20, 4 << 20, "B", 0.5) == "25 %, 1.0 MiB of 4.0 MiB"
+    assert terminal._how_far(1 << 20, 4 << 20, "B", 5.0) == "25 %, 1.0 MiB of 4.0 MiB, 0:15 left"
+    assert terminal._how_far(0, 4 << 20, "B", 5.0) == "0 %, 0 B of 4.0 MiB"
 
 
 def test_a_line_moves_with_the_work(capsys: pytest.CaptureFixture[str]) -> None:

@@ -272,7 +272,9 @@ class Workshop:
     def release(self, version: str) -> None:
         image = next(each for each in self.stored.values() if each.manifest.version == version)
         envelope = repository_samples.proof_of(image, self.place / "tester")
-        publishing.release(self.publisher, Wanted(image, (envelope,), "stable", Terms("", allow_test_key=True)), repository_samples.founding())
+        publishing.release(
+            self.publisher, Wanted(image, (envelope,), "stable", Terms("", allow_test_key=True)), repository_samples.founding()
+        )
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from host import Host, Rack, Version, build_versions
@@ -60,7 +61,7 @@ def host(rack: Rack, repository: Path) -> Iterator[Host]:
         yield machine
 
 
-def release(rack: Rack, version: str, *words: str) -> dict[str, str]:
+def release(rack: Rack, version: str, *words: str) -> dict[str, Any]:
     """Release that version in stable, as one that has passed its trial; what the command answers."""
     image = rack.image(f"host@{version}")
     key = keys.load(rack.tool.home / "keys")
@@ -69,7 +70,7 @@ def release(rack: Rack, version: str, *words: str) -> dict[str, str]:
     with Store.open(rack.tool.store) as store:
         store.add_proof(image.id, proof(Report(image.id, image.manifest.label, "tcg", FIXED, outcomes), key))
     place = str(rack.tool.home / "repo")
-    answer: dict[str, str] = rack.tool.events("release", image.id, "--to", place, "--channel", "stable", "--allow-test-key", *words)[-1]
+    answer: dict[str, Any] = rack.tool.events("release", image.id, "--to", place, "--channel", "stable", "--allow-test-key", *words)[-1]
     return answer
 
 

@@ -16,6 +16,8 @@ from time import monotonic
 from obelisk.events import Event, Failed, Finished, Note, Output, Progress, Sink, Started
 
 _EVERY_S = 0.2
+_TELLING_S = 2.0
+"""After so long, the speed so far says something about the rest."""
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def _bars() -> Iterator[Sink]:
 def _percent() -> Iterator[Sink]:
     """For hosts, which have no library for bars: one line that moves, of the task that said something last."""
     begun: dict[str, _Begun] = {}
-    shown = 0.0
+    shown = ("", 0.0)
 
     def line(text: str, *, end: str) -> None:
         print(f"\r\033[K{text}", end=end, file=sys.stderr, flush=True)
@@ -127,9 +129,10 @@ def _percent() -> Iterator[Sink]:
                 line(f"… {title}", end="")
             case Progress(task, done, total) if task in begun and (of := total or begun[task].total):
                 # Consoles are slow: each line costs what a few hundred blocks do.
-                if monotonic() - shown >= _EVERY_S:
-                    shown = monotonic()
-                    line(f"… {begun[task].title} {_how_far(begun[task], done, of, shown)}", end="")
+                now = monotonic()
+                if shown[0] != task or now - shown[1] >= _EVERY_S:
+                    shown = task, now
+                    line(f"… {begun[task].title} {_how_far(done, of, begun[task].unit, now - begun[task].since)}", end="")
             case Finished(task, seconds, cached, detail):
                 line(f"✓ {_title(begun, task)}{_how(seconds, cached=cached, detail=detail)}", end="\n")
             case Failed(task):
@@ -156,14 +159,13 @@ def _title(begun: dict[str, _Begun], task: str) -> str:
     return begun[task].title if task in begun else task
 
 
-def _how_far(task: _Begun, done: int, total: int, now: float) -> str:
-    """What is done, in hundredths and, where the unit is bytes, in bytes; and how long the rest takes at this pace."""
+def _how_far(done: int, total: int, unit: str, seconds: float) -> str:
+    """What is done, in hundredths and, where the unit is bytes, in bytes; and how long the rest takes at the pace so far."""
     words = [f"{100 * done // total} %"]
-    if task.unit == "B":
+    if unit == "B":
         words.append(f"{size(done)} of {size(total)}")
-    elapsed = now - task.since
-    if done and elapsed > 1:
-        left = round(elapsed * (total - done) / done)
+    if done and seconds > _TELLING_S:
+        left = round(seconds * (total - done) / done)
         words.append(f"{left // 60}:{left % 60:02} left")
     return ", ".join(words)
 

@@ -73,17 +73,10 @@ def listening(site: Site, *, bind: str, port: int) -> Iterator[Server]:
         yield server
 
 
-@dataclass(frozen=True, slots=True)
-class _Single:
-    """What a handler needs to know of a server that serves one connection."""
-
-    site: Site
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_S
-    server: Server | _Single
+    server: Server
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -161,10 +154,17 @@ def _range(wanted: str | None, size: int) -> range | None:
     return range(start, stop) if start < stop else None
 
 
+class _Single(Server):
+    """A server that listens nowhere: it has the one connection already."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+
 def _serve_input(directory: Path) -> None:
     single = _Single(Site(directory, lambda _name: False, lambda _line: None))
     with socket.socket(fileno=os.dup(0)) as connection:
-        _Handler(connection, ("", 0), single)  # type: ignore[arg-type]  # all that it asks of a server is its site
+        _Handler(connection, ("", 0), single)
 
 
 if __name__ == "__main__":
