@@ -24,6 +24,14 @@ from obelisk.model.release import Hosts
 from obelisk.system.filesystem import Space
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
+
+
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return make_scene(tmp_path)

@@ -42,6 +42,14 @@ CHANGED = [5, 6, 200, 299]
 QUICK = Limits(connect_s=0.4, idle_s=0.4, window_s=0.3, least_bytes_s=2000)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
+
+
 class Host(Here):
     """A host whose ESP is a directory, and whose slots are files."""
 
@@ -272,7 +280,9 @@ class Workshop:
     def release(self, version: str) -> None:
         image = next(each for each in self.stored.values() if each.manifest.version == version)
         envelope = repository_samples.proof_of(image, self.place / "tester")
-        publishing.release(self.publisher, Wanted(image, (envelope,), "stable", Terms("", allow_test_key=True)), repository_samples.founding())
+        publishing.release(
+            self.publisher, Wanted(image, (envelope,), "stable", Terms("", allow_test_key=True)), repository_samples.founding()
+        )
 
 
 @pytest.fixture

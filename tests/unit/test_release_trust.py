@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from obelisk.model.release import Channel
 from obelisk.release.client import seen, trust
 from obelisk.release.client.remote import Mirrors, MissingError, WebMirror
 from obelisk.system.http import Client, Limits
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture
