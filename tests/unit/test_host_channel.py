@@ -97,12 +97,13 @@ def damaged_proof(_image: str) -> bytes:
         ("the proof does not hold", lambda _image: proof("0" * 64)),
         ("the proof does not hold", lambda image: proof(image, result="FAILED")),
         ("the proof does not hold", lambda image: proof(image, passed=["boots"])),
+        ("the proof does not hold", lambda image: proof(image, planned=())),
         ("a proof is damaged", damaged_proof),
         ("a proof is damaged", lambda image: proof(image).replace(b'"sig"', b'"sgi"')),
         ("a proof is damaged", lambda _image: b"[" * 100_000),
         ("signed by none", lambda image: proof(image).replace(b"payloadType", b"x").replace(b'"x": "', b'"payloadType": "x')),
     ],
-    ids=["stranger", "other image", "failed", "cut short", "empty", "no signature", "deep", "other type"],
+    ids=["stranger", "other image", "failed", "cut short", "nothing planned", "empty", "no signature", "deep", "other type"],
 )
 def test_without_a_proof_that_counts_nothing_of_the_image_is_fetched(scene: Scene, words: str, make: Callable[[str], bytes]) -> None:
     image = Publisher().release("2")
@@ -115,6 +116,12 @@ def test_without_a_proof_that_counts_nothing_of_the_image_is_fetched(scene: Scen
     release = scene.publisher.releases["2"]
     assert not any(release.manifest.path in path for path in scene.mirror.requests)
     assert not scene.here.incoming.exists()
+
+
+def test_who_tested_may_know_other_scenarios_than_this_host(scene: Scene) -> None:
+    image = Publisher().release("2")
+    scene.publisher.release("2", proof_of=proof(image.id, planned=("a later one",), passed=("a later one",)))
+    assert scene.prepare().manifest == image
 
 
 def test_one_good_proof_of_several_is_enough(scene: Scene) -> None:

@@ -35,6 +35,7 @@ from obelisk.model.version import compare
 from obelisk.release.client import proof, trust
 from obelisk.release.client.hashtree import Run
 from obelisk.release.client.remote import Mirrors, MissingError, mirror
+from obelisk.system.files import written_by_name
 from obelisk.system.filesystem import space
 from obelisk.system.http import Client, Limits, Proxies
 
@@ -206,7 +207,8 @@ def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) ->
             raise reason
         incoming = here.incoming / manifest.id
         _sweep(here, but=incoming)
-        incoming.mkdir(parents=True, exist_ok=True)
+        with written_by_name(incoming):
+            incoming.mkdir(parents=True, exist_ok=True)
         left = list(ways(here, release, manifest, offer.mirrors, sink))
         while True:
             try:
