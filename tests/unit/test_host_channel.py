@@ -18,7 +18,7 @@ from obelisk.host.subscription import Subscription
 from obelisk.host.ways import by_cost
 from obelisk.model import release as documents
 from obelisk.model.following import GoBack, Refuse, Stay, Take
-from obelisk.model.host import Event
+from obelisk.model.host import Event, Phase
 from obelisk.model.image import PartKind
 from obelisk.model.release import Hosts
 from obelisk.system.filesystem import Space
@@ -63,6 +63,19 @@ def test_the_size_is_said_before_it_starts_and_bytes_are_told(scene: Scene) -> N
     done = [event.done for event in scene.told if isinstance(event, Progress) and event.task == "upgrade/fetch"]
     assert done == sorted(done)
     assert done[-1] == started.total
+
+
+def test_what_is_installed_already_is_not_fetched_again(scene: Scene, tmp_path: Path) -> None:
+    image = scene.publisher.release("2")
+    (scene.here.run / "esp/EFI/Linux/shop_2+3.efi").touch()
+    for event, phase in ((Event.BEGUN, None), (Event.DONE, Phase.PENDING)):
+        journal.append(scene.here.keep, replace(record(event, phase=phase), image_id=image.id))
+    source = scene.prepare()
+    assert source.manifest == image
+    assert scene.ways == []
+    assert not any(image.part(PartKind.UKI).sha256 in path for path in scene.mirror.requests)
+    with pytest.raises(StateError, match="no longer"):
+        source.write(tmp_path / "root", tmp_path / "tree", on_bytes=lambda _count: None)
 
 
 def test_what_came_is_not_fetched_again(scene: Scene) -> None:

@@ -24,7 +24,7 @@ from obelisk.events import Note, Sink, task
 from obelisk.host import admission, esp, journal
 from obelisk.host.here import Here
 from obelisk.host.subscription import Subscription
-from obelisk.host.upgrade import SPARE_STATE_BYTES, gather
+from obelisk.host.upgrade import SPARE_STATE_BYTES, gather, waiting
 from obelisk.host.ways import Way
 from obelisk.model import uki
 from obelisk.model.following import Decision, Follower, GoBack, Refuse, Stay, Take, follow
@@ -122,7 +122,10 @@ def follower(here: Here) -> Follower:
 
 @dataclass(frozen=True, slots=True)
 class ChannelSource:
-    """A release whose metadata, proof and manifest were checked. Its blocks come when they are written, in the cheapest of `ways`."""
+    """A release whose metadata, proof and manifest were checked. Its blocks come when they are written, in the cheapest of `ways`.
+
+    There are none of it where it is installed already, and only waits for its first boot.
+    """
 
     manifest: Manifest
     incoming: Path
@@ -140,6 +143,12 @@ class ChannelSource:
 
     def write(self, root: Path, tree: Path, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
         """See `obelisk.host.source.Source`."""
+        if not self.ways:
+            raise StateError(
+                f"{self.manifest.label} was installed already, and is no longer",
+                code="host-busy",
+                hint="somebody else is at work; try again",
+            )
         first, *others = self.ways
         try:
             outcome = first.write(self.incoming, root, tree, on_bytes=on_bytes)
@@ -206,6 +215,8 @@ def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) ->
         if (reason := admission.refusal(facts, manifest, retry=retry)) is not None:
             raise reason
         incoming = here.incoming / manifest.id
+        if waiting(facts, manifest) is not None:
+            return ChannelSource(manifest, incoming, (), sink)
         _sweep(here, but=incoming)
         with written_by_name(incoming):
             incoming.mkdir(parents=True, exist_ok=True)
