@@ -34,6 +34,7 @@ _BATCH_GROUPS = 32  # 16 MiB, which are in memory while they are put together, a
 _KEPT_BLOCKS = 2048  # blocks that a later batch needs of a frame that this one fetched
 _REQUEST_BYTES = 8 << 20
 _WORTH_FORKING = 16
+_WHICH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done. `fetch_bytes` and `requests` are still to come, `planning_bytes` were needed to find that out."""
+    """What is to be done. `fetch_bytes` and `requests` are still to come, `planning_bytes` were needed to find that out.
+
+    `places` has for each block its number in the frames, `elsewhere` where one of our roots seems to have it, or -1; `wrong` has by group
+    the blocks that are not in their place, `right` the leaves of the groups that are.
+    """
 
     wanted: Wanted
     index: Index
     front_bytes: int
     places: "array[int]"
     wrong: dict[int, tuple[int, ...]]
-    elsewhere: dict[int, tuple[int, int]]
+    elsewhere: "array[int]"
     right: dict[int, bytes]
     batches: tuple[Batch, ...]
     fetch_bytes: int
@@ -106,8 +111,8 @@ def plan(remote: Remote, wanted: Wanted, root: Path, haves: Sequence[Have], *, o
     places = array("q", found.places())
     zeros = hashtree.digests(bytes(BLOCK_BYTES), found.salt)
     missing = [block for blocks in wrong.values() for block in blocks if places[block] != ZEROS]
-    elsewhere = _find(missing, expected, haves, zeros)
-    batches = _batches(found, places, {group: [b for b in blocks if b not in elsewhere] for group, blocks in wrong.items()})
+    elsewhere = _find(found.blocks, missing, expected, haves, zeros)
+    batches = _batches(found, places, {group: [b for b in blocks if elsewhere[b] < 0] for group, blocks in wrong.items()})
     spans = [span for batch in batches for span in batch.spans]
     total = sum(len(span.bytes) for span in spans)
     return Plan(wanted, found, len(front), places, wrong, elsewhere, right, batches, total, len(spans), planning)
@@ -258,8 +263,8 @@ def _blocks_of(found: Index, group: int) -> Run:
     return range(group * GROUP_BLOCKS, min((group + 1) * GROUP_BLOCKS, found.blocks))
 
 
-def _find(missing: Sequence[int], expected: _Expected, haves: Sequence[Have], zeros: bytes) -> dict[int, tuple[int, int]]:
-    """Where blocks are that one of our roots seems to have: which root, and where in it."""
+def _find(blocks: int, missing: Sequence[int], expected: _Expected, haves: Sequence[Have], zeros: bytes) -> "array[int]":
+    """Where one of our roots seems to have the blocks that are missing: which root, above `_WHICH` bits, and where in it; or -1."""
     # A number for each block that we have: how its digest begins, then which it is. Sorted, they take an eighth of a dictionary's room.
     numbers: list[int] = []
     firsts = []
@@ -276,7 +281,7 @@ def _find(missing: Sequence[int], expected: _Expected, haves: Sequence[Have], ze
     numbers.sort()
     there = array("Q", numbers)
     del numbers
-    found = {}
+    found = array("q", [-1]) * blocks
     for block in missing:
         prefix = expected.prefix(block)
         low = int.from_bytes(prefix, "big") << 32
@@ -284,7 +289,7 @@ def _find(missing: Sequence[int], expected: _Expected, haves: Sequence[Have], ze
         if at < len(there) and there[at] >> 32 == low >> 32 and prefix != zeros[:PREFIX_BYTES]:
             number = there[at] & 0xFFFFFFFF
             which = max(place for place, first in enumerate(firsts) if first <= number)
-            found[block] = which, number - firsts[which]
+            found[block] = which << _WHICH | number - firsts[which]
     return found
 
 
@@ -331,11 +336,12 @@ class _Maker:
         self._devices = devices
         self._starts = ready.index.starts()
         self._kept: dict[int, bytes] = {}
-        self._last: dict[int, int] = {}  # by number in the frames: the last batch that needs it
+        # By number in the frames: the last batch that needs it.
+        self._last = array("l", [-1]) * self._starts[-1]
         for at, batch in enumerate(ready.batches):
             for group in batch.groups:
                 for block in ready.wrong[group]:
-                    if block not in ready.elsewhere and ready.places[block] != ZEROS:
+                    if ready.elsewhere[block] < 0 and ready.places[block] != ZEROS:
                         self._last[ready.places[block]] = at
 
     def fetch(self, batch: Batch, on_bytes: Callable[[int], None]) -> dict[int, bytes]:
@@ -357,7 +363,7 @@ class _Maker:
         content = unpack(frame, data)
         for at in range(frame.blocks):
             place = self._starts[number] + at
-            if place in self._last:
+            if self._last[place] >= 0:
                 found[place] = content[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]
 
     def make(self, batch: Batch, blocks: dict[int, bytes]) -> None:
@@ -373,13 +379,43 @@ class _Maker:
         plan = self._plan
         span = _blocks_of(plan.index, group)
         data = bytearray(self._read_own(span))
+        others = []
         for block in plan.wrong[group]:
-            at = (block - span.start) * BLOCK_BYTES
-            data[at : at + BLOCK_BYTES] = self._block(block, blocks)
+            if plan.places[block] != ZEROS and plan.elsewhere[block] >= 0:
+                others.append(block)
+            else:
+                at = (block - span.start) * BLOCK_BYTES
+                data[at : at + BLOCK_BYTES] = self._block(plan.places[block], blocks)
+        for run, which, there in self._elsewhere(others):
+            at = (run.start - span.start) * BLOCK_BYTES
+            data[at : at + len(run) * BLOCK_BYTES] = self._copy(which, range(there, there + len(run)))
         try:
             self._slot.put(group, bytes(data))
         except ValueError:
             self._mend(group, data)
+
+    def _elsewhere(self, blocks: Sequence[int]) -> Iterator[tuple[Run, int, int]]:
+        """Runs of blocks that also lie in a run in a root of ours: they, which root, and where in it."""
+        elsewhere = self._plan.elsewhere
+        start = 0
+        for end in range(1, len(blocks) + 1):
+            first = blocks[start]
+            length = end - start
+            ends = end == len(blocks) or blocks[end] != first + length or elsewhere[blocks[end]] != elsewhere[first] + length
+            if ends:
+                which, there = divmod(elsewhere[first], 1 << _WHICH)
+                yield range(first, first + length), which, there
+                start = end
+
+    def _copy(self, which: int, run: Run) -> bytes:
+        """Blocks of one of our roots; zeros for what cannot be read, which shows when the group is checked."""
+        device, size = self._devices[which], len(run) * BLOCK_BYTES
+        if device is None:
+            return bytes(size)
+        try:
+            return bytes(device.read(run.start * BLOCK_BYTES, size)).ljust(size, b"\0")
+        except OSError:
+            return bytes(size)
 
     def _read_own(self, span: Run) -> bytes:
         size = len(span) * BLOCK_BYTES
@@ -388,18 +424,9 @@ class _Maker:
         except OSError:
             return bytes(size)  # what cannot be read is wrong, and will be written
 
-    def _block(self, block: int, blocks: dict[int, bytes]) -> bytes:
-        place = self._plan.places[block]
+    def _block(self, place: int, blocks: dict[int, bytes]) -> bytes:
         if place == ZEROS:
             return bytes(BLOCK_BYTES)
-        if block in self._plan.elsewhere:
-            which, there = self._plan.elsewhere[block]
-            device = self._devices[which]
-            if device is not None:
-                try:
-                    return bytes(device.read(there * BLOCK_BYTES, BLOCK_BYTES)).ljust(BLOCK_BYTES, b"\0")
-                except OSError:
-                    return bytes(BLOCK_BYTES)  # it shows when the group is checked
         found = blocks.get(place)
         return self._fetch_place(place) if found is None else found
 
