@@ -152,7 +152,7 @@ def only_right(place: tuple[Path, Path], new: Sample) -> None:
 
 
 @given(at=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 def test_a_flipped_byte_makes_an_error_or_the_image(pair: tuple[Sample, Sample, Path], tmp_path: Path, at: int, flip: int) -> None:
     old, new, file = pair
     data = bytearray(file.read_bytes())
@@ -201,7 +201,7 @@ numbers = st.lists(st.one_of(st.integers(0, 40), st.integers(0, 5000), st.intege
 
 
 @given(pieces=numbers, files=numbers, metadata=numbers, control=st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 def test_no_plan_is_believed(
     pair: tuple[Sample, Sample, Path], tmp_path: Path, pieces: list[int], files: list[int], metadata: list[int], control: bytes
 ) -> None:
