@@ -50,7 +50,7 @@ def cost(words: Sequence[str | Path], *, output: Path | None = None) -> Cost:
     """
     began = time.monotonic()
     with (output or Path(os.devnull)).open("wb") as said:
-        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=said)
+        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL)
     _pid, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -144,6 +144,15 @@ def test_a_kernel_image_that_comes_out_wrong_is_not_there(pair: tuple[Sample, Sa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slot", "slot.tree"]
 
 
+def test_without_the_old_kernel_image_there_is_no_new_one(pair: tuple[Sample, Sample, Path], tmp_path: Path) -> None:
+    old, new, file = pair
+    place = slot(tmp_path, 1000)
+    target = New(*place, new.root_hash, len(new.data), Uki(tmp_path / "uki", new.uki.stat().st_size, _sha256(new.uki)))
+    with pytest.raises(TrustError, match="No such file"):
+        edge.apply(file, Old(old.root, old.tree, tmp_path / "gone"), target, on_bytes=ignore)
+    assert not (tmp_path / "uki").exists()
+
+
 def only_right(place: tuple[Path, Path], new: Sample) -> None:
     """Nothing is in the slot but zeros, as before, and blocks where the new image has them."""
     found = place[0].read_bytes()

@@ -124,17 +124,21 @@ class _Root:
 
 
 class _File:
+    """A kernel image, which is opened when it is first wanted."""
+
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._count = -(-os.fstat(self._descriptor).st_size // BLOCK_BYTES)
+        self._path = path
 
     def read(self, blocks: Run) -> bytes:
-        if blocks.stop > self._count:
-            raise ValueError("it copies what lies beyond the old kernel image")
-        return os.pread(self._descriptor, len(blocks) * BLOCK_BYTES, blocks.start * BLOCK_BYTES).ljust(len(blocks) * BLOCK_BYTES, b"\0")
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+        size = len(blocks) * BLOCK_BYTES
+        try:
+            with self._path.open("rb") as file:
+                if blocks.stop > -(-os.fstat(file.fileno()).st_size // BLOCK_BYTES):
+                    raise ValueError("it copies what lies beyond the old kernel image")
+                file.seek(blocks.start * BLOCK_BYTES)
+                return file.read(size).ljust(size, b"\0")
+        except OSError as error:
+            raise ValueError(f"the old kernel image cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +181,16 @@ class _Edge:
     def apply(self, old: Old, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
         level = self._level(old.tree)
         uki = _File(old.uki)
-        try:
-            with BlockDevice(old.root) as device, Slot(self.new.root, self.new.tree, self.superblock, level) as slot:
-                sources = (_Root(device, old.tree.data_blocks), uki)
-                makers = {
-                    Kind.FILE: _Units(varint.Reader(self.files), sources, self._rebuild),
-                    Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_metadata),
-                }
-                self._make_root(slot, sources[0], makers, on_bytes)
-                if self.new.uki is not None:
-                    _write_uki(self.new.uki, self._make(self.uki_pieces, -(-self.new.uki.size_bytes // BLOCK_BYTES), uki, makers))
-                return slot.finish()
-        finally:
-            uki.close()
+        with BlockDevice(old.root) as device, Slot(self.new.root, self.new.tree, self.superblock, level) as slot:
+            sources = (_Root(device, old.tree.data_blocks), uki)
+            makers = {
+                Kind.FILE: _Units(varint.Reader(self.files), sources, self._rebuild),
+                Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_metadata),
+            }
+            self._make_root(slot, sources[0], makers, on_bytes)
+            if self.new.uki is not None:
+                _write_uki(self.new.uki, self._make(self.uki_pieces, -(-self.new.uki.size_bytes // BLOCK_BYTES), uki, makers))
+            return slot.finish()
 
     def _level(self, tree: HashTree) -> bytes:
         """The digests of all groups, which lead to the root hash."""
