@@ -223,9 +223,17 @@ def test_no_plan_is_believed(
     assert not attempt(forged(plan, given_digests, **streams), old, new, tmp_path)
 
 
+def test_windows_without_end_are_refused(pair: tuple[Sample, Sample, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, file = pair
+    assert attempt(file.read_bytes(), old, new, tmp_path)
+    monkeypatch.setattr(edge, "_WINDOWS", 0)
+    monkeypatch.setattr(edge, "_WINDOWS_PER_BLOCK", 0)
+    assert not attempt(file.read_bytes(), old, new, tmp_path)
+
+
 def test_a_stream_that_expands_without_end_takes_no_memory_beyond_what_is_read(tmp_path: Path) -> None:
     chain = solid.filters(Stream.DIFFERENCE)
-    bomb = lzma.compress(bytes(200 << 20), lzma.FORMAT_RAW, filters=[{**dict(chain[0]), "preset": 0}])
+    bomb = lzma.compress(bytes(20 << 20), lzma.FORMAT_RAW, filters=[{**dict(chain[0]), "preset": 0}])
     (tmp_path / "bomb").write_bytes(bomb)
     with (tmp_path / "bomb").open("rb") as file:
         reader = solid.Reader(Stream.DIFFERENCE, file.fileno(), 0, len(bomb))

@@ -33,6 +33,8 @@ MAGIC = b"OBLKEDG1"
 HEADER = struct.Struct(f"<8s{len(Stream) + 2}Q")
 _PLAN_BYTES_PER_BLOCK = 16
 _PLAN_BYTES = 1 << 20
+_WINDOWS_PER_BLOCK = 16  # of the new image: how many blocks all windows together may have, so that reading them comes to an end
+_WINDOWS = 1 << 16
 _AHEAD = 4  # groups that are made and not yet written
 
 
@@ -183,9 +185,10 @@ class _Edge:
         uki = _File(old.uki)
         with BlockDevice(old.root) as device, Slot(self.new.root, self.new.tree, self.superblock, level) as slot:
             sources = (_Root(device, old.tree.data_blocks), uki)
+            budget = self.blocks * _WINDOWS_PER_BLOCK + _WINDOWS
             makers = {
-                Kind.FILE: _Units(varint.Reader(self.files), sources, self._rebuild),
-                Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_metadata),
+                Kind.FILE: _Units(varint.Reader(self.files), sources, self._rebuild, budget),
+                Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_metadata, budget),
             }
             self._make_root(slot, sources[0], makers, on_bytes)
             if self.new.uki is not None:
@@ -281,11 +284,14 @@ class _Unit:
 class _Units:
     """The blocks that units make, one unit after the other."""
 
-    def __init__(self, reader: varint.Reader, sources: tuple[_Source, ...], rebuild: "Callable[[_Unit, bytes], Iterator[bytes]]") -> None:
+    def __init__(
+        self, reader: varint.Reader, sources: tuple[_Source, ...], rebuild: "Callable[[_Unit, bytes], Iterator[bytes]]", budget: int
+    ) -> None:
         self._reader = reader
         self._sources = sources
         self._rebuild = rebuild
         self._expected = [0] * len(sources)
+        self._budget = budget
         self._running: Iterator[bytes] = iter(())
         self._left = b""
 
@@ -313,12 +319,13 @@ class _Units:
             start = self._expected[source] + self._reader.signed()
             length = read()
             total += length
-            if start < 0 or total > patch.WINDOW_BLOCKS:
+            if start < 0 or total > min(patch.WINDOW_BLOCKS, self._budget):
                 raise ValueError("it has a window out of bounds")
             self._expected[source] = start + length
             windows.append(range(start, start + length))
         if len(windows) != count:
             raise ValueError("it has too many windows")
+        self._budget -= total
         return _Unit(blocks, source, new, steps, tuple(windows))
 
 
