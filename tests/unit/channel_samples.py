@@ -14,7 +14,6 @@ from obelisk.events import Event as Told
 from obelisk.events import Note, Sink
 from obelisk.host import channel, journal
 from obelisk.host.here import Here
-from obelisk.host.subscription import Subscription
 from obelisk.host.ways import Way
 from obelisk.model.host import Event, Slot
 from obelisk.model.image import Manifest, PartKind
@@ -86,21 +85,25 @@ class Scene:
     def __post_init__(self) -> None:
         self.mirror = MemoryMirror(self.publisher.authority.files)
 
-    def look(self, *, retry: bool = False, sources: Sequence[MemoryMirror] = ()) -> channel.Offer:
-        subscription = Subscription("stable", (), self.publisher.authority.first_root)
+    def wish(self, *, retry: str = "", sources: Sequence[MemoryMirror] = ()) -> channel.Wish:
         mirrors = Mirrors(sources or [self.mirror], say=lambda message: self.told.append(Note(message)))
-        return channel.look(self.here, subscription, "stable", mirrors, self.told.append, retry=retry)
+        return channel.Wish("stable", mirrors, self.publisher.authority.first_root, retry)
 
-    def prepare(self, *, retry: bool = False) -> channel.ChannelSource:
-        return channel.prepare(self.here, self.look(retry=retry), self.told.append, retry=retry, ways=self.make_ways)
+    def look(self, *, retry: str = "", sources: Sequence[MemoryMirror] = ()) -> channel.Offer:
+        return channel.look(self.here, self.wish(retry=retry, sources=sources), self.told.append)
+
+    def prepare(self, *, retry: str = "") -> channel.ChannelSource:
+        source = channel.obtain(self.here, self.wish(retry=retry), self.told.append, ways=self.make_ways)
+        assert isinstance(source, channel.ChannelSource)
+        return source
 
     def make_ways(self, _here: Here, release: Release, manifest: Manifest, mirrors: Mirrors, _sink: Sink) -> Sequence[Way]:
         self.ways = [FakeWay(mirrors, release, manifest, damaged=damaged, requests=5 + index) for index, damaged in enumerate(self.damaged)]
         return self.ways
 
-    def refused(self, **options: bool) -> ObeliskError:
+    def refused(self) -> ObeliskError:
         with pytest.raises(ObeliskError) as caught:
-            self.prepare(**options)
+            self.prepare()
         return caught.value
 
     @property

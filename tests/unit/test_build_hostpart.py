@@ -13,6 +13,7 @@ from spec_samples import EVERYTHING, load_text, root_metadata
 from trust_samples import Authority, Publisher
 
 from obelisk.build import hostpart
+from obelisk.build.inside import configure
 from obelisk.build.inside.configure import UNUSED_PYTHON
 from obelisk.errors import MissingFeatureError, StateError
 from obelisk.host import subscription
@@ -181,3 +182,24 @@ def test_everything_declared_is_kept_once(paths: list[str]) -> None:
     found = hostpart.kept(State(policy=Policy.DECLARED, declare=tuple(paths)))
     for path in (*paths, "/var/lib/obelisk"):
         assert sum(path == place or path.startswith(f"{place}/") for place in found) == 1
+
+
+def test_the_build_lays_the_part_and_what_is_followed_where_hosts_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outside(tree: Path, *command: str, script: str = "") -> list[str]:
+        assert script == ""
+        return [word.replace("/usr/lib/obelisk", f"{tree}/usr/lib/obelisk") for word in command]
+
+    monkeypatch.setattr(configure, "in_tree", outside)
+    tree = tmp_path / "tree"
+    spec = load_text(tmp_path / "spec", EVERYTHING)
+    modules = {f"obelisk/{path}": str(hostpart.PACKAGE / path) for path in hostpart.modules()}
+    modules |= {name: str(file) for name, file in hostpart.libraries().items()}
+    release = hostpart.release(spec)
+    request = {"host": "", "declared": [], "migrations": [], "kept": [], "modules": modules, "release": release, "python": True}
+    configure.settle_host(tree, request)
+    place = tree / "usr/lib/obelisk"
+    assert (place / "release/root.json").read_text() == root_metadata()
+    assert (place / "python/tuf/ngclient/urllib3_fetcher.py").read_text() == (hostpart.PACKAGE / "build/standin/fetcher.py").read_text()
+    assert list((place / "python/tuf/ngclient/__pycache__").glob("updater.*.pyc"))
+    told = run(place / "python", "from obelisk.host import channel, delivery, subscription\nprint(subscription.PLACE)")
+    assert told.stdout == "/usr/lib/obelisk/release\n", told.stderr

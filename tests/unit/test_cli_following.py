@@ -1,6 +1,7 @@
 """`obelisk host upgrade`: what a person or a program is told about a channel, and what is done."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,14 @@ from obelisk.host.channel import ChannelSource
 from obelisk.host.subscription import Subscription
 from obelisk.model.host import Entry
 from obelisk.model.release import Hosts
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """How a release comes to a host, on files in the place of its disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,10 +18,18 @@ from obelisk.host.subscription import Subscription
 from obelisk.host.ways import by_cost
 from obelisk.model import release as documents
 from obelisk.model.following import GoBack, Refuse, Stay, Take
-from obelisk.model.host import Event
+from obelisk.model.host import Event, Phase
 from obelisk.model.image import PartKind
 from obelisk.model.release import Hosts
 from obelisk.system.filesystem import Space
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture
@@ -57,6 +65,19 @@ def test_the_size_is_said_before_it_starts_and_bytes_are_told(scene: Scene) -> N
     assert done[-1] == started.total
 
 
+def test_what_is_installed_already_is_not_fetched_again(scene: Scene, tmp_path: Path) -> None:
+    image = scene.publisher.release("2")
+    (scene.here.run / "esp/EFI/Linux/shop_2+3.efi").touch()
+    for event, phase in ((Event.BEGUN, None), (Event.DONE, Phase.PENDING)):
+        journal.append(scene.here.keep, replace(record(event, phase=phase), image_id=image.id))
+    source = scene.prepare()
+    assert source.manifest == image
+    assert scene.ways == []
+    assert not any(image.part(PartKind.UKI).sha256 in path for path in scene.mirror.requests)
+    with pytest.raises(StateError, match="no longer"):
+        source.write(tmp_path / "root", tmp_path / "tree", on_bytes=lambda _count: None)
+
+
 def test_what_came_is_not_fetched_again(scene: Scene) -> None:
     image = scene.publisher.release("2")
     kernel = kernel_of(image)
@@ -89,12 +110,13 @@ def damaged_proof(_image: str) -> bytes:
         ("the proof does not hold", lambda _image: proof("0" * 64)),
         ("the proof does not hold", lambda image: proof(image, result="FAILED")),
         ("the proof does not hold", lambda image: proof(image, passed=["boots"])),
+        ("the proof does not hold", lambda image: proof(image, planned=())),
         ("a proof is damaged", damaged_proof),
         ("a proof is damaged", lambda image: proof(image).replace(b'"sig"', b'"sgi"')),
         ("a proof is damaged", lambda _image: b"[" * 100_000),
         ("signed by none", lambda image: proof(image).replace(b"payloadType", b"x").replace(b'"x": "', b'"payloadType": "x')),
     ],
-    ids=["stranger", "other image", "failed", "cut short", "empty", "no signature", "deep", "other type"],
+    ids=["stranger", "other image", "failed", "cut short", "nothing planned", "empty", "no signature", "deep", "other type"],
 )
 def test_without_a_proof_that_counts_nothing_of_the_image_is_fetched(scene: Scene, words: str, make: Callable[[str], bytes]) -> None:
     image = Publisher().release("2")
@@ -107,6 +129,12 @@ def test_without_a_proof_that_counts_nothing_of_the_image_is_fetched(scene: Scen
     release = scene.publisher.releases["2"]
     assert not any(release.manifest.path in path for path in scene.mirror.requests)
     assert not scene.here.incoming.exists()
+
+
+def test_who_tested_may_know_other_scenarios_than_this_host(scene: Scene) -> None:
+    image = Publisher().release("2")
+    scene.publisher.release("2", proof_of=proof(image.id, planned=("a later one",), passed=("a later one",)))
+    assert scene.prepare().manifest == image
 
 
 def test_one_good_proof_of_several_is_enough(scene: Scene) -> None:
@@ -197,7 +225,7 @@ def test_what_failed_here_is_not_taken_again_unless_it_is_named(scene: Scene) ->
         (scene.here.keep / journal.FILE).unlink()
         journal.append(scene.here.keep, replace(record(event), image_id=image.id))
         assert isinstance(scene.look().decision, Refuse)
-        assert scene.prepare(retry=True).manifest == image
+        assert scene.prepare(retry="2").manifest == image
 
 
 def test_the_minimum_of_a_release_is_read_from_its_document(scene: Scene) -> None:
@@ -206,6 +234,26 @@ def test_the_minimum_of_a_release_is_read_from_its_document(scene: Scene) -> Non
     decision = scene.look().decision
     assert isinstance(decision, Take)
     assert decision.listing.version == "2"
+
+
+def test_what_is_gone_since_the_metadata_came_is_asked_for_anew(scene: Scene) -> None:
+    scene.publisher.release("2")
+    release = scene.publisher.releases["2"]
+    del scene.publisher.authority.files[release.proofs[0].path]
+    error = scene.refused()
+    assert error.code == "mirror-lacks"
+
+    class Changing(MemoryMirror):
+        """Publishes another release as soon as the proof of the one before is wanted."""
+
+        def part(self, path: str, wanted: range, *, most_bytes: int) -> Iterator[tuple[int, bytes]]:
+            if path == release.proofs[0].path and "3" not in scene.publisher.releases:
+                scene.publisher.release("3")
+            yield from super().part(path, wanted, most_bytes=most_bytes)
+
+    scene.mirror = Changing(scene.publisher.authority.files)
+    assert scene.prepare().manifest.version == "3"
+    assert any("asking what is there now" in note for note in scene.notes)
 
 
 def test_a_clock_that_is_behind_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import repository_samples
 from host_samples import manifest, record, slot
 from lying_server import Lie, LyingServer, serving
 from release_samples import BLOCK, Sample, blocks, ignore, publish, sample
@@ -15,21 +17,37 @@ from trust_samples import file_of, kernel_of
 
 from obelisk.errors import ObeliskError
 from obelisk.events import Event as Told
-from obelisk.events import Note
-from obelisk.host import delivery, journal
+from obelisk.events import Note, silent
+from obelisk.host import channel, delivery, journal
 from obelisk.host.channel import ChannelSource
 from obelisk.host.delivery import ByBlocks, ByEdge
 from obelisk.host.here import Here
+from obelisk.model.following import GoBack, Refuse, Stay
 from obelisk.model.host import Event, Partition, Slot
 from obelisk.model.image import Manifest, PartKind
-from obelisk.model.release import EdgeFile, File, Release
+from obelisk.model.publication import Act, Terms
+from obelisk.model.release import EdgeFile, File, Hosts, Release
+from obelisk.release import publishing
 from obelisk.release.client.remote import Mirrors, WebMirror
+from obelisk.release.delivery import Blocks
 from obelisk.release.edges import make_edge
+from obelisk.release.publisher import Publisher
+from obelisk.release.publishing import Wanted
+from obelisk.release.shelf import Shelf
+from obelisk.store import StoredImage
 from obelisk.system.http import Client, Limits
 
 COUNT = 300
 CHANGED = [5, 6, 200, 299]
 QUICK = Limits(connect_s=0.4, idle_s=0.4, window_s=0.3, least_bytes_s=2000)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 class Host(Here):
@@ -56,10 +74,9 @@ def image_of(version: str, made: Sample) -> tuple[Manifest, bytes]:
     """The manifest of an image, and its kernel image."""
     plain = manifest(version, root_hash=made.root_hash)
     kernel = kernel_of(plain)
-    sizes = {PartKind.ROOT: len(made.data), PartKind.VERITY: made.tree_file.stat().st_size, PartKind.UKI: len(kernel)}
-    digest = hashlib.sha256(kernel).hexdigest()
+    contents = {PartKind.ROOT: made.data, PartKind.VERITY: made.tree_file.read_bytes(), PartKind.UKI: kernel}
     parts = tuple(
-        replace(part, size_bytes=sizes[part.kind], sha256=digest if part.kind is PartKind.UKI else part.sha256) for part in plain.parts
+        replace(part, size_bytes=len(contents[part.kind]), sha256=hashlib.sha256(contents[part.kind]).hexdigest()) for part in plain.parts
     )
     return replace(plain, parts=parts), kernel
 
@@ -250,3 +267,69 @@ def test_a_lying_mirror_is_left_for_another_and_nothing_wrong_is_written(
         both = scene.source(server.address, good.address, client=client)
         scene.write(both)
         scene.require_right(both)
+
+
+@dataclass
+class Workshop:
+    """A publisher with the two images, whose repository is a directory."""
+
+    place: Path
+    stored: dict[str, StoredImage]
+    publisher: Publisher
+
+    def release(self, version: str) -> None:
+        image = next(each for each in self.stored.values() if each.manifest.version == version)
+        envelope = repository_samples.proof_of(image, self.place / "tester")
+        publishing.release(
+            self.publisher, Wanted(image, (envelope,), "stable", Terms("", allow_test_key=True)), repository_samples.founding()
+        )
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, made: Made) -> Workshop:
+    place = tmp_path / "workshop"
+    stored = {}
+    for each, (image, kernel) in zip((made.old, made.new), made.images, strict=True):
+        directory = place / image.version
+        directory.mkdir(parents=True)
+        for kind, data in ((PartKind.ROOT, each.data), (PartKind.VERITY, each.tree_file.read_bytes()), (PartKind.UKI, kernel)):
+            (directory / image.part(kind).file).write_bytes(data)
+        stored[image.id] = StoredImage(image.id, image, directory, 0)
+    keys = repository_samples.keyring(place)
+    work = place / "work"
+    work.mkdir()
+    act = Act("tess", datetime.now(UTC), "it is good")
+    publisher = Publisher(Shelf(place / "repository"), keys, Blocks(), act, work, stored.get, silent)
+    return Workshop(place, stored, publisher)
+
+
+def test_what_a_publisher_releases_a_host_takes_and_leaves_again(scene: Scene, workshop: Workshop, client: Client) -> None:
+    def wish() -> channel.Wish:
+        return channel.Wish("stable", Mirrors([WebMirror(server.address, client)]), root)
+
+    def ask() -> channel.ChannelSource | GoBack | Stay | Refuse:
+        return channel.obtain(scene.here, wish(), scene.told.append, ways=delivery.ways)
+
+    workshop.release("1")
+    repository = workshop.place / "repository"
+    root = (repository / "metadata/1.root.json").read_bytes()
+    with serving(LyingServer(directory=repository)) as server:
+        assert ask() == Stay("1 is the newest in stable")
+        workshop.release("2")
+        server.requests.clear()
+        server.sent_bytes = 0
+        source = ask()
+        assert isinstance(source, channel.ChannelSource)
+        assert [type(way) for way in source.ways] == [ByEdge, ByBlocks]
+        scene.write(source)
+        scene.require_right(source)
+        assert len(server.requests) < 20
+        assert server.sent_bytes < 10 * BLOCK + 20_000  # what differs, and some documents
+        channel.discard(scene.here)
+        assert not list(scene.here.incoming.iterdir())
+        publishing.withdraw(workshop.publisher, "2", hosts=Hosts.BACK)
+        assert ask() == Stay("1 is the newest in stable")
+        publishing.withdraw(workshop.publisher, "1", hosts=Hosts.STAY)
+        stays = ask()
+        assert isinstance(stays, Stay)
+        assert stays.withdrawn

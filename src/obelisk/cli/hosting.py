@@ -106,32 +106,27 @@ def _follow(this: Here, channel: str | None, arguments: Namespace) -> int:
     from obelisk.host import channel as channels
     from obelisk.host import subscription
     from obelisk.host.delivery import ways
-    from obelisk.model.following import GoBack, Refuse, Take
+    from obelisk.model.following import GoBack, Refuse, Stay
 
     followed = subscription.require(arguments.mirrors)
     name = channel or followed.channel
-    retry = arguments.retry is not None
     with reporting(json_wanted=arguments.json) as sink, channels.mirrors(followed, sink) as mirrors:
-        offer = channels.look(this, followed, name, mirrors, sink, retry=retry)
-        decision = offer.decision
+        wish = channels.Wish(name, mirrors, followed.root, arguments.retry or "")
         if arguments.check:
-            return _tell(offer, arguments)
-        match decision:
-            case Take(listing):
-                if retry and arguments.retry != listing.version:
-                    raise InputError(f"--retry names {arguments.retry}, {name} has {listing.version}", code="retry-other")
-                source = channels.prepare(this, offer, sink, retry=retry, ways=ways)
-                status = _install(this, source, arguments, sink)
-                channels.discard(this)
-                return status
+            return _tell(channels.look(this, wish, sink), arguments)
+        match channels.obtain(this, wish, sink, ways=ways):
             case GoBack(_, reason):
                 return _go_back(this, reason, arguments, sink)
             case Refuse(code, reason, remedy):
                 raise StateError(reason, code=code, hint=remedy)
-            case stay:
+            case Stay(reason, withdrawn):
                 channels.discard(this)
-                answer(stay.reason, json_wanted=arguments.json, image=this.label, channel=name, changed=False, withdrawn=stay.withdrawn)
-    return 0
+                answer(reason, json_wanted=arguments.json, image=this.label, channel=name, changed=False, withdrawn=withdrawn)
+                return 0
+            case source:
+                status = _install(this, source, arguments, sink)
+                channels.discard(this)
+                return status
 
 
 def _tell(offer: "Offer", arguments: Namespace) -> int:

@@ -19,22 +19,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from obelisk.errors import StateError, TransportError, TrustError
+from obelisk.errors import InputError, StateError, TransportError, TrustError
 from obelisk.events import Note, Sink, task
 from obelisk.host import admission, esp, journal
 from obelisk.host.here import Here
 from obelisk.host.subscription import Subscription
-from obelisk.host.upgrade import SPARE_STATE_BYTES, gather
+from obelisk.host.upgrade import SPARE_STATE_BYTES, gather, waiting
 from obelisk.host.ways import Way
 from obelisk.model import uki
-from obelisk.model.following import Decision, Follower, Take, follow
+from obelisk.model.following import Decision, Follower, GoBack, Refuse, Stay, Take, follow
 from obelisk.model.host import failed_images, known_good, unfit_images
 from obelisk.model.image import Manifest, PartKind, parse_manifest
 from obelisk.model.release import Channel, File, Listing, Release
 from obelisk.model.version import compare
 from obelisk.release.client import proof, trust
 from obelisk.release.client.hashtree import Run
-from obelisk.release.client.remote import Mirrors, mirror
+from obelisk.release.client.remote import Mirrors, MissingError, mirror
+from obelisk.system.files import written_by_name
 from obelisk.system.filesystem import space
 from obelisk.system.http import Client, Limits, Proxies
 
@@ -44,6 +45,19 @@ _UKI = "uki"
 
 Ways = Callable[[Here, Release, Manifest, Mirrors, Sink], Sequence[Way]]
 """How a release can come to a host, the cheapest way first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Which channel is asked, at which mirrors, and with which root metadata trust begins.
+
+    `retry` is the version of an image that failed here and is to be tried all the same; empty: none.
+    """
+
+    channel: str
+    mirrors: Mirrors
+    root: bytes
+    retry: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +84,20 @@ def mirrors(subscription: Subscription, sink: Sink) -> Iterator[Mirrors]:
         yield Mirrors(found, say=lambda message: sink(Note(message)))
 
 
-def look(here: Here, subscription: Subscription, channel: str, found: Mirrors, sink: Sink, *, retry: bool = False) -> Offer:
+def look(here: Here, wish: Wish, sink: Sink) -> Offer:
     """What a channel has for this host. Changes nothing but what this host knows of the repository.
 
     Raises:
         TrustError, TransportError: what the repository says cannot be had, or cannot be believed.
         StateError: this machine's clock is behind.
     """
+    channel, found = wish.channel, wish.mirrors
     with task(sink, "upgrade/metadata", f"Asking what {channel} has") as running:
-        repository = trust.refresh(here.trust, subscription.root, found)
+        repository = trust.refresh(here.trust, wish.root, found)
         listed = repository.channel(here.name, channel)
         now = datetime.now(UTC)
         _require_clock(listed, now)
-        decision = follow(listed, follower(here), lambda listing: repository.release(listing.image).minimum, retry=retry)
+        decision = follow(listed, follower(here), lambda listing: repository.release(listing.image).minimum, retry=bool(wish.retry))
         release = _released(repository, decision.listing) if isinstance(decision, Take) else None
         running.detail = listed.current.version if listed.current else "nothing"
     for warning in filter(None, (expiry.warning(now) for expiry in repository.expiries)):
@@ -107,7 +122,10 @@ def follower(here: Here) -> Follower:
 
 @dataclass(frozen=True, slots=True)
 class ChannelSource:
-    """A release whose metadata, proof and manifest were checked. Its blocks come when they are written, in the cheapest of `ways`."""
+    """A release whose metadata, proof and manifest were checked. Its blocks come when they are written, in the cheapest of `ways`.
+
+    There are none of it where it is installed already, and only waits for its first boot.
+    """
 
     manifest: Manifest
     incoming: Path
@@ -125,6 +143,12 @@ class ChannelSource:
 
     def write(self, root: Path, tree: Path, *, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
         """See `obelisk.host.source.Source`."""
+        if not self.ways:
+            raise StateError(
+                f"{self.manifest.label} was installed already, and is no longer",
+                code="host-busy",
+                hint="somebody else is at work; try again",
+            )
         first, *others = self.ways
         try:
             outcome = first.write(self.incoming, root, tree, on_bytes=on_bytes)
@@ -142,6 +166,31 @@ class ChannelSource:
                 hint="tell whoever runs the repository; nothing was switched",
             )
         return outcome
+
+
+def obtain(here: Here, wish: Wish, sink: Sink, *, ways: Ways) -> ChannelSource | GoBack | Stay | Refuse:
+    """The release that this host is to take, with all that has to be there before a slot is written; or what it is to do instead.
+
+    Where a file has gone since the metadata was fetched, because its release was retired or rewritten, the metadata is fetched again.
+
+    Raises:
+        InputError: the channel has another version than the one that is to be tried again.
+        See `look` and `prepare`.
+    """
+    try:
+        return _obtain(here, wish, sink, ways)
+    except MissingError as error:
+        sink(Note(f"{error.message}; asking what is there now"))
+    return _obtain(here, wish, sink, ways)
+
+
+def _obtain(here: Here, wish: Wish, sink: Sink, ways: Ways) -> ChannelSource | GoBack | Stay | Refuse:
+    offer = look(here, wish, sink)
+    if not isinstance(offer.decision, Take):
+        return offer.decision
+    if wish.retry and wish.retry != (version := offer.decision.listing.version):
+        raise InputError(f"--retry names {wish.retry}, {wish.channel} has {version}", code="retry-other", hint="name that, or none")
+    return prepare(here, offer, sink, retry=bool(wish.retry), ways=ways)
 
 
 def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) -> ChannelSource:
@@ -166,8 +215,11 @@ def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) ->
         if (reason := admission.refusal(facts, manifest, retry=retry)) is not None:
             raise reason
         incoming = here.incoming / manifest.id
+        if waiting(facts, manifest) is not None:
+            return ChannelSource(manifest, incoming, (), sink)
         _sweep(here, but=incoming)
-        incoming.mkdir(parents=True, exist_ok=True)
+        with written_by_name(incoming):
+            incoming.mkdir(parents=True, exist_ok=True)
         left = list(ways(here, release, manifest, offer.mirrors, sink))
         while True:
             try:
