@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from obelisk.model.release import File
-from obelisk.release.client import blocks, edge, hashtree
-from obelisk.release.client.blocks import Have, Wanted
+from obelisk.release.client import blocks, edge, hashtree, planning
 from obelisk.release.client.delivery import Directory
+from obelisk.release.client.planning import Have, Wanted
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     else:
         remote = Directory(slot.parent)
         haves = (Have(old_tree, Path(old)),)
-        plan = blocks.plan(remote, Wanted(root_hash, root_bytes, File(given, int(size))), slot, haves, on_bytes=_ignore)
+        plan = planning.plan(remote, Wanted(root_hash, root_bytes, File(given, int(size))), slot, haves, on_bytes=_ignore)
         blocks.carry_out(remote, plan, slot, tree, haves, on_bytes=_ignore)
         figures = {"bytes": plan.fetch_bytes + plan.planning_bytes, "requests": plan.requests + 2}
     print(json.dumps(figures))

@@ -5,18 +5,16 @@ Bytes and requests are those that a client has to fetch; its processor time and 
 
 import os
 import re
-import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from apparatus.pairs import PLACE, Pair, image, room, tree
-from obelisk.system.bubblewrap import writable
+from apparatus.pairs import Pair, image, tree
 
 _BIG_WINDOW = 31
-_WORK = "work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ def cost(words: Sequence[str | Path], *, output: Path | None = None) -> Cost:
     """
     began = time.monotonic()
     with (output or Path(os.devnull)).open("wb") as said:
-        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=said)
+        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL)
     _pid, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -60,11 +58,11 @@ def cost(words: Sequence[str | Path], *, output: Path | None = None) -> Cost:
     return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, time.monotonic() - began)
 
 
-def peer(program: str, *words: str | Path) -> Cost:
+def peer(program: str, *words: str | Path, output: Path | None = None) -> Cost:
     """Run a peer's program with the libraries that it came with, and without a wrapper that would be measured too."""
     top = tree("tools")
     library = top / "usr/lib/x86_64-linux-gnu"
-    return cost([top / "usr/lib64/ld-linux-x86-64.so.2", "--library-path", library, top / "usr/bin" / program, *words])
+    return cost([top / "usr/lib64/ld-linux-x86-64.so.2", "--library-path", library, top / "usr/bin" / program, *words], output=output)
 
 
 def casync(pair: Pair, work: Path, chunk: int = 65536) -> Result:
@@ -100,8 +98,8 @@ def ostree_delta(pair: Pair, work: Path) -> Result:
 def ostree_pull(pair: Pair, work: Path) -> Result:
     """The objects that the client has not, one by one."""
     old, new = _commits(pair, work)
-    before = _objects(old)
-    after = _objects(new)
+    before = _objects(work, old)
+    after = _objects(work, new)
     sizes = _sizes(work / "repo/objects")
     missing = [sizes[name[2:]] for name in after - before if name[2:] in sizes]
     return Result(sum(missing), len(missing))
@@ -144,14 +142,9 @@ PEERS: dict[str, Callable[[Pair, Path], Result]] = {
 
 
 def measure(peer: str, pair: Pair) -> Result:
-    """One peer on one pair, in a directory that is removed afterwards."""
-    work = PLACE / _WORK
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        return PEERS[peer](pair, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    """One peer on one pair, in memory, so that nobody waits for the disk."""
+    with tempfile.TemporaryDirectory(prefix="obelisk-bench-", dir="/dev/shm") as work:
+        return PEERS[peer](pair, Path(work))
 
 
 def _sizes(directory: Path) -> dict[str, int]:
@@ -161,6 +154,7 @@ def _sizes(directory: Path) -> dict[str, int]:
 def _commits(pair: Pair, work: Path) -> tuple[str, str]:
     repo = f"--repo={work}/repo"
     peer("ostree", repo, "init", "--mode=archive")
+    peer("ostree", repo, "config", "set", "core.fsync", "false")
     found = []
     for name in (pair.old, pair.new):
         peer("ostree", repo, "commit", "-b", "image", f"--tree=dir={tree(name)}", "--canonical-permissions")
@@ -168,12 +162,12 @@ def _commits(pair: Pair, work: Path) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _objects(commit: str) -> set[str]:
+def _objects(work: Path, commit: str) -> set[str]:
     """The names of a commit's objects, as their files have them."""
-    words = ["ostree", f"--repo=/pairs/{_WORK}/repo", "ls", "--recursive", "--checksum", commit]
-    said = room().run(words, binds=[writable(PLACE, "/pairs")]).stdout
+    said = work / "said"
+    peer("ostree", f"--repo={work}/repo", "ls", "--recursive", "--checksum", commit, output=said)
     names = {f"{commit}.commit"}
-    for kind, digests in re.findall(r"^(.)\S+ .*? ((?:[0-9a-f]{64} ?)+)/", said, re.MULTILINE):
+    for kind, digests in re.findall(r"^(.)\S+ .*? ((?:[0-9a-f]{64} ?)+)/", said.read_text(), re.MULTILINE):
         endings = (".dirtree", ".dirmeta") if kind == "d" else (".filez",)
         names.update(f"{digest}{ending}" for digest, ending in zip(digests.split(), endings, strict=True))
     return names

@@ -83,7 +83,7 @@ def serving(server: LyingServer, *, tls: ssl.SSLContext | None = None) -> Iterat
     class Handler(_Handler):
         truth = server
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+    with _Server(("127.0.0.1", 0), Handler) as listening:
         listening.daemon_threads = True
         if tls is not None:
             listening.socket = tls.wrap_socket(listening.socket, server_side=True)
@@ -96,6 +96,11 @@ def serving(server: LyingServer, *, tls: ssl.SSLContext | None = None) -> Iterat
             server.done.set()
             listening.shutdown()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that go away are what is tested."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -8,8 +8,8 @@ from host_samples import tree_over
 
 from obelisk.model.release import File
 from obelisk.release.client import hashtree
-from obelisk.release.client.blocks import Have, Wanted
 from obelisk.release.client.hashtree import HashTree
+from obelisk.release.client.planning import Have, Wanted
 from obelisk.release.edges import Image
 from obelisk.release.packing import Known, Stored, read_index, store_blocks
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from release_samples import blocks, sample
 from store_samples import sha256
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, Updater
@@ -23,7 +24,7 @@ from obelisk.model.release import TESTERS_TARGET, Channel, File, Release, Tester
 from obelisk.release.delivery import Find, ImageFiles, Packed, Repacked
 from obelisk.release.keys import Keyring, Wish, create
 from obelisk.release.publisher import Founding, Publisher
-from obelisk.release.publishing import Wanted
+from obelisk.release.publishing import Wanted, release
 from obelisk.release.repository import files_of
 from obelisk.release.shelf import Shelf
 from obelisk.store import StoredImage
@@ -274,3 +275,18 @@ def client(place: Path) -> Client:
     """A client of `place`/repo that has never looked at it."""
     number = len(list(place.glob("client-*")))
     return Client(place / f"client-{number}", place / "repo", (place / "repo/metadata/1.root.json").read_bytes())
+
+
+def restorable(place: Path, version: str, *numbers: int) -> StoredImage:
+    """An image whose root has these blocks, and which a repository can give back."""
+    made = sample(place / f"image-{version}", blocks(*numbers), uki=b"kernel of " + version.encode() * 500)
+    files = {PartKind.ROOT: made.root, PartKind.VERITY: made.tree_file, PartKind.UKI: made.uki}
+    parts = tuple(Part(kind, path.name, path.stat().st_size, sha256(path.read_bytes())) for kind, path in files.items())
+    manifest = replace(image(place, version).manifest, parts=parts, root_hash=made.root_hash)
+    return StoredImage(manifest.id, manifest, made.root.parent, 0)
+
+
+def released(who: Publisher, place: Path, image: StoredImage, channel: str = "stable", edges: str = "previous") -> Release:
+    """Release an image with its proof."""
+    proofs = (proof_of(image, place / "tester"),)
+    return release(who, Wanted(image, proofs, channel, Terms(), edges), founding())

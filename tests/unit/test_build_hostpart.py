@@ -13,6 +13,7 @@ from spec_samples import EVERYTHING, load_text, root_metadata
 from trust_samples import Authority, Publisher
 
 from obelisk.build import hostpart
+from obelisk.build.inside import configure
 from obelisk.build.inside.configure import UNUSED_PYTHON
 from obelisk.errors import MissingFeatureError, StateError
 from obelisk.host import subscription
@@ -192,3 +193,25 @@ def test_hosts_ask_by_themselves_as_often_as_the_spec_says(tmp_path: Path, follo
 
 def test_hosts_of_a_spec_that_says_nothing_of_it_take_nothing_by_themselves(tmp_path: Path) -> None:
     assert hostpart.timer(load_text(tmp_path, 'name = "a"')) == ""
+
+
+def test_the_build_lays_the_part_and_what_is_followed_where_hosts_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outside(tree: Path, *command: str, script: str = "") -> list[str]:
+        assert script == ""
+        return [word.replace("/usr/lib/obelisk", f"{tree}/usr/lib/obelisk") for word in command]
+
+    monkeypatch.setattr(configure, "in_tree", outside)
+    tree = tmp_path / "tree"
+    spec = load_text(tmp_path / "spec", EVERYTHING)
+    modules = {f"obelisk/{path}": str(hostpart.PACKAGE / path) for path in hostpart.modules()}
+    modules |= {name: str(file) for name, file in hostpart.libraries().items()}
+    release = hostpart.release(spec)
+    request = {"host": "", "timer": hostpart.timer(spec), "declared": [], "migrations": [], "kept": [], "modules": modules, "release": release, "python": True}
+    configure.settle_host(tree, request)
+    place = tree / "usr/lib/obelisk"
+    assert (place / "release/root.json").read_text() == root_metadata()
+    assert (place / "python/tuf/ngclient/urllib3_fetcher.py").read_text() == (hostpart.PACKAGE / "build/standin/fetcher.py").read_text()
+    assert list((place / "python/tuf/ngclient/__pycache__").glob("updater.*.pyc"))
+    assert (tree / "usr/lib/systemd/system/timers.target.wants/obelisk-follow.timer").resolve().exists()
+    told = run(place / "python", "from obelisk.host import channel, delivery, subscription\nprint(subscription.PLACE)")
+    assert told.stdout == "/usr/lib/obelisk/release\n", told.stderr

@@ -18,10 +18,18 @@ from obelisk.host.subscription import Subscription
 from obelisk.host.ways import by_cost
 from obelisk.model import release as documents
 from obelisk.model.following import GoBack, Refuse, Stay, Take
-from obelisk.model.host import Event
+from obelisk.model.host import Event, Phase
 from obelisk.model.image import PartKind
 from obelisk.model.release import Hosts
 from obelisk.system.filesystem import Space
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture
@@ -57,6 +65,19 @@ def test_the_size_is_said_before_it_starts_and_bytes_are_told(scene: Scene) -> N
     assert done[-1] == started.total
 
 
+def test_what_is_installed_already_is_not_fetched_again(scene: Scene, tmp_path: Path) -> None:
+    image = scene.publisher.release("2")
+    (scene.here.run / "esp/EFI/Linux/shop_2+3.efi").touch()
+    for event, phase in ((Event.BEGUN, None), (Event.DONE, Phase.PENDING)):
+        journal.append(scene.here.keep, replace(record(event, phase=phase), image_id=image.id))
+    source = scene.prepare()
+    assert source.manifest == image
+    assert scene.ways == []
+    assert not any(image.part(PartKind.UKI).sha256 in path for path in scene.mirror.requests)
+    with pytest.raises(StateError, match="no longer"):
+        source.write(tmp_path / "root", tmp_path / "tree", on_bytes=lambda _count: None)
+
+
 def test_what_came_is_not_fetched_again(scene: Scene) -> None:
     image = scene.publisher.release("2")
     kernel = kernel_of(image)
@@ -89,12 +110,13 @@ def damaged_proof(_image: str) -> bytes:
         ("the proof does not hold", lambda _image: proof("0" * 64)),
         ("the proof does not hold", lambda image: proof(image, result="FAILED")),
         ("the proof does not hold", lambda image: proof(image, passed=["boots"])),
+        ("the proof does not hold", lambda image: proof(image, planned=())),
         ("a proof is damaged", damaged_proof),
         ("a proof is damaged", lambda image: proof(image).replace(b'"sig"', b'"sgi"')),
         ("a proof is damaged", lambda _image: b"[" * 100_000),
         ("signed by none", lambda image: proof(image).replace(b"payloadType", b"x").replace(b'"x": "', b'"payloadType": "x')),
     ],
-    ids=["stranger", "other image", "failed", "cut short", "empty", "no signature", "deep", "other type"],
+    ids=["stranger", "other image", "failed", "cut short", "nothing planned", "empty", "no signature", "deep", "other type"],
 )
 def test_without_a_proof_that_counts_nothing_of_the_image_is_fetched(scene: Scene, words: str, make: Callable[[str], bytes]) -> None:
     image = Publisher().release("2")
@@ -107,6 +129,12 @@ def test_without_a_proof_that_counts_nothing_of_the_image_is_fetched(scene: Scen
     release = scene.publisher.releases["2"]
     assert not any(release.manifest.path in path for path in scene.mirror.requests)
     assert not scene.here.incoming.exists()
+
+
+def test_who_tested_may_know_other_scenarios_than_this_host(scene: Scene) -> None:
+    image = Publisher().release("2")
+    scene.publisher.release("2", proof_of=proof(image.id, planned=("a later one",), passed=("a later one",)))
+    assert scene.prepare().manifest == image
 
 
 def test_one_good_proof_of_several_is_enough(scene: Scene) -> None:

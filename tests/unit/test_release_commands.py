@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ class Desk:
         assert main(words) == status
         said = self.capsys.readouterr()
         return said.out if status in {0, 1, 3} and said.out else said.err
+
+    def warned(self, *words: str) -> str:
+        """What a command says on standard error."""
+        self.capsys.readouterr()
+        main(words)
+        return self.capsys.readouterr().err
 
     def asked(self, *words: str) -> dict[str, object]:
         """What a command answers a program."""
@@ -118,7 +125,7 @@ def test_signing_anew_and_new_keys(desk: Desk) -> None:
         (["promote", "1", "--from", "testing", "--to", "stable"], 5, "repository-missing"),
         (["withdraw", "1", "--why", "it is bad"], 5, "repository-missing"),
         (["retire", "--keep", "1", "--older-than", "soon"], 2, "time"),
-        (["repo", "verify"], 5, "repository-missing"),
+        (["repo", "verify"], 2, "repository-missing"),
         (["repo", "stats"], 2, "repository-missing"),
         (["keys", "rotate", "targets"], 5, "repository-missing"),
         (["keys", "trust", "NOWHERE"], 2, "repository-missing"),
@@ -139,6 +146,16 @@ def test_what_is_refused_says_why(desk: Desk, words: list[str], status: int, cod
     error = json.loads(said.splitlines()[-1])["error"]
     assert error["code"] == code
     assert error["hint"]
+
+
+def test_every_command_that_opens_a_repository_warns_before_it_expires(desk: Desk) -> None:
+    desk.run("keys", "init", *desk.stick)
+    desk.run("release", desk.built("1"), "--channel", "stable", *desk.stick, "--expire", "timestamp=1s", "--expire", "targets=100d")
+    time.sleep(1.1)
+    for words in ("repo list", "repo verify", "repo stats", "keys show REPO", "diff REPO@1 REPO@stable", "retire --keep 1", "repo refresh"):
+        said = desk.warned(*words.replace("REPO", str(desk.place / "repo")).split())
+        assert "timestamp expired" in said, words
+        assert "targets expire" not in said
 
 
 def test_damage_is_found_and_named(desk: Desk) -> None:

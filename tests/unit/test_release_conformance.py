@@ -28,6 +28,14 @@ from obelisk.release.client.remote import Mirrors
 PAST = datetime.now(UTC).replace(microsecond=0) - timedelta(days=5)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def host_keys() -> Iterator[None]:
     """Signatures are checked as on hosts."""

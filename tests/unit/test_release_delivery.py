@@ -6,36 +6,19 @@ from pathlib import Path
 import pytest
 import release_samples as transport
 import repository_samples as samples
-from store_samples import sha256
 
 from obelisk.errors import ObeliskError
-from obelisk.model.image import Manifest, Part, PartKind
-from obelisk.model.publication import Terms
+from obelisk.model.image import PartKind
 from obelisk.model.release import Release
 from obelisk.release.checking import Kind, verify
 from obelisk.release.delivery import Blocks
 from obelisk.release.publisher import Publisher
-from obelisk.release.publishing import Wanted, promote, release
+from obelisk.release.publishing import promote
 from obelisk.release.retiring import retire
-from obelisk.store import StoredImage
-
-
-def _image(place: Path, version: str, *blocks: int) -> StoredImage:
-    """An image whose root has these blocks."""
-    sample = transport.sample(place / f"image-{version}", transport.blocks(*blocks), uki=b"kernel of " + version.encode() * 500)
-    files = {PartKind.ROOT: sample.root, PartKind.VERITY: sample.tree_file, PartKind.UKI: sample.uki}
-    parts = tuple(Part(kind, path.name, path.stat().st_size, sha256(path.read_bytes())) for kind, path in files.items())
-    manifest: Manifest = replace(samples.image(place, version).manifest, parts=parts, root_hash=sample.root_hash)
-    return StoredImage(manifest.id, manifest, sample.root.parent, 0)
 
 
 def _publisher(place: Path) -> Publisher:
     return replace(samples.publisher(place, samples.keyring(place)), delivery=Blocks())
-
-
-def _release(who: Publisher, place: Path, image: StoredImage, channel: str = "stable", edges: str = "previous") -> Release:
-    proofs = (samples.proof_of(image, place / "tester"),)
-    return release(who, Wanted(image, proofs, channel, Terms(), edges), samples.founding())
 
 
 def _restored(who: Publisher, made: Release, target: Path) -> bytes:
@@ -46,8 +29,8 @@ def _restored(who: Publisher, made: Release, target: Path) -> bytes:
 def test_releases_share_blocks_and_come_back_whole(tmp_path: Path) -> None:
     who = _publisher(tmp_path)
     many = range(1, 400)
-    one, two = _image(tmp_path, "1", *many, 0, 0), _image(tmp_path, "2", *range(1, 200), 900, *range(200, 400))
-    first, second = _release(who, tmp_path, one), _release(who, tmp_path, two, edges="none")
+    one, two = samples.restorable(tmp_path, "1", *many, 0, 0), samples.restorable(tmp_path, "2", *range(1, 200), 900, *range(200, 400))
+    first, second = samples.released(who, tmp_path, one), samples.released(who, tmp_path, two, edges="none")
     new = who.delivery.packs(second, who.find) - who.delivery.packs(first, who.find)
     assert sum(pack.size_bytes for pack in new) < 2 * transport.BLOCK
     for image, made in ((one, first), (two, second)):
@@ -57,8 +40,8 @@ def test_releases_share_blocks_and_come_back_whole(tmp_path: Path) -> None:
 def test_an_edge_is_made_from_what_is_in_the_repository_alone(tmp_path: Path) -> None:
     """The publisher's store is empty: a promotion restores both images."""
     who = _publisher(tmp_path)
-    _release(who, tmp_path, _image(tmp_path, "1", *range(1, 300)))
-    _release(who, tmp_path, _image(tmp_path, "2", *range(1, 290)), "testing", edges="none")
+    samples.released(who, tmp_path, samples.restorable(tmp_path, "1", *range(1, 300)))
+    samples.released(who, tmp_path, samples.restorable(tmp_path, "2", *range(1, 290)), "testing", edges="none")
     promoted = promote(who, "2", "testing", "stable")
     (edge,) = promoted.edges
     assert edge.from_version == "1"
@@ -68,9 +51,9 @@ def test_an_edge_is_made_from_what_is_in_the_repository_alone(tmp_path: Path) ->
 
 def test_what_is_left_of_a_pack_is_kept_when_the_rest_is_retired(tmp_path: Path) -> None:
     who = _publisher(tmp_path)
-    _release(who, tmp_path, _image(tmp_path, "1", *range(1, 1000)))
-    two = _image(tmp_path, "2", *range(1, 40), *range(2000, 2040))
-    _release(who, tmp_path, two, edges="none")
+    samples.released(who, tmp_path, samples.restorable(tmp_path, "1", *range(1, 1000)))
+    two = samples.restorable(tmp_path, "2", *range(1, 40), *range(2000, 2040))
+    samples.released(who, tmp_path, two, edges="none")
     before = sum(path.stat().st_size for path in (tmp_path / "repo/files").rglob("*") if path.is_file())
     done = retire(who, keep=1, before=samples.NOW + samples.DAY, grace=samples.DAY * 0)
     after = sum(path.stat().st_size for path in (tmp_path / "repo/files").rglob("*") if path.is_file())
@@ -84,7 +67,7 @@ def test_what_is_left_of_a_pack_is_kept_when_the_rest_is_retired(tmp_path: Path)
 @pytest.mark.parametrize("what", ["index", "pack"])
 def test_damage_is_never_restored(tmp_path: Path, what: str) -> None:
     who = _publisher(tmp_path)
-    made = _release(who, tmp_path, _image(tmp_path, "1", *range(1, 300)))
+    made = samples.released(who, tmp_path, samples.restorable(tmp_path, "1", *range(1, 300)))
     (pack,) = who.delivery.packs(made, who.find)
     path = who.find(made.index if what == "index" else pack)
     data = bytearray(path.read_bytes())

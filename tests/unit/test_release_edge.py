@@ -144,6 +144,15 @@ def test_a_kernel_image_that_comes_out_wrong_is_not_there(pair: tuple[Sample, Sa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slot", "slot.tree"]
 
 
+def test_without_the_old_kernel_image_there_is_no_new_one(pair: tuple[Sample, Sample, Path], tmp_path: Path) -> None:
+    old, new, file = pair
+    place = slot(tmp_path, 1000)
+    target = New(*place, new.root_hash, len(new.data), Uki(tmp_path / "uki", new.uki.stat().st_size, _sha256(new.uki)))
+    with pytest.raises(TrustError, match="No such file"):
+        edge.apply(file, Old(old.root, old.tree, tmp_path / "gone"), target, on_bytes=ignore)
+    assert not (tmp_path / "uki").exists()
+
+
 def only_right(place: tuple[Path, Path], new: Sample) -> None:
     """Nothing is in the slot but zeros, as before, and blocks where the new image has them."""
     found = place[0].read_bytes()
@@ -152,7 +161,7 @@ def only_right(place: tuple[Path, Path], new: Sample) -> None:
 
 
 @given(at=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 def test_a_flipped_byte_makes_an_error_or_the_image(pair: tuple[Sample, Sample, Path], tmp_path: Path, at: int, flip: int) -> None:
     old, new, file = pair
     data = bytearray(file.read_bytes())
@@ -201,7 +210,7 @@ numbers = st.lists(st.one_of(st.integers(0, 40), st.integers(0, 5000), st.intege
 
 
 @given(pieces=numbers, files=numbers, metadata=numbers, control=st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 def test_no_plan_is_believed(
     pair: tuple[Sample, Sample, Path], tmp_path: Path, pieces: list[int], files: list[int], metadata: list[int], control: bytes
 ) -> None:
@@ -214,9 +223,17 @@ def test_no_plan_is_believed(
     assert not attempt(forged(plan, given_digests, **streams), old, new, tmp_path)
 
 
+def test_windows_without_end_are_refused(pair: tuple[Sample, Sample, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, file = pair
+    assert attempt(file.read_bytes(), old, new, tmp_path)
+    monkeypatch.setattr(edge, "_WINDOWS", 0)
+    monkeypatch.setattr(edge, "_WINDOWS_PER_BLOCK", 0)
+    assert not attempt(file.read_bytes(), old, new, tmp_path)
+
+
 def test_a_stream_that_expands_without_end_takes_no_memory_beyond_what_is_read(tmp_path: Path) -> None:
     chain = solid.filters(Stream.DIFFERENCE)
-    bomb = lzma.compress(bytes(200 << 20), lzma.FORMAT_RAW, filters=[{**dict(chain[0]), "preset": 0}])
+    bomb = lzma.compress(bytes(20 << 20), lzma.FORMAT_RAW, filters=[{**dict(chain[0]), "preset": 0}])
     (tmp_path / "bomb").write_bytes(bomb)
     with (tmp_path / "bomb").open("rb") as file:
         reader = solid.Reader(Stream.DIFFERENCE, file.fileno(), 0, len(bomb))

@@ -23,6 +23,14 @@ FILE = file_of(DATA)
 QUICK = Limits(connect_s=0.4, idle_s=0.4, window_s=0.3, least_bytes_s=2000)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
+
+
 @pytest.fixture
 def client() -> Iterator[Client]:
     with Client(QUICK) as made:

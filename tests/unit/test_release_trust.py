@@ -1,7 +1,9 @@
 """What a host believes of a repository, and what it says of what it does not believe."""
 
+import errno
 import json
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,11 +11,19 @@ import pytest
 from lying_server import Lie, LyingServer, serving
 from trust_samples import Authority, MemoryMirror, Publisher
 
-from obelisk.errors import TransportError, TrustError
+from obelisk.errors import StateError, TransportError, TrustError
 from obelisk.model.release import Channel
 from obelisk.release.client import seen, trust
 from obelisk.release.client.remote import Mirrors, MissingError, WebMirror
 from obelisk.system.http import Client, Limits
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_for_disks() -> Iterator[None]:
+    """Whether it is durable is not what is asked here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture
@@ -193,3 +203,15 @@ def test_the_channel_is_remembered_for_those_who_only_want_to_know(tmp_path: Pat
     for damaged in (b"", b"[]", b'{"at": "x"}', json.dumps({"at": "x", "channel": "{}"}).encode()):
         (tmp_path / "channel.json").write_bytes(damaged)
         assert seen.last(tmp_path) is None
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for broken in ("os.replace", "os.symlink"):
+        with monkeypatch.context() as patched:
+            patched.setattr(broken, full)
+            with pytest.raises(StateError, match="trust cannot be written: No space left on device"):
+                refresh(tmp_path / "trust", publisher)
+    assert refresh(tmp_path / "trust", publisher).channel("shop", "stable") == publisher.channel

@@ -206,7 +206,8 @@ def test_the_environment_names_proxies(server: LyingServer, monkeypatch: pytest.
         fetch(client, server)
     assert [request.path for request in server.requests] == ["http://releases.example/file", "/file"]
     assert Proxies().of("http", "a.inside.example") == ""
-    assert Proxies("http://p:1").of("https", "a.inside.example") == "http://p:1"
+    assert Proxies("http://p:1").of("https", "a.inside.example") == ""
+    assert Proxies("http://p:1").of("https", "a.outside.example") == "http://p:1"
 
 
 def test_a_proxy_without_the_right_to_go_there_is_named(server: LyingServer) -> None:

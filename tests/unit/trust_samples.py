@@ -199,14 +199,16 @@ def pem(key: Ed25519PrivateKey) -> str:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def proof(image_id: str, *, key: Ed25519PrivateKey = TESTER, result: str = "PASSED", passed: Sequence[str] = FIXED) -> bytes:
+def proof(
+    image_id: str, *, key: Ed25519PrivateKey = TESTER, result: str = "PASSED", passed: Sequence[str] = FIXED, planned: Sequence[str] = FIXED
+) -> bytes:
     """A test-result in its envelope."""
     payload = json.dumps(
         {
             "_type": "https://in-toto.io/Statement/v1",
             "subject": [{"name": "shop_2", "digest": {"sha256": image_id}}],
             "predicateType": PREDICATE,
-            "predicate": {"result": result, "passedTests": list(passed), "obelisk": {"planned": list(FIXED)}},
+            "predicate": {"result": result, "passedTests": list(passed), "obelisk": {"planned": list(planned)}},
         }
     ).encode()
     signed = b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)

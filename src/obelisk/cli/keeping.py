@@ -1,16 +1,15 @@
 """Commands for the keys that sign releases: keys init, rotate, show and trust."""
 
 from argparse import Namespace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from obelisk.cli.places import open_store
-from obelisk.cli.publisher import keyring_of, new_passphrase, own_tester, place_of, publishing, read_key, repository_at
+from obelisk.cli.publisher import keyring_of, looked_at, new_passphrase, own_tester, publishing, read_key
 from obelisk.cli.terminal import answer
 from obelisk.errors import InputError
 from obelisk.release.keys import Role, Wish, create, public_key
 from obelisk.release.known import Known
-from obelisk.release.publisher import Publisher, warnings
+from obelisk.release.publisher import Publisher
 from obelisk.release.rotating import RootWish, Rotated, rotate, rotate_root, set_testers
 
 
@@ -89,7 +88,7 @@ def _show(arguments: Namespace) -> int:
     lines = [f"{file.path}  {file.role}  {key[:12]}" for key, file in here.items()] or [f"there are no release keys in {keyring.directory}"]
     result: dict[str, object] = {"here": [{"role": file.role.value, "file": str(file.path), "id": key} for key, file in here.items()]}
     if arguments.repo is not None:
-        there = repository_at(str(place_of(arguments)))
+        there = looked_at(arguments)
         roles = {}
         for role in Role:
             ids = there.trusted.key_ids(role)
@@ -99,14 +98,13 @@ def _show(arguments: Namespace) -> int:
             roles[role.value] = {"keys": list(ids), "threshold": there.trusted.threshold(role), "expires": at.isoformat()}
         testers = [public_key(pem.encode(), "testers.json").keyid for pem in there.contents.testers.keys]
         lines.append(f"{'tester':<10} {', '.join(key[:12] for key in testers) or 'nobody'}")
-        lines += warnings(there.trusted, datetime.now(UTC))
         result |= {"roles": roles, "testers": testers}
     answer("\n".join(lines), json_wanted=arguments.json, **result)
     return 0
 
 
 def _trust(arguments: Namespace) -> int:
-    there = repository_at(str(place_of(arguments)))
+    there = looked_at(arguments)
     keyring = keyring_of(arguments)
     Known(keyring.directory / "known.json").accept(there.first_root, there.trusted.timestamp.signed.version)
     answer(f"the keys in {keyring.directory} sign {there.shelf.root} from now on", json_wanted=arguments.json, repo=str(there.shelf.root))

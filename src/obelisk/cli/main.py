@@ -224,7 +224,9 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parsers["rollback"].add_argument("--with-state", action="store_true", help="also bring back the state as that image left it")
     parsers["rollback"].add_argument("--no-reboot", action="store_true", help="leave the restart to you")
-    parsers["verify"].add_argument("--repair", metavar="SOURCE", help="write what is damaged again, from the directory of that image")
+    parsers["verify"].add_argument(
+        "--repair", metavar="SOURCE", help="write what is damaged again: from a channel's repository, or from the directory of that image"
+    )
     parsers["snapshot"].add_argument("verb", choices=("create", "list", "restore", "delete"))
     parsers["snapshot"].add_argument("name", nargs="?", metavar="NAME", help="its number, its name, or both as `list` shows them")
     parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `list`")

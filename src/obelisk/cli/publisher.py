@@ -14,6 +14,7 @@ from pathlib import Path
 from obelisk.cli.places import key_directory, open_store
 from obelisk.cli.terminal import reporting
 from obelisk.errors import InputError, StateError
+from obelisk.events import Note
 from obelisk.model.publication import Act
 from obelisk.model.release import Testers
 from obelisk.release.delivery import Blocks, Delivery
@@ -29,8 +30,8 @@ _TIME = re.compile(r"([0-9]+)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def repository_at(place: str) -> Repository:
-    """The repository in a directory, to be looked at.
+def repository_at(place: str, *, json_wanted: bool) -> Repository:
+    """The repository in a directory, to be looked at. Warns of what expires.
 
     Raises:
         InputError: there is none.
@@ -39,7 +40,11 @@ def repository_at(place: str) -> Repository:
     shelf = Shelf(Path(place))
     if shelf.metadata("timestamp.json") is None:
         raise InputError(f"{place} is no repository", code="repository-missing", hint="`obelisk release IMAGE --to REPO` makes one")
-    return Repository.open(shelf)
+    there = Repository.open(shelf)
+    with reporting(json_wanted=json_wanted) as sink:
+        for line in warnings(there.trusted, datetime.now(UTC)):
+            sink(Note(line))
+    return there
 
 
 def delivery() -> Delivery:
@@ -73,10 +78,7 @@ def _opened(arguments: Namespace, store: Store) -> tuple[Path, Mirror | None]:
 
 def looked_at(arguments: Namespace) -> Repository:
     """The repository that was named, to be looked at. Warns of what expires."""
-    there = repository_at(str(place_of(arguments)))
-    for line in warnings(there.trusted, datetime.now(UTC)):
-        print(f"· {line}", file=sys.stderr)
-    return there
+    return repository_at(str(place_of(arguments)), json_wanted=arguments.json)
 
 
 def place_of(arguments: Namespace) -> Path:

@@ -1,11 +1,13 @@
 """Commands of a publisher: release, promote, withdraw, retire, and repo …."""
 
 from argparse import Namespace
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from obelisk.cli.places import find_image, open_store
-from obelisk.cli.publisher import delivery, duration, lifetimes, looked_at, own_tester, place_of, publishing
+from obelisk.cli.publisher import delivery, duration, lifetimes, looked_at, own_tester, place_of, publishing, repository_at
 from obelisk.cli.terminal import answer, reporting, size
+from obelisk.errors import TrustError
 from obelisk.events import Note
 from obelisk.model.publication import Terms
 from obelisk.model.release import Hosts
@@ -124,9 +126,11 @@ def _list(arguments: Namespace) -> int:
 
 
 def _verify(arguments: Namespace) -> int:
-    there = Shelf(place_of(arguments))
+    place = place_of(arguments)
+    with suppress(TrustError):  # which is then a finding
+        repository_at(str(place), json_wanted=arguments.json)
     with reporting(json_wanted=arguments.json) as sink:
-        findings = verify(there, delivery(), datetime.now(UTC), sink)
+        findings = verify(Shelf(place), delivery(), datetime.now(UTC), sink)
     damaged = [finding for finding in findings if finding.kind is not Kind.SUPERFLUOUS]
     lines = [f"{finding.kind}: {finding.name}: {finding.problem}" for finding in findings]
     if not damaged:

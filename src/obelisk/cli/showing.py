@@ -63,7 +63,7 @@ def diff(arguments: Namespace) -> int:
     """Tell two images apart, of the store or of a repository; status 1 when they differ."""
     store = open_store(arguments)
     with reporting(json_wanted=arguments.json) as sink, store.workspace() as work:
-        before, after = (_side(store, name, work) for name in (arguments.before, arguments.after))
+        before, after = (_side(store, name, work, json_wanted=arguments.json) for name in (arguments.before, arguments.after))
         room = None
         if before.manifest.root_hash != after.manifest.root_hash:
             try:
@@ -76,7 +76,7 @@ def diff(arguments: Namespace) -> int:
     return 1 if changes else 0
 
 
-def _side(store: Store, name: str, work: Path) -> Side:
+def _side(store: Store, name: str, work: Path, *, json_wanted: bool) -> Side:
     """What REPO@VERSION, REPO@CHANNEL, or a name of the store means."""
     place, at, wanted = name.rpartition("@")
     if not (at and (Path(place) / "metadata").is_dir()):
@@ -84,7 +84,7 @@ def _side(store: Store, name: str, work: Path) -> Side:
         return Side(image.manifest, image.part_path(PartKind.ROOT))
     from obelisk.cli.publisher import delivery, repository_at
 
-    there = repository_at(place)
+    there = repository_at(place, json_wanted=json_wanted)
     release = there.contents.find(wanted)
     stored = next((image for image in store.images() if image.id == release.image), None)
     if stored is not None:

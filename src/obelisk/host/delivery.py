@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from obelisk.errors import TrustError
-from obelisk.events import Sink, task
+from obelisk.errors import InputError, TransportError, TrustError
+from obelisk.events import Note, Sink, task
 from obelisk.host import admission, esp, staging
 from obelisk.host.here import Here
 from obelisk.host.upgrade import gather
@@ -55,7 +55,26 @@ def ways(here: Here, release: Release, manifest: Manifest, mirrors: Mirrors, sin
     kernel_bytes = manifest.part(PartKind.UKI).size_bytes
     if edges and min(each.file.size_bytes for each in edges) <= kernel_bytes:
         return (*by_cost(edges), by_blocks)
-    return by_cost([*edges, by_blocks])
+    try:
+        return by_cost([*edges, by_blocks])
+    except (TransportError, TrustError) as error:
+        if not edges:
+            raise
+        sink(Note(f"{error.message}; going on with {edges[0].title}"))
+        return by_cost(edges)
+
+
+def mending(here: Here, release: Release, manifest: Manifest, mirrors: Mirrors, sink: Sink) -> Way:
+    """The way to mend the slot that holds a release: only blocks that are wrong, and that no other slot has, are fetched.
+
+    Raises:
+        InputError: no slot holds it.
+    """
+    slots = here.slots()
+    target = next((slot for slot in slots if slot.label == manifest.label), None)
+    if target is None:
+        raise InputError(f"{manifest.label} is in no slot here", code="source-other", hint="`obelisk host status` shows what is")
+    return ByBlocks(here, release, manifest, mirrors, tuple(_olds(here, slots, target)), Path(target.root.device), sink)
 
 
 def _olds(here: Here, slots: Sequence[Slot], target: Slot) -> Sequence[Old]:

@@ -32,7 +32,7 @@ from obelisk.model.host import (
     progress,
     unfit_images,
 )
-from obelisk.model.image import PartKind
+from obelisk.model.image import Manifest, PartKind
 from obelisk.model.partitions import partition_uuids, tree_label
 from obelisk.model.state import Encryption
 from obelisk.system import btrfs, efivars, sbverify, sfdisk
@@ -86,6 +86,13 @@ def gather(here: Here, entries: tuple[Entry, ...]) -> Facts:
     )
 
 
+def waiting(facts: Facts, manifest: Manifest) -> Entry | None:
+    """The entry of an image that is installed already, and whose trial is the next boot."""
+    if not isinstance(facts.progress, Pending) or facts.progress.image_id != manifest.id:
+        return None
+    return next((entry for entry in facts.entries if entry.label == manifest.label and entry.left), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """How an upgrade is to go: of an image that failed here before (`retry`), after a rehearsal, with so many boots to prove itself."""
@@ -129,11 +136,8 @@ class _Upgrade:
         image_bytes = self.manifest.part(PartKind.ROOT).size_bytes + self.manifest.part(PartKind.VERITY).size_bytes
         if self.manifest.root_hash == self.here.root_hash:
             return Outcome(Entry(self.here.name, self.here.version), facts.booted.letter, image_bytes, 0, changed=False)
-        pending = facts.progress
-        if isinstance(pending, Pending) and pending.image_id == self.manifest.id:
-            waiting = next((entry for entry in facts.entries if entry.label == self.manifest.label and entry.left), None)
-            if waiting is not None:
-                return Outcome(waiting, self._slot_of(facts).letter, image_bytes, 0, changed=False)
+        if (entry := waiting(facts, self.manifest)) is not None:
+            return Outcome(entry, self._slot_of(facts).letter, image_bytes, 0, changed=False)
         if (reason := admission.refusal(facts, self.manifest, retry=self.wish.retry)) is not None:
             raise reason
         if self.wish.rehearse:

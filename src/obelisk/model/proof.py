@@ -4,7 +4,7 @@ A proof is an in-toto test-result in a DSSE envelope.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from obelisk.errors import TrustError
@@ -32,8 +32,10 @@ def refusal() -> TrustError:
     return TrustError("the proof does not hold", code="proof-invalid", hint="test the image again: `obelisk test`")
 
 
-def judge(payload: bytes, payload_type: str, image_id: str) -> Mapping[str, Any]:
+def judge(payload: bytes, payload_type: str, image_id: str, *, required: Collection[str] = FIXED) -> Mapping[str, Any]:
     """The predicate of a statement, whose signature is known to be right, once it says that this image passed everything planned.
+
+    And everything `required`: none by a host, which may be older than who tested, and know other scenarios.
 
     Raises:
         TrustError: it does not.
@@ -47,7 +49,8 @@ def judge(payload: bytes, payload_type: str, image_id: str) -> Mapping[str, Any]
             and predicate["result"] == "PASSED"
             and {subject["digest"]["sha256"] for subject in statement["subject"]} == {image_id}
             # Whoever signed a trial that was cut short has signed nothing that counts.
-            and {*FIXED, *predicate["obelisk"]["planned"]} <= set(predicate["passedTests"])
+            and bool(predicate["obelisk"]["planned"])
+            and {*required, *predicate["obelisk"]["planned"]} <= set(predicate["passedTests"])
         )
     except (ValueError, KeyError, TypeError) as error:
         raise refusal() from error

@@ -27,7 +27,10 @@ from obelisk.system.blocks import BLOCK_BYTES
 
 _STEP = struct.Struct("<3Q")  # of bsdiff's: sign and magnitude
 _SIGN = 1 << 63
-_JOINED = 64  # blocks that are equal, and yet cheaper as part of a unit than as a copy between two
+# Blocks that are equal, and yet part of a unit: each unit has its own window of old blocks to read, and the hosts' patience with windows
+# has an end.
+_JOINED = 1024
+_TOO_LARGE = 8  # times larger than a file is what it can no longer be a version of
 _PER_PROCESSOR = 2
 
 
@@ -257,10 +260,12 @@ class _Pairs:
     def find(self, wanted: Extent) -> Extent | None:
         """Its earlier version."""
         exact = self._paths.get(wanted.path)
-        if exact is not None:
+        limit = _TOO_LARGE * (len(wanted.blocks) + 1)
+        if exact is not None and len(exact.blocks) <= limit:
             return exact
         name = _shape(PurePosixPath(wanted.path).name)
-        candidates = self._shapes.get(_shape(wanted.path)) or self._names.get(name) or []
+        found = self._shapes.get(_shape(wanted.path)) or self._names.get(name) or []
+        candidates = [extent for extent in found if len(extent.blocks) <= limit]
         return min(candidates, key=lambda extent: (abs(extent.size_bytes - wanted.size_bytes), extent.path), default=None)
 
 

@@ -62,16 +62,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """Through whom to go: `given` for every address, or else as http_proxy, https_proxy and no_proxy in the environment say."""
+    """Through whom to go: `given`, or else as http_proxy and https_proxy in the environment say; not to where no_proxy says."""
 
     given: str = ""
 
     def of(self, scheme: str, host: str) -> str:
         """The proxy's address for a host; empty: none."""
-        if self.given:
-            return self.given
         known = getproxies_environment()
-        return "" if proxy_bypass(host, known) else known.get(scheme, "")
+        return "" if proxy_bypass(host, known) else self.given or known.get(scheme, "")
 
 
 class Answer:

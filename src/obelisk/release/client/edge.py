@@ -33,6 +33,8 @@ MAGIC = b"OBLKEDG1"
 HEADER = struct.Struct(f"<8s{len(Stream) + 2}Q")
 _PLAN_BYTES_PER_BLOCK = 16
 _PLAN_BYTES = 1 << 20
+_WINDOWS_PER_BLOCK = 16  # of the new image: how many blocks all windows together may have, so that reading them comes to an end
+_WINDOWS = 1 << 16
 _AHEAD = 4  # groups that are made and not yet written
 
 
@@ -124,17 +126,21 @@ class _Root:
 
 
 class _File:
+    """A kernel image, which is opened when it is first wanted."""
+
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._count = -(-os.fstat(self._descriptor).st_size // BLOCK_BYTES)
+        self._path = path
 
     def read(self, blocks: Run) -> bytes:
-        if blocks.stop > self._count:
-            raise ValueError("it copies what lies beyond the old kernel image")
-        return os.pread(self._descriptor, len(blocks) * BLOCK_BYTES, blocks.start * BLOCK_BYTES).ljust(len(blocks) * BLOCK_BYTES, b"\0")
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+        size = len(blocks) * BLOCK_BYTES
+        try:
+            with self._path.open("rb") as file:
+                if blocks.stop > -(-os.fstat(file.fileno()).st_size // BLOCK_BYTES):
+                    raise ValueError("it copies what lies beyond the old kernel image")
+                file.seek(blocks.start * BLOCK_BYTES)
+                return file.read(size).ljust(size, b"\0")
+        except OSError as error:
+            raise ValueError(f"the old kernel image cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +183,17 @@ class _Edge:
     def apply(self, old: Old, on_bytes: Callable[[int], None]) -> tuple[int, list[Run]]:
         level = self._level(old.tree)
         uki = _File(old.uki)
-        try:
-            with BlockDevice(old.root) as device, Slot(self.new.root, self.new.tree, self.superblock, level) as slot:
-                sources = (_Root(device, old.tree.data_blocks), uki)
-                makers = {
-                    Kind.FILE: _Units(varint.Reader(self.files), sources, self._rebuild),
-                    Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_metadata),
-                }
-                self._make_root(slot, sources[0], makers, on_bytes)
-                if self.new.uki is not None:
-                    _write_uki(self.new.uki, self._make(self.uki_pieces, -(-self.new.uki.size_bytes // BLOCK_BYTES), uki, makers))
-                return slot.finish()
-        finally:
-            uki.close()
+        with BlockDevice(old.root) as device, Slot(self.new.root, self.new.tree, self.superblock, level) as slot:
+            sources = (_Root(device, old.tree.data_blocks), uki)
+            budget = self.blocks * _WINDOWS_PER_BLOCK + _WINDOWS
+            makers = {
+                Kind.FILE: _Units(varint.Reader(self.files), sources, self._rebuild, budget),
+                Kind.METADATA: _Units(varint.Reader(self.metadata), sources[:1], self._rebuild_metadata, budget),
+            }
+            self._make_root(slot, sources[0], makers, on_bytes)
+            if self.new.uki is not None:
+                _write_uki(self.new.uki, self._make(self.uki_pieces, -(-self.new.uki.size_bytes // BLOCK_BYTES), uki, makers))
+            return slot.finish()
 
     def _level(self, tree: HashTree) -> bytes:
         """The digests of all groups, which lead to the root hash."""
@@ -280,11 +284,14 @@ class _Unit:
 class _Units:
     """The blocks that units make, one unit after the other."""
 
-    def __init__(self, reader: varint.Reader, sources: tuple[_Source, ...], rebuild: "Callable[[_Unit, bytes], Iterator[bytes]]") -> None:
+    def __init__(
+        self, reader: varint.Reader, sources: tuple[_Source, ...], rebuild: "Callable[[_Unit, bytes], Iterator[bytes]]", budget: int
+    ) -> None:
         self._reader = reader
         self._sources = sources
         self._rebuild = rebuild
         self._expected = [0] * len(sources)
+        self._budget = budget
         self._running: Iterator[bytes] = iter(())
         self._left = b""
 
@@ -312,12 +319,13 @@ class _Units:
             start = self._expected[source] + self._reader.signed()
             length = read()
             total += length
-            if start < 0 or total > patch.WINDOW_BLOCKS:
+            if start < 0 or total > min(patch.WINDOW_BLOCKS, self._budget):
                 raise ValueError("it has a window out of bounds")
             self._expected[source] = start + length
             windows.append(range(start, start + length))
         if len(windows) != count:
             raise ValueError("it has too many windows")
+        self._budget -= total
         return _Unit(blocks, source, new, steps, tuple(windows))
 
 

@@ -85,14 +85,14 @@ def read_superblock(data: bytes) -> tuple[bytes, int]:
     return salt[:salt_bytes], count
 
 
-def grow(superblock: bytes, leaves: bytes) -> tuple[bytes, bytes]:
-    """The whole tree over `leaves`, as it lies in a file or partition, and its root hash."""
-    salt, _count = read_superblock(superblock)
-    levels, level = [], leaves
+def crown(superblock: bytes, level: bytes) -> bytes:
+    """What comes before the leaves in a tree's file or partition, when `level` are the digests of all groups of them."""
+    salt, _blocks = read_superblock(superblock)
+    levels = []
     while len(level) > DIGEST_BYTES:
         levels.append(level + bytes(-len(level) % BLOCK_BYTES))
         level = digests(levels[-1], salt)
-    return superblock.ljust(BLOCK_BYTES, b"\0") + b"".join(reversed(levels)), level
+    return superblock.ljust(BLOCK_BYTES, b"\0") + b"".join(reversed(levels))
 
 
 def parents(leaves: bytes, salt: bytes) -> bytes:

@@ -24,7 +24,7 @@ def accept(envelopes: Iterable[bytes], testers: Testers, image_id: str) -> Mappi
     for envelope in envelopes:
         try:
             payload, kind = _verified(envelope, testers)
-            return proof.judge(payload, kind, image_id)
+            return proof.judge(payload, kind, image_id, required=())
         except TrustError as error:
             reasons.append(error.message)
     raise TrustError(

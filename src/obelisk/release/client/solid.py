@@ -51,19 +51,38 @@ _PARAMETERS: dict[Stream, tuple[int, dict[str, int]]] = {
 
 
 class Writer:
-    """One stream that is being made, in memory."""
+    """One stream that is being made, in memory. One of nothing has no bytes."""
 
     def __init__(self, stream: Stream) -> None:
-        self._compressor = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters(stream))
+        self._stream = stream
+        self._compressor: lzma.LZMACompressor | None = None
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._parts: list[bytes] = []
 
     def write(self, data: bytes) -> None:
         """Add `data` to its end."""
-        self._parts.append(self._compressor.compress(data))
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= _MIB:
+            self._compress()
 
     def finish(self) -> bytes:
         """The whole stream."""
-        return b"".join((*self._parts, self._compressor.flush()))
+        if self._waiting_bytes:
+            self._compress()
+        if self._compressor is not None:
+            self._parts.append(self._compressor.flush())
+        return b"".join(self._parts)
+
+    def _compress(self) -> None:
+        if self._compressor is None:
+            chain = [dict(each) for each in filters(self._stream)]
+            if self._waiting_bytes < _MIB:  # it is the whole stream: one who writes needs ten times the dictionary, and time to clear it
+                chain[-1]["dict_size"] = max(self._waiting_bytes, 4 * _KIB)
+            self._compressor = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=chain)
+        self._parts.append(self._compressor.compress(b"".join(self._waiting)))
+        self._waiting, self._waiting_bytes = [], 0
 
 
 class Reader:

@@ -37,7 +37,7 @@ from obelisk.model.canonical import canonical
 from obelisk.model.release import TESTERS_TARGET, Channel, Release, Testers, channel_target
 from obelisk.release.client import keys, seen
 from obelisk.release.client.remote import Mirror, Mirrors, MissingError, WebMirror
-from obelisk.system.files import sync_directory, sync_file, write_durably
+from obelisk.system.files import sync_directory, sync_file, write_durably, written_by_name
 
 _LARGEST_DOCUMENT_BYTES = 16 << 20
 _METADATA = "metadata/"
@@ -83,7 +83,8 @@ class Repository:
         found = Channel.parse(data)
         if (found.name, found.channel) != (name, channel):
             raise _mixed(f"{channel} of {name}", f"{found.channel} of {found.name}")
-        seen.note(self._keep, found, datetime.now(UTC))
+        with written_by_name(self._keep):
+            seen.note(self._keep, found, datetime.now(UTC))
         return found
 
     def release(self, image: str) -> Release:
@@ -134,17 +135,19 @@ def refresh(keep: Path, root: bytes, mirrors: Mirrors) -> Repository:
     Raises:
         TrustError: no mirror has metadata that is signed by whom it must be, is valid now and not older than what was seen before.
         TransportError: no mirror has any.
+        StateError: `keep` cannot be written.
     """
     if find_spec("cryptography") is None:  # as in images
         keys.register()
-    keep.mkdir(parents=True, exist_ok=True)
-    try:
-        return mirrors.ask(lambda source: _refresh_from(source, mirrors, keep, root))
-    finally:
-        for path in (*keep.glob("*.json"), *keep.glob("root_history/*.json")):
-            with suppress(FileNotFoundError):
-                sync_file(path)
-        sync_directory(keep)
+    with written_by_name(keep):
+        keep.mkdir(parents=True, exist_ok=True)
+        try:
+            return mirrors.ask(lambda source: _refresh_from(source, mirrors, keep, root))
+        finally:
+            for path in (*keep.glob("*.json"), *keep.glob("root_history/*.json")):
+                with suppress(FileNotFoundError):
+                    sync_file(path)
+            sync_directory(keep)
 
 
 def _refresh_from(source: Mirror, mirrors: Mirrors, keep: Path, root: bytes) -> Repository:

@@ -65,15 +65,23 @@ class Slot:
 
     def finish(self) -> tuple[int, list[Run]]:
         """Write the tree, when all groups are in, and make all of it durable: the bytes written, and the blocks of the root."""
-        tree, _root_hash = hashtree.grow(self._superblock, bytes(self._leaves))
-        written = 0
-        for at in range(0, len(tree), CHUNK_BYTES):
-            runs = write_changed(self._tree, at // BLOCK_BYTES, tree[at : at + CHUNK_BYTES])
-            written += sum(map(len, runs))
+        crown = hashtree.crown(self._superblock, self._level)
+        written = self._write_tree(0, memoryview(crown))
+        if self._blocks > 1:  # a single leaf is the root hash, and the tree has no block for it
+            written += self._write_tree(len(crown) // BLOCK_BYTES, memoryview(self._leaves))
         self._root.flush()
         self._tree.flush()
         blocks = hashtree.as_runs(sorted(block for run in self._written for block in run))
         return (written + sum(map(len, blocks))) * BLOCK_BYTES, blocks
+
+    def _write_tree(self, first: int, data: memoryview) -> int:
+        """Make the blocks of the tree from `first` on be `data`, the last one filled up with zeros; return how many were written."""
+        written = 0
+        for at in range(0, len(data), CHUNK_BYTES):
+            chunk = bytes(data[at : at + CHUNK_BYTES])
+            chunk += bytes(-len(chunk) % BLOCK_BYTES)
+            written += sum(map(len, write_changed(self._tree, first + at // BLOCK_BYTES, chunk)))
+        return written
 
 
 def write_changed(device: BlockDevice, first: int, data: bytes) -> list[Run]:
