@@ -155,6 +155,7 @@ rehearse = true
 channel = "testing"
 repositories = ["https://releases.example/os", "http://mirror.example:8080/os"]
 root = "keys/root.json"
+follow = "6h"
 bandwidth = "2M"
 proxy = "http://proxy.example:3128"
 

@@ -206,7 +206,16 @@ def test_the_build_lays_the_part_and_what_is_followed_where_hosts_look(tmp_path:
     modules = {f"obelisk/{path}": str(hostpart.PACKAGE / path) for path in hostpart.modules()}
     modules |= {name: str(file) for name, file in hostpart.libraries().items()}
     release = hostpart.release(spec)
-    request = {"host": "", "timer": hostpart.timer(spec), "declared": [], "migrations": [], "kept": [], "modules": modules, "release": release, "python": True}
+    request = {
+        "host": "",
+        "timer": hostpart.timer(spec),
+        "declared": [],
+        "migrations": [],
+        "kept": [],
+        "modules": modules,
+        "release": release,
+        "python": True,
+    }
     configure.settle_host(tree, request)
     place = tree / "usr/lib/obelisk"
     assert (place / "release/root.json").read_text() == root_metadata()
