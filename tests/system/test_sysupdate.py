@@ -175,9 +175,8 @@ def machine(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
 
 def test_a_host_is_given_transfers_and_the_keyring(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBELISK_KEYS", str(shop.signer.key.parents[1]))
-    asked = Namespace(name="web", channel="stable", url="https://example.org/os/", transfers=str(tmp_path / "host"), slots=2, tries=3)
-    asked.store, asked.json = str(shop.store.root), False
-    assert cli.transfers(asked) == 0
+    asked = Namespace(url="https://example.org/os/", transfers=str(tmp_path / "host"), slots=2, tries=3, json=False)
+    assert len(cli._transfers(asked, Channel("web", "stable"), shop.store)) == 5
     written = {path.name: path.read_bytes() for path in (tmp_path / "host").iterdir()}
     assert written.pop("import-pubring.gpg") == shop.signer.keyring()
     wanted = sysupdate.transfers("web", "https://example.org/os/sysupdate/web/stable")

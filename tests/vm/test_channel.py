@@ -146,3 +146,14 @@ def test_what_is_retired_leaves_the_repository_and_hosts_go_on(rack: Rack, host:
     listed = json.loads(rack.tool.run("repo", "list", str(repository), "--json").splitlines()[-1])["channels"]
     assert [each["version"] for each in listed[0]["releases"]] == ["5"]
     assert "5 is the newest in stable" in host.run("obelisk host upgrade --check")
+
+
+def test_what_systemd_sysupdate_sees_changes_with_the_channel(rack: Rack, repository: Path, tmp_path: Path) -> None:
+    words = ("--channel", "stable", "--url", "https://releases.example/os", "--transfers", str(tmp_path / "transfers"))
+    rack.tool.run("repo", "sysupdate", str(repository), *words)
+    listing = repository / "sysupdate/host/stable/SHA256SUMS"
+    assert "host_5.efi" in listing.read_text()
+    assert "https://releases.example/os/sysupdate/host/stable" in (tmp_path / "transfers").joinpath("50-root.transfer").read_text()
+    assert "sound" in rack.tool.run("repo", "verify", str(repository))
+    repo(rack, "withdraw", "5", "--why", "the end")
+    assert "host_5" not in listing.read_text()

@@ -95,6 +95,10 @@ _REPO_COMMANDS = {
     "verify": ("read every file, document and signature, and name what is wrong", "obelisk repo verify repo"),
     "stats": ("what each release and each edge costs", "obelisk repo stats repo"),
     "refresh": ("sign anew what expires; run it daily", "obelisk repo refresh repo"),
+    "sysupdate": (
+        "let a stock systemd-sysupdate follow a channel",
+        "obelisk repo sysupdate repo --channel stable --url https://releases.example/os --transfers transfers",
+    ),
     "serve": ("serve it by HTTP, for trying out", "obelisk repo serve repo --port 8000"),
 }
 
@@ -325,14 +329,7 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     for parser in (release, promote, withdraw, retire):
         parser.add_argument("--by", metavar="WHO", help="who does it (default: $OBELISK_BY, or your login name)")
         parser.add_argument("--why", default="", metavar="TEXT", help="a reason, which is recorded")
-    for name in ("list", "verify", "stats", "refresh", "serve"):
-        repo[name].add_argument("repo", nargs="?", metavar="REPO", help=_REPO)
-    repo["refresh"].add_argument("--all", action="store_true", help="sign everything anew, root as well where its keys are here")
-    repo["refresh"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
-    repo["serve"].add_argument("--port", type=int, default=8000, metavar="PORT")
-    repo["serve"].add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: this machine alone")
-    repo["init"].add_argument("repo", metavar="REPO", help="a directory, which is made")
-    repo["init"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
+    _repo_arguments(repo)
     for parser in (release, repo["init"], repo["refresh"], keys["init"], keys["rotate"], keys["token"]):
         parser.add_argument(
             "--root", action="append", default=[], metavar="DIR", help="where root keys are, such as on a stick; may be repeated"
@@ -367,3 +364,22 @@ def _actions(
         name: actions.add_parser(name, help=summary, description=f"{summary}.", epilog=f"example: {example}", formatter_class=formatter)
         for name, (summary, example) in commands.items()
     }
+
+
+def _repo_arguments(repo: dict[str, argparse.ArgumentParser]) -> None:
+    follow = repo["sysupdate"]
+    follow.add_argument("--channel", required=True, metavar="NAME")
+    follow.add_argument("--name", metavar="NAME", help="the image's name, when the repository has several")
+    follow.add_argument("--transfers", metavar="DIR", help="also write there what hosts need for it: transfer files and a keyring")
+    follow.add_argument("--url", metavar="ADDRESS", help="where hosts reach the repository: https://…")
+    follow.add_argument("--slots", type=int, default=2, metavar="N", help="how many versions a host's disk holds (default: 2)")
+    follow.add_argument("--tries", type=int, default=3, metavar="N", help="how many boots a new version gets (default: 3)")
+    follow.add_argument("--stop", action="store_true", help="offer it no longer")
+    for name in ("list", "verify", "stats", "refresh", "serve", "sysupdate"):
+        repo[name].add_argument("repo", nargs="?", metavar="REPO", help=_REPO)
+    repo["refresh"].add_argument("--all", action="store_true", help="sign everything anew, root as well where its keys are here")
+    repo["refresh"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
+    repo["serve"].add_argument("--port", type=int, default=8000, metavar="PORT")
+    repo["serve"].add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: this machine alone")
+    repo["init"].add_argument("repo", metavar="REPO", help="a directory, which is made")
+    repo["init"].add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)

@@ -23,6 +23,7 @@ from obelisk.release.mirror import Mirror
 from obelisk.release.publisher import Publisher, warnings
 from obelisk.release.repository import Repository
 from obelisk.release.shelf import Shelf
+from obelisk.release.sysupdate import kept
 from obelisk.store import Store, StoredImage
 from obelisk.system.rsync import is_target
 
@@ -65,6 +66,11 @@ def publishing(arguments: Namespace, store: Store) -> Iterator[Publisher]:
         publisher = Publisher(Shelf(place), keyring_of(arguments), delivery(), act, work, stored, sink)
         with mirror.changing(sink) if mirror else nullcontext():
             yield publisher
+            if kept(publisher.shelf.root):
+                # Seldom wanted, and it brings the tools tree along.
+                from obelisk.cli.sysupdate import keep
+
+                keep(publisher, store)
 
 
 def _opened(arguments: Namespace, store: Store) -> tuple[Path, Mirror | None]:

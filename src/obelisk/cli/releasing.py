@@ -11,7 +11,7 @@ from obelisk.errors import TrustError
 from obelisk.events import Note
 from obelisk.model.publication import Terms
 from obelisk.model.release import Hosts
-from obelisk.release.checking import Kind, costs, verify
+from obelisk.release.checking import Finding, Kind, costs, verify
 from obelisk.release.publisher import Founding
 from obelisk.release.publishing import Wanted, begin
 from obelisk.release.publishing import promote as promote_release
@@ -21,6 +21,7 @@ from obelisk.release.repository import GRACE
 from obelisk.release.retiring import retire as retire_releases
 from obelisk.release.rotating import refresh
 from obelisk.release.shelf import FILES, METADATA, TARGETS, Shelf
+from obelisk.release.sysupdate import check
 from obelisk.system.serving import Site, listening
 
 _AFTERWARDS = ("its metadata expires: run `obelisk repo refresh` daily, where the keys of snapshot and timestamp are",)
@@ -96,7 +97,15 @@ def retire(arguments: Namespace) -> int:
 
 def repo(arguments: Namespace) -> int:
     """Run one of the commands that look after a repository."""
-    actions = {"init": _init, "list": _list, "verify": _verify, "stats": _stats, "refresh": _refresh, "serve": _serve}
+    actions = {
+        "init": _init,
+        "list": _list,
+        "verify": _verify,
+        "sysupdate": _sysupdate,
+        "stats": _stats,
+        "refresh": _refresh,
+        "serve": _serve,
+    }
     return actions[arguments.action](arguments)
 
 
@@ -125,12 +134,19 @@ def _list(arguments: Namespace) -> int:
     return 0
 
 
+def _sysupdate(arguments: Namespace) -> int:
+    from obelisk.cli.sysupdate import sysupdate
+
+    return sysupdate(arguments)
+
+
 def _verify(arguments: Namespace) -> int:
     place = place_of(arguments)
     with suppress(TrustError):  # which is then a finding
         repository_at(str(place), json_wanted=arguments.json)
     with reporting(json_wanted=arguments.json) as sink:
         findings = verify(Shelf(place), delivery(), datetime.now(UTC), sink)
+    findings += tuple(Finding(Kind.DAMAGED, str(path.relative_to(place)), problem) for path, problem in check(place))
     damaged = [finding for finding in findings if finding.kind is not Kind.SUPERFLUOUS]
     lines = [f"{finding.kind}: {finding.name}: {finding.problem}" for finding in findings]
     if not damaged:

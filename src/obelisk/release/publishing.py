@@ -160,17 +160,17 @@ def _with_edges(publisher: Publisher, contents: Contents, new: Release, channel:
     if not old:
         return new
     there = Repository.open(publisher.shelf)
-    after = _image_files(publisher, there, new)
+    after = image_files(publisher, there, new)
     edges = []
     for each in old:
         with task(publisher.sink, f"edge/{each.version}", f"Edge from {each.version}") as running:
-            made = publisher.delivery.edge(_image_files(publisher, there, each), after, publisher.work, publisher.sink)
+            made = publisher.delivery.edge(image_files(publisher, there, each), after, publisher.work, publisher.sink)
             edges.append(EdgeFile(each.image, each.version, publisher.take(made)))
             running.detail = f"{edges[-1].file.size_bytes} bytes"
     return publication.with_edges(new, edges)
 
 
-def _image_files(publisher: Publisher, there: Repository, wanted: Release) -> ImageFiles:
+def image_files(publisher: Publisher, there: Repository, wanted: Release) -> ImageFiles:
     """An image as files: of the store where it is still there, else from the repository."""
     stored = publisher.stored(wanted.image)
     if stored is not None:
