@@ -18,9 +18,9 @@ from obelisk.host.ways import OnBytes, Way, by_cost
 from obelisk.model.host import Slot
 from obelisk.model.image import Manifest, PartKind
 from obelisk.model.release import File, Release
-from obelisk.release.client import blocks, edge
-from obelisk.release.client.blocks import Have, Plan, Wanted
+from obelisk.release.client import blocks, edge, planning
 from obelisk.release.client.hashtree import HashTree, Run
+from obelisk.release.client.planning import Have, Plan, Wanted
 from obelisk.release.client.remote import Mirrors
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
 
@@ -241,6 +241,6 @@ class ByBlocks:
         wanted = Wanted(self.release.root_hash, self.release.root_bytes, self.release.index)
         total = self.release.root_bytes
         with task(self.sink, "upgrade/plan", "Finding out which blocks are not here", total=total, unit="B") as running:
-            ready = blocks.plan(self.mirrors, wanted, root, self._haves, on_bytes=running.counting(total))
+            ready = planning.plan(self.mirrors, wanted, root, self._haves, on_bytes=running.counting(total))
             running.detail = f"{ready.fetch_bytes / (1 << 20):.1f} MiB in {ready.requests} requests"
         return ready
