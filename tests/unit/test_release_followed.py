@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from obelisk.model.image import PartKind, parse_manifest
 from obelisk.model.release import File, Hosts
-from obelisk.release.client import blocks, proof, trust
+from obelisk.release.client import blocks, planning, proof, trust
 from obelisk.release.client.edge import New, Old, Uki, apply
 from obelisk.release.client.hashtree import parse
 from obelisk.release.client.keys import HostKey
@@ -59,9 +59,9 @@ def test_a_host_gets_what_was_released(tmp_path: Path) -> None:
                 assert mirrors.read_file(File(part.sha256, part.size_bytes)) == two.part_path(part.kind).read_bytes()
         # Block by block, from what the host runs.
         slot, tree = transport.slot(tmp_path, 300)
-        have = blocks.Have(parse(one.part_path(PartKind.VERITY).read_bytes(), one.manifest.root_hash), one.part_path(PartKind.ROOT))
-        wanted = blocks.Wanted(release.root_hash, release.root_bytes, release.index)
-        plan = blocks.plan(mirrors, wanted, slot, [have], on_bytes=transport.ignore)
+        have = planning.Have(parse(one.part_path(PartKind.VERITY).read_bytes(), one.manifest.root_hash), one.part_path(PartKind.ROOT))
+        wanted = planning.Wanted(release.root_hash, release.root_bytes, release.index)
+        plan = planning.plan(mirrors, wanted, slot, [have], on_bytes=transport.ignore)
         assert plan.fetch_bytes < 2 * transport.BLOCK
         blocks.carry_out(mirrors, plan, slot, tree, [have], on_bytes=transport.ignore)
         assert slot.read_bytes()[: release.root_bytes] == two.part_path(PartKind.ROOT).read_bytes()

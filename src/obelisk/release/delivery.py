@@ -9,7 +9,7 @@ from obelisk.events import Sink, task
 from obelisk.model.image import Manifest
 from obelisk.model.release import File, Release
 from obelisk.release import edges, packing
-from obelisk.release.client import blocks, hashtree, index
+from obelisk.release.client import blocks, hashtree, index, planning
 from obelisk.release.client.delivery import Directory
 from obelisk.system.blocks import BLOCK_BYTES
 
@@ -126,8 +126,8 @@ class Blocks:
             with path.open("xb") as file:
                 file.truncate(size)
         try:
-            wanted = blocks.Wanted(release.root_hash, release.root_bytes, release.index)
-            plan = blocks.plan(Directory(top), wanted, target, (), on_bytes=_unseen)
+            wanted = planning.Wanted(release.root_hash, release.root_bytes, release.index)
+            plan = planning.plan(Directory(top), wanted, target, (), on_bytes=_unseen)
             blocks.carry_out(Directory(top), plan, target, tree, (), on_bytes=_unseen)
         except BaseException:
             target.unlink()
