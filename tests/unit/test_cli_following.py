@@ -1,7 +1,7 @@
 """`obelisk host upgrade`: what a person or a program is told about a channel, and what is done."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +11,9 @@ from channel_samples import Scene, make_scene
 from obelisk.cli import hosting
 from obelisk.cli.main import _parser
 from obelisk.errors import InputError, StateError
-from obelisk.host import delivery, rollback, subscription, upgrade
+from obelisk.host import channel, delivery, inspection, rollback, subscription, upgrade
 from obelisk.host.channel import ChannelSource
+from obelisk.host.inspection import Finding
 from obelisk.host.subscription import Subscription
 from obelisk.model.host import Entry
 from obelisk.model.release import Hosts
@@ -32,7 +33,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     scene = make_scene(tmp_path)
     repository = tmp_path / "repository"
 
-    def require(mirrors: list[str]) -> Subscription:
+    def require(mirrors: Sequence[str] = ()) -> Subscription:
         for name, data in scene.publisher.authority.files.items():
             (repository / name).parent.mkdir(parents=True, exist_ok=True)
             (repository / name).write_bytes(data)
@@ -127,3 +128,29 @@ def test_what_has_a_slash_or_is_there_is_a_directory(asked: Scene, tmp_path: Pat
     assert there.value.code == "source-missing"
     with pytest.raises(InputError, match="are for channels"):
         run(asked, "stable", "--check")
+
+
+def test_what_is_damaged_is_mended_from_a_channel(
+    asked: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Finding("shop_1", "3 of 9 blocks are damaged", 3), Finding("", "a stranger"), Finding("shop_1", "its manifest is missing")]
+    looks = iter([tuple(found), (), ()])
+    mended: list[str] = []
+
+    def restore(_here: object, wish: channel.Wish, label: str, _sink: object, *, way: object) -> str:
+        assert (wish.channel, way) == ("stable", delivery.mending)
+        return label
+
+    def repair(_here: object, source: str, _sink: object) -> int:
+        mended.append(source)
+        return 3 * 4096
+
+    monkeypatch.setattr(inspection, "verify", lambda _here, _sink: next(looks))
+    monkeypatch.setattr(inspection, "repair", repair)
+    monkeypatch.setattr(channel, "restore", restore)
+    words = ["host", "verify", "--repair", "stable", "--json"]
+    assert hosting._verify(asked.here, _parser().parse_args(words)) == 0
+    assert result(capsys)["written"] == 3 * 4096
+    assert mended == ["shop_1"]
+    assert hosting._verify(asked.here, _parser().parse_args(words)) == 0  # nothing is damaged: nobody is asked
+    assert mended == ["shop_1"]

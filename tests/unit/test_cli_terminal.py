@@ -3,17 +3,19 @@
 import pytest
 
 from obelisk.cli import terminal
+from obelisk.cli.terminal import _Begun
 from obelisk.events import Failed, Finished, Note, Progress, Started
 
 
 def test_bytes_are_told_with_how_many_there_are_and_when_the_rest_comes() -> None:
-    assert terminal._so_far(1, 4, "", 9.0) == "25 %"
-    assert terminal._so_far(1 << 20, 4 << 20, "B", 0.5) == "25 %, 1.0 MiB of 4.0 MiB"
-    assert terminal._so_far(1 << 20, 4 << 20, "B", 5.0) == "25 %, 1.0 MiB of 4.0 MiB, 15 s left"
-    assert terminal._so_far(0, 4 << 20, "B", 5.0) == "0 %, 0 B of 4.0 MiB"
+    assert terminal._how_far(_Begun("x", 0.0, None, ""), 1, 4, 0.5) == "25 %"
+    assert terminal._how_far(_Begun("x", 0.0, None, "B"), 1 << 20, 4 << 20, 0.5) == "25 %, 1.0 MiB of 4.0 MiB"
+    assert terminal._how_far(_Begun("x", 0.0, None, "B"), 1 << 20, 4 << 20, 25.0) == "25 %, 1.0 MiB of 4.0 MiB, 1:15 left"
+    assert terminal._how_far(_Begun("x", 0.0, None, "B"), 0, 4 << 20, 5.0) == "0 %, 0 B of 4.0 MiB"
 
 
-def test_a_line_moves_with_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_moves_with_the_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "_EVERY_S", 0)
     with terminal._percent() as sink:
         sink(Started("a", "Fetching", 4 << 20, "B"))
         sink(Progress("a", 2 << 20))

@@ -15,7 +15,7 @@ from lying_server import Lie, LyingServer, serving
 from release_samples import BLOCK, Sample, blocks, ignore, publish, sample
 from trust_samples import file_of, kernel_of
 
-from obelisk.errors import ObeliskError
+from obelisk.errors import InputError, ObeliskError, TrustError
 from obelisk.events import Event as Told
 from obelisk.events import Note, silent
 from obelisk.host import channel, delivery, journal
@@ -333,3 +333,29 @@ def test_what_a_publisher_releases_a_host_takes_and_leaves_again(scene: Scene, w
         stays = ask()
         assert isinstance(stays, Stay)
         assert stays.withdrawn
+
+
+def test_blocks_that_are_damaged_are_mended_out_of_the_repository(scene: Scene, workshop: Workshop, client: Client) -> None:
+    workshop.release("1")
+    repository = workshop.place / "repository"
+    root = (repository / "metadata/1.root.json").read_bytes()
+    place = scene.here.disk / "1"
+    before, tree = (place / "root").read_bytes(), (place / "tree").read_bytes()
+    for name in ("root", "tree"):
+        with (place / name).open("r+b") as file:
+            file.seek(2 * BLOCK)
+            file.write(b"damaged")
+    with serving(LyingServer(directory=repository)) as server:
+        wish = channel.Wish("stable", Mirrors([WebMirror(server.address, client)]), root)
+        for known in (True, False):
+            if not known:  # the manifest is gone, too
+                (scene.here.run / "esp/EFI/obelisk/shop_1.json").unlink()
+            source = channel.restore(scene.here, wish, "shop_1", scene.told.append, way=delivery.mending)
+            source.write(place / "root", place / "tree", on_bytes=ignore)
+            assert (place / "root").read_bytes() == before
+            assert (place / "tree").read_bytes()[BLOCK:] == tree[BLOCK:]
+        assert server.sent_bytes < 200 * BLOCK
+        with pytest.raises(InputError, match="shop_2 is in no slot"):
+            delivery.mending(scene.here, scene.release, scene.image, wish.mirrors, scene.told.append)
+        with pytest.raises(TrustError, match="shop_7 is not in stable"):
+            channel.restore(scene.here, wish, "shop_7", scene.told.append, way=delivery.mending)

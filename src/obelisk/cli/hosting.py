@@ -89,7 +89,7 @@ def _upgrade(this: Here, arguments: Namespace) -> int:
     from obelisk.host.source import open_source
 
     given: str | None = arguments.source
-    if given is not None and ("/" in given or Path(given).exists()):
+    if given is not None and _is_directory(given):
         if arguments.mirrors or arguments.check:
             raise InputError(
                 "--from and --check are for channels, and the source is a directory",
@@ -99,6 +99,28 @@ def _upgrade(this: Here, arguments: Namespace) -> int:
         with reporting(json_wanted=arguments.json) as sink:
             return _install(this, open_source(Path(given)), arguments, sink)
     return _follow(this, given, arguments)
+
+
+def _is_directory(source: str) -> bool:
+    """Whether a source is meant to be a directory; else it is a channel."""
+    return "/" in source or Path(source).exists()
+
+
+def _mend(this: Here, channel: str, labels: tuple[str, ...], sink: "Sink") -> int:
+    """Write again what is damaged of these images, out of the repository; how many bytes that were."""
+    from obelisk.host import channel as channels
+    from obelisk.host import subscription
+    from obelisk.host.delivery import mending
+    from obelisk.host.inspection import repair
+
+    followed = subscription.require()
+    written = 0
+    with channels.mirrors(followed, sink) as mirrors:
+        wish = channels.Wish(channel, mirrors, followed.root)
+        for label in labels:
+            written += repair(this, channels.restore(this, wish, label, sink, way=mending), sink)
+            channels.discard(this)
+    return written
 
 
 def _follow(this: Here, channel: str | None, arguments: Namespace) -> int:
@@ -240,13 +262,17 @@ def _verify(this: Here, arguments: Namespace) -> int:
     from obelisk.host.source import open_source
 
     written = 0
+    given: str | None = arguments.repair
     with reporting(json_wanted=arguments.json) as sink:
-        if arguments.repair is not None:
-            written = repair(this, open_source(Path(arguments.repair)), sink)
+        if given is not None and _is_directory(given):
+            written = repair(this, open_source(Path(given)), sink)
         findings = verify(this, sink)
+        if given is not None and not _is_directory(given) and findings:
+            written = _mend(this, given, tuple(dict.fromkeys(finding.image for finding in findings if finding.image)), sink)
+            findings = verify(this, sink)
     lines = [f"{finding.image or 'ESP'}: {finding.what}" for finding in findings]
     if findings and arguments.repair is None:
-        lines.append("write what is damaged again: obelisk host verify --repair DIRECTORY_OF_THE_IMAGE")
+        lines.append("write what is damaged again: obelisk host verify --repair CHANNEL, or the directory of the image")
     answer(
         "\n".join(lines) or "all slots, their kernel images and entries are sound",
         json_wanted=arguments.json,

@@ -59,7 +59,7 @@ _COMMANDS = {
     "build": _Command("making", "build the image of a spec", "obelisk build shop --reproduce"),
     "keys": _Command("making", "make or show the keys that sign images and releases", "obelisk keys init --root /media/stick"),
     "test": _Command("proving", "boot an image in a VM, try it, sign a proof", "obelisk test shop --junit report.xml"),
-    "run": _Command("proving", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
+    "run": _Command("running", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
     "images": _Command("showing", "list the images in the store", "obelisk images --json"),
     "show": _Command("showing", "tell what an image is and holds", "obelisk show shop"),
     "diff": _Command("showing", "tell two images apart", "obelisk diff repo@stable shop@2"),
@@ -121,6 +121,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.command is None:
         parser.print_help()
+        return 2
+    if "action" in arguments and arguments.action is None:
+        arguments.explain.print_help()
         return 2
     command = importlib.import_module(f"obelisk.cli.{_commands()[arguments.command].module}")
     try:
@@ -185,7 +188,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _host_arguments(parser: argparse.ArgumentParser) -> None:
-    parsers = _actions(parser, _HOST_COMMANDS, required=True)
+    parsers = _actions(parser, _HOST_COMMANDS, required=False)
+    parser.set_defaults(explain=parser)
     for each in parsers.values():
         each.add_argument("--json", action="store_true", help=_JSON)
     for name in ("upgrade", "snapshot", "reset"):
@@ -211,7 +215,9 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parsers["rollback"].add_argument("--with-state", action="store_true", help="also bring back the state as that image left it")
     parsers["rollback"].add_argument("--no-reboot", action="store_true", help="leave the restart to you")
-    parsers["verify"].add_argument("--repair", metavar="SOURCE", help="write what is damaged again, from the directory of that image")
+    parsers["verify"].add_argument(
+        "--repair", metavar="SOURCE", help="write what is damaged again: from a channel's repository, or from the directory of that image"
+    )
     parsers["snapshot"].add_argument("verb", choices=("create", "list", "restore", "delete"))
     parsers["snapshot"].add_argument("name", nargs="?", metavar="NAME", help="its number, its name, or both as `list` shows them")
     parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `list`")
@@ -244,7 +250,17 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     )
     parsers["run"].add_argument("--memory", type=int, default=1024, metavar="MIB")
     parsers["run"].add_argument(
-        "--disk", metavar="FILE", help="keep the machine's disk, state included, in this qcow2 file, and beside it its TPM, if it has one"
+        "--disk",
+        metavar="FILE",
+        help="keep the machine's disk, state included, in this qcow2 file, and beside it the firmware's variables and the TPM, if any",
+    )
+    parsers["run"].add_argument(
+        "--site", metavar="DIR", help="serve this directory, such as a repository, to the machine: http://10.0.2.80/"
+    )
+    ways = parsers["run"].add_mutually_exclusive_group()
+    ways.add_argument("--command", dest="inside", metavar="COMMAND", help="run this in the machine, print what it says, and switch off")
+    ways.add_argument(
+        "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
     )
     for side in ("before", "after"):
         parsers["diff"].add_argument(side, metavar=side.upper(), help=f"{_IMAGE}; or REPO@VERSION or REPO@CHANNEL")

@@ -35,7 +35,7 @@ from obelisk.model.version import compare
 from obelisk.release.client import proof, trust
 from obelisk.release.client.hashtree import Run
 from obelisk.release.client.remote import Mirrors, MissingError, mirror
-from obelisk.system.files import written_by_name
+from obelisk.system.files import hash_file, written_by_name
 from obelisk.system.filesystem import space
 from obelisk.system.http import Client, Limits, Proxies
 
@@ -239,6 +239,45 @@ def _fetch(here: Here, incoming: Path, way: Way, manifest: Manifest, sink: Sink)
     title = f"Fetching {way.title}: {_size(way.download_bytes)} of {_size(whole)}, in {way.requests} request{'s' * (way.requests != 1)}"
     with task(sink, "upgrade/fetch", title, total=way.fetch_bytes, unit="B") as running:
         way.fetch(incoming, running.counting(way.fetch_bytes))
+
+
+def restore(
+    here: Here, wish: Wish, label: str, sink: Sink, *, way: Callable[[Here, Release, Manifest, Mirrors, Sink], Way]
+) -> ChannelSource:
+    """An image that a slot holds, as the repository has it: to write again what is damaged of it.
+
+    Raises:
+        TrustError: the repository does not have it, or cannot be believed.
+        TransportError: it cannot be fetched.
+    """
+    with task(sink, "repair/metadata", f"Looking for {label} in the repository"):
+        repository = trust.refresh(here.trust, wish.root, wish.mirrors)
+        with here.esp() as place:
+            known = esp.manifest_of(place, label)
+            entry = esp.find(place, label)
+            program = esp.path_of(place, entry) if entry else None
+            image = known.id if known else _listed(repository.channel(here.name, wish.channel), label)
+            release = repository.release(image)
+            manifest = _manifest(release, wish.mirrors)
+            incoming = here.incoming / manifest.id
+            with here.alone(), written_by_name(incoming):
+                _sweep(here, but=incoming)
+                incoming.mkdir(parents=True, exist_ok=True)
+                # A kernel image that is sound need not be fetched.
+                if program is not None and hash_file(program) == manifest.part(PartKind.UKI).sha256:
+                    shutil.copyfile(program, incoming / _UKI)
+    return ChannelSource(manifest, incoming, (way(here, release, manifest, wish.mirrors, sink),), sink)
+
+
+def _listed(channel: Channel, label: str) -> str:
+    for listing in channel.listings:
+        if f"{channel.name}_{listing.version}" == label:
+            return listing.image
+    raise TrustError(
+        f"{label} is not in {channel.channel}, and its manifest is gone from the ESP",
+        code="target-missing",
+        hint="repair it from the directory of the image, or upgrade: that writes the other slot anew",
+    )
 
 
 def discard(here: Here) -> None:

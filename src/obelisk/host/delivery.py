@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from obelisk.errors import TransportError, TrustError
+from obelisk.errors import InputError, TransportError, TrustError
 from obelisk.events import Note, Sink, task
 from obelisk.host import admission, esp, staging
 from obelisk.host.here import Here
@@ -18,9 +18,9 @@ from obelisk.host.ways import OnBytes, Way, by_cost
 from obelisk.model.host import Slot
 from obelisk.model.image import Manifest, PartKind
 from obelisk.model.release import File, Release
-from obelisk.release.client import blocks, edge
-from obelisk.release.client.blocks import Have, Plan, Wanted
+from obelisk.release.client import blocks, edge, planning
 from obelisk.release.client.hashtree import HashTree, Run
+from obelisk.release.client.planning import Have, Plan, Wanted
 from obelisk.release.client.remote import Mirrors
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
 
@@ -62,6 +62,19 @@ def ways(here: Here, release: Release, manifest: Manifest, mirrors: Mirrors, sin
             raise
         sink(Note(f"{error.message}; going on with {edges[0].title}"))
         return by_cost(edges)
+
+
+def mending(here: Here, release: Release, manifest: Manifest, mirrors: Mirrors, sink: Sink) -> Way:
+    """The way to mend the slot that holds a release: only blocks that are wrong, and that no other slot has, are fetched.
+
+    Raises:
+        InputError: no slot holds it.
+    """
+    slots = here.slots()
+    target = next((slot for slot in slots if slot.label == manifest.label), None)
+    if target is None:
+        raise InputError(f"{manifest.label} is in no slot here", code="source-other", hint="`obelisk host status` shows what is")
+    return ByBlocks(here, release, manifest, mirrors, tuple(_olds(here, slots, target)), Path(target.root.device), sink)
 
 
 def _olds(here: Here, slots: Sequence[Slot], target: Slot) -> Sequence[Old]:
@@ -228,6 +241,6 @@ class ByBlocks:
         wanted = Wanted(self.release.root_hash, self.release.root_bytes, self.release.index)
         total = self.release.root_bytes
         with task(self.sink, "upgrade/plan", "Finding out which blocks are not here", total=total, unit="B") as running:
-            ready = blocks.plan(self.mirrors, wanted, root, self._haves, on_bytes=running.counting(total))
+            ready = planning.plan(self.mirrors, wanted, root, self._haves, on_bytes=running.counting(total))
             running.detail = f"{ready.fetch_bytes / (1 << 20):.1f} MiB in {ready.requests} requests"
         return ready

@@ -8,7 +8,7 @@ from obelisk.errors import InputError, TrustError
 from obelisk.events import Sink, task
 from obelisk.host import esp, journal, staging
 from obelisk.host.here import Here
-from obelisk.host.source import DirectorySource
+from obelisk.host.source import Source
 from obelisk.model import uki
 from obelisk.model.host import Entry, Event, Slot, known_good
 from obelisk.model.image import Manifest, PartKind
@@ -88,7 +88,7 @@ def verify(here: Here, sink: Sink) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def repair(here: Here, source: DirectorySource, sink: Sink) -> int:
+def repair(here: Here, source: Source, sink: Sink) -> int:
     """Write an image's slot, UKI and manifest again from their source, where they are not what they must be; return the bytes written.
 
     Blocks of the running slot are written too: a block is written only where it is damaged, and only to be what the running system
@@ -103,12 +103,10 @@ def repair(here: Here, source: DirectorySource, sink: Sink) -> int:
         slot = next((slot for slot in here.slots() if slot.label == manifest.label), None)
         if slot is None or slot.root.uuid.replace("-", "") != manifest.root_hash[:32]:
             known = ", ".join(slot.label for slot in here.slots() if slot.label) or "none"
-            raise InputError(
-                f"{manifest.label} of {source.directory} is in no slot here", code="source-other", hint=f"images on this disk: {known}"
-            )
+            raise InputError(f"{manifest.label} is in no slot here", code="source-other", hint=f"images on this disk: {known}")
         with task(sink, "repair", f"Repairing {manifest.label} in slot {slot.letter}") as running:
             root, tree = Path(slot.root.device), Path(slot.tree.device)
-            written, wrong = staging.write_image(root, tree, source, on_bytes=lambda _count: None)
+            written, wrong = source.write(root, tree, on_bytes=lambda _count: None)
             staging.check_image(root, tree, source, wrong, on_bytes=lambda _count: None)
             with here.esp() as place:
                 entry = esp.find(place, manifest.label)
