@@ -143,6 +143,17 @@ def test_a_sending_that_was_cut_is_finished_by_the_next(tmp_path: Path, target: 
     assert _version(tmp_path) == "3"
 
 
+def test_a_working_copy_that_is_gone_is_fetched_again(tmp_path: Path, target: str) -> None:
+    """And no new repository is begun over the old one."""
+    desk = Desk(tmp_path / "desk", target, samples.keyring(tmp_path))
+    desk.release("1")
+    shutil.rmtree(tmp_path / "desk/copy")
+    desk.release("2")
+    host = _host(tmp_path)
+    host.refresh()
+    assert [listing.version for listing in host.channel("stable").listings] == ["1", "2"]
+
+
 def test_what_was_put_in_its_place_is_not_taken_over(tmp_path: Path, target: str) -> None:
     desk = Desk(tmp_path / "desk", target, samples.keyring(tmp_path))
     desk.release("1")

@@ -37,6 +37,7 @@ class Lie(Enum):
     CLOSED = auto()  # the connection ends before an answer
     COMPRESSED = auto()  # Content-Encoding: gzip
     BUSY = auto()  # 503
+    LAST = auto()  # no lie: the connection ends with the answer
 
 
 @dataclass
@@ -175,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         if lie in {Lie.ENDLESS, Lie.ENDLESS_CHUNKED, Lie.TRUNCATED_CHUNKED}:
             self._without_length(lie, part, status, headers)
             return
+        if lie is Lie.LAST:
+            headers["Connection"] = "close"
         if lie is Lie.COMPRESSED:
             headers["Content-Encoding"] = "gzip"
         said = {

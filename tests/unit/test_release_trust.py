@@ -91,6 +91,17 @@ def test_metadata_that_expires_soon_is_told_before(tmp_path: Path, publisher: Pu
     assert all(expiry.warning(now + timedelta(days=99)) for expiry in others)
 
 
+def test_who_signs_for_a_short_time_is_not_warned_of_all_the_time(tmp_path: Path, publisher: Publisher) -> None:
+    now = datetime.now(UTC)
+    timestamp = publisher.authority.timestamp
+    timestamp.expires = now.replace(microsecond=0) + timedelta(hours=10)
+    timestamp.unrecognized_fields["x-obelisk-lifetime-s"] = 12 * 3600
+    publisher.authority.publish_timestamp()
+    first, *_others = refresh(tmp_path, publisher).expiries
+    assert not first.warning(now)
+    assert first.warning(now + timedelta(hours=8))
+
+
 def test_an_old_repository_is_refused_by_who_has_seen_a_newer_one(tmp_path: Path, publisher: Publisher) -> None:
     old = dict(publisher.authority.files)
     publisher.release("3")

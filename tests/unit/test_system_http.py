@@ -138,6 +138,17 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_anew(client: Client, s
     assert server.connections == 2
 
 
+def test_a_connection_that_an_answer_ends_is_watched_when_it_is_opened_anew(client: Client, server: LyingServer) -> None:
+    server.lies["closing"] = Lie.LAST
+    server.files["closing"] = DATA
+    for lie, code in ((Lie.SLOW, "http-slow"), (Lie.STALLED, "http-stalled")):
+        assert fetch(client, server, "closing") == DATA
+        server.lies["file"] = lie
+        with pytest.raises(TransportError) as caught:
+            fetch(client, server)
+        assert caught.value.code == code
+
+
 def test_a_block_that_ends_early_leaves_nothing_for_the_next(client: Client, server: LyingServer) -> None:
     with client.get(f"{server.address}/file", most_bytes=len(DATA)) as answer:
         assert next(answer.chunks())

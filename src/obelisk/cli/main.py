@@ -24,6 +24,12 @@ from one file to a running machine:
   obelisk test shop                  prove it in a VM and sign the proof
   obelisk run shop --port 8080:80    look at it in a VM
 
+and to the hosts:
+  obelisk keys init --root /media/stick                                     the keys that sign releases
+  obelisk release shop --to repo --channel testing --root /media/stick      make it available
+  obelisk promote 1 --from testing --to stable                              the same bits, for more hosts
+  obelisk repo serve repo                                                   try it out; any web server will do
+
 The store is at $OBELISK_STORE (default ~/.local/share/obelisk), keys at $OBELISK_KEYS (default ~/.config/obelisk/keys).
 """
 

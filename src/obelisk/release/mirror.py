@@ -59,7 +59,9 @@ class Mirror:
         with written_by_name(self.shelf.root):
             self.shelf.root.mkdir(parents=True, exist_ok=True)
         there = rsync.fetch(self.target, _TIMESTAMP) or b""
-        if there not in {b"", self.shelf.metadata("timestamp.json")} and hashlib.sha256(there).hexdigest() != self._last_seen():
+        here = self.shelf.metadata("timestamp.json")
+        ahead = here is not None and hashlib.sha256(there).hexdigest() == self._last_seen()
+        if there and there != here and not ahead:
             with task(sink, "mirror", f"Reading {self.target}") as running:
                 self._take_over(running.output)
         return there
@@ -71,8 +73,10 @@ class Mirror:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir()
-        rsync.pull(self.target, fresh, known=place, on_line=on_line)
+        rsync.pull(self.target, fresh, by_content=FILES, known=place, on_line=on_line)
         found = Repository.open(Shelf(fresh))
+        if not found.documents:
+            raise TrustError(f"{self.target} says nothing", code="document-damaged", hint="restore it from a copy of the repository")
         first = self.shelf.metadata("1.root.json")
         if first is not None and first != found.first_root:
             raise TrustError(

@@ -211,7 +211,10 @@ class Client:
     def _ask(self, url: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         through = self._proxies.of(url.scheme, url.hostname or "")
         proxy = _parsed(through if "://" in through else f"http://{through}") if through else None
-        connection = self._own.open.get(self._key(url)) or self._connect(url, proxy)
+        connection = self._own.open.get(self._key(url))
+        if connection is None or connection.sock is None:  # as one is after an answer that ends its connection
+            self._drop(url)
+            connection = self._connect(url, proxy)
         self._own.open[self._key(url)] = connection
         target = url._replace(scheme="", netloc="", fragment="", path=url.path or "/").geturl()
         if proxy and url.scheme == "http":  # the proxy is told where to go; through one for https there is a tunnel
@@ -235,6 +238,7 @@ class Client:
                 connection.set_tunnel(host, port or http.client.HTTPS_PORT, _authorization(proxy))
         else:
             connection = http.client.HTTPConnection(*at, timeout=self._limits.connect_s)
+        connection.auto_open = 0  # else a closed one would be opened again without being watched
         connection.connect()
         connection.sock = _Watched(connection.sock, self._own.pace, self._limits)
         self._all.append(connection)

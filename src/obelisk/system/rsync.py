@@ -47,13 +47,18 @@ def remove(source: Path, target: str, names: Sequence[str]) -> None:
     _run([*words, *(f"{source}/./{name}" for name in names), f"{target}/"], None)
 
 
-def pull(target: str, place: Path, *, known: Path, on_line: OnLine | None = None) -> None:
-    """A copy of `target` in `place`, but for names that begin with a dot; files that are equal in `known` are shared with it.
+def pull(target: str, place: Path, *, by_content: str, known: Path, on_line: OnLine | None = None) -> None:
+    """A copy of `target` in `place`, which is empty, but for names that begin with a dot.
+
+    What is below the directory `by_content` is named by its content: where `known` has it, it is shared with that.
 
     Raises:
         TransportError, MissingFeatureError: as `push`.
     """
-    _run(["--recursive", "--times", "--exclude=.*", f"--link-dest={known}", f"{target}/", f"{place}/"], on_line)
+    words = ["--recursive", "--times", "--exclude=.*"]
+    _run([*words, f"--exclude=/{by_content}/", f"{target}/", f"{place}/"], on_line)
+    shared = ["--size-only", f"--link-dest={known}", f"--include=/{by_content}/", "--exclude=/*"]
+    _run([*words, *shared, f"{target}/", f"{place}/"], on_line)
 
 
 def fetch(target: str, name: str) -> bytes | None:

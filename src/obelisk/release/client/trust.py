@@ -44,20 +44,24 @@ _METADATA = "metadata/"
 _ETAG = "timestamp.etag"
 _TELL = "tell whoever runs the repository"
 _ROLES = ("root", "timestamp", "snapshot", "targets")
+_LIFETIME = "x-obelisk-lifetime-s"
+"""In signed metadata: for how long a version of it is signed."""
+_LONG_S = 365 * 86400
 _SOON = {"root": timedelta(days=30), "timestamp": timedelta(days=1), "snapshot": timedelta(days=3), "targets": timedelta(days=14)}
 _REFRESH = "whoever runs the repository renews it with `obelisk repo refresh`"
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """When the metadata of a role ends to be valid."""
+    """When the metadata of a role ends to be valid, and how long before that is `soon`."""
 
     role: str
     at: datetime
+    soon: timedelta
 
     def warning(self, now: datetime) -> str:
         """What to say of it some days before; empty when there is time."""
-        if self.at - now > _SOON[self.role]:
+        if self.at - now > self.soon:
             return ""
         return f"the repository's {self.role} metadata expires at {_said(self.at)}, and then no release is taken: {_REFRESH}"
 
@@ -194,9 +198,12 @@ def _told(mirror: str, given: Mapping[str, bytes], keep: Path) -> Iterator[None]
 def _expiries(keep: Path, given: Mapping[str, bytes] = MappingProxyType({})) -> Iterator[Expiry]:
     """Of the metadata that is kept, or that was just given where it is another."""
     for role in _ROLES:
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, AttributeError):
             data = given[role] if role in given else (keep / f"{role}.json").read_bytes()
-            yield Expiry(role, datetime.fromisoformat(json.loads(data)["signed"]["expires"]))
+            signed = json.loads(data)["signed"]
+            # Who signs for hours only does so often, and a day before is no time to warn.
+            lifetime = timedelta(seconds=signed.get(_LIFETIME, _LONG_S))
+            yield Expiry(role, datetime.fromisoformat(signed["expires"]), min(_SOON[role], lifetime / 4))
 
 
 def _said(at: datetime) -> str:
