@@ -22,12 +22,13 @@ from apparatus.pairs import PAIRS, Pair
 from apparatus.peers import PEERS, Result, cost
 from obelisk.cli.terminal import reporting
 from obelisk.events import Sink, task
+from obelisk.model.release import File
 from obelisk.release import packing
 from obelisk.release.edges import make_edge
-from obelisk.release.packing import Stored
 
 _REMEMBERED = pairs.PLACE / "peers.json"
 _CLIENT = Path(__file__).parent / "apparatus/client.py"
+REPOSITORY = pairs.PLACE / "repository"
 _MIB = 1 << 20
 EDGE, BLOCKS = "obelisk, edge", "obelisk, any to any"
 
@@ -63,32 +64,44 @@ def _ours(pair: Pair, sink: Sink) -> dict[str, Result]:
         with task(sink, "edge", f"{pair.name}: {EDGE}"), _timed() as making:
             make_edge(old, new, work / "edge", on_bytes=lambda _count: None)
         size = (work / "edge").stat().st_size
-        edge = replace(
-            _take(pair, "edge", work, str(work / "edge"), size), size_bytes=size, requests=1, publisher_s=making[0], wall_s=making[1]
-        )
+        taken = _take(pair, "edge", work, work / "edge", size)
+        edge = replace(taken, size_bytes=size, requests=1, publisher_s=making[0], wall_s=making[1])
+        with task(sink, "store", f"{pair.name}: what the repository has before"):
+            known = (_earlier(pair.old),)
         with task(sink, "blocks", f"{pair.name}: {BLOCKS}"):
-            index, _pack = _store(pair.old, (), work)
-            known = (packing.read_index(work / index.file.path, pairs.image(pair.old)[1], old.root.stat().st_size),)
             with _timed() as storing:
-                index, _pack = _store(pair.new, known, work)
-        blocks = replace(_take(pair, "blocks", work, index.file.sha256, index.file.size_bytes), publisher_s=storing[0], wall_s=storing[1])
+                file = _store(pair.new, known)
+            taken = _take(pair, "blocks", work, file.sha256, file.size_bytes)
+        blocks = replace(taken, publisher_s=storing[0], wall_s=storing[1])
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {EDGE: edge, BLOCKS: blocks}
 
 
-def _store(name: str, known: tuple[packing.Known, ...], work: Path) -> tuple[Stored, Stored | None]:
+def _earlier(name: str) -> packing.Known:
+    """A release that was made before, and is kept between runs."""
+    made = REPOSITORY / f"{name}.json"
+    if not made.exists():
+        made.parent.mkdir(exist_ok=True)
+        made.write_text(json.dumps(_store(name, ()).to_json()))
+    file = File.from_json(json.loads(made.read_text()))
     root, root_hash = pairs.image(name)
-    stored = packing.store_blocks(root, pairs.hash_tree(name, root_hash), known, work, on_bytes=lambda _count: None)
+    return packing.read_index(REPOSITORY / file.path, root_hash, root.stat().st_size)
+
+
+def _store(name: str, known: tuple[packing.Known, ...]) -> File:
+    """Put a release into the repository; the file of its index."""
+    root, root_hash = pairs.image(name)
+    stored = packing.store_blocks(root, pairs.hash_tree(name, root_hash), known, REPOSITORY, on_bytes=lambda _count: None)
     for each in stored:
         if each is not None:
-            target = work / each.file.path
+            target = REPOSITORY / each.file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             each.path.rename(target)
-    return stored
+    return stored[0].file
 
 
-def _take(pair: Pair, way: str, work: Path, given: str, size: int) -> Result:
+def _take(pair: Pair, way: str, work: Path, given: Path | str, size: int) -> Result:
     """A host takes the new image into a slot that holds the old one, and has all of it afterwards."""
     old, new = pairs.image(pair.old)[0], pairs.image(pair.new)[0]
     slot = work / "slot"
@@ -96,7 +109,7 @@ def _take(pair: Pair, way: str, work: Path, given: str, size: int) -> Result:
     (work / "slot.tree").write_bytes(b"")
     said = work / "said"
     os.sync()
-    used = cost([sys.executable, "-s", _CLIENT, way, old, new, given, str(size), slot], output=said)
+    used = cost([sys.executable, "-s", _CLIENT, way, old, new, given, str(size), slot, REPOSITORY], output=said)
     os.truncate(slot, new.stat().st_size)
     if not filecmp.cmp(slot, new, shallow=False) or not filecmp.cmp(work / "slot.tree", f"{new}.verity", shallow=False):
         message = f"{pair.name}: the slot does not hold the new image"

@@ -1,6 +1,6 @@
 """A host of the comparison of transports, as a process of its own, so that its processor time and memory can be told.
 
-usage: client.py edge|blocks OLD NEW FILE-OR-INDEX SIZE SLOT
+usage: client.py edge|blocks OLD NEW FILE-OR-INDEX SIZE SLOT REPOSITORY
 """
 
 import json
@@ -14,7 +14,7 @@ from obelisk.release.client.planning import Have, Wanted
 
 
 def main() -> None:
-    way, old, new, given, size, place = sys.argv[1:]
+    way, old, new, given, size, place, repository = sys.argv[1:]
     slot, tree = Path(place), Path(f"{place}.tree")
     root_hash, old_hash = (Path(f"{name}.roothash").read_text().strip() for name in (new, old))
     old_tree = hashtree.parse(Path(f"{old}.verity").read_bytes(), old_hash)
@@ -24,7 +24,7 @@ def main() -> None:
         source = edge.Old(Path(old), old_tree, Path(old).with_name("none"))
         edge.apply(Path(given), source, edge.New(slot, tree, root_hash, root_bytes, None), on_bytes=_ignore)
     else:
-        remote = Directory(slot.parent)
+        remote = Directory(Path(repository))
         haves = (Have(old_tree, Path(old)),)
         plan = planning.plan(remote, Wanted(root_hash, root_bytes, File(given, int(size))), slot, haves, on_bytes=_ignore)
         blocks.carry_out(remote, plan, slot, tree, haves, on_bytes=_ignore)

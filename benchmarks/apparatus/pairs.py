@@ -39,7 +39,7 @@ _DRIVERS = ("drivers/gpu", "drivers/media", "drivers/staging", "drivers/iio", "d
 _EMPTY = (
     'rm -rf "$1"/boot/* "$1"/dev/* "$1"/var/lib/apt/lists/* "$1"/var/cache/* "$1"/var/log/*; find "$1" -name "*.ko.xz" -exec xz -d {} +'
 )
-_EPOCHS = {"old": 1_750_000_000, "new": 1_760_000_000, "small": 1_760_000_000, "same": 1_770_000_000, "trixie": 1_765_000_000}
+_EPOCHS = {"old": 1_750_000_000, "new": 1_760_000_000, "small": 1_760_000_000, "same": 1_760_000_000, "trixie": 1_765_000_000}
 _SALT = hashlib.sha256(b"obelisk bench").hexdigest()
 
 
@@ -86,7 +86,8 @@ def image(name: str) -> tuple[Path, str]:
     if not said.exists():
         epoch, directory = _EPOCHS[name], tree(name)
         binds = [writable(PLACE, "/pairs")]
-        identity = f"00000000-0000-0000-0000-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        lock = "new" if name == "same" else name
+        identity = f"00000000-0000-0000-0000-{hashlib.sha256(lock.encode()).hexdigest()[:12]}"
         words = ["mkfs.erofs", "--quiet", f"-T{epoch}", f"-U{identity}", "-Enoinline_data"]
         inside = Path("/pairs") / directory.relative_to(PLACE)
         room().run([*words, f"/pairs/{root.name}", str(inside)], binds=binds, env={"SOURCE_DATE_EPOCH": str(epoch)})
@@ -131,7 +132,7 @@ def _bootstrap(name: str, target: Path) -> None:
 
 
 def _change(name: str, target: Path) -> None:
-    if name == "same":  # the same lock under another version, at another time
+    if name == "same":  # the same lock, and so the same clock, under another version
         release = target / "usr/lib/os-release"
         release.write_text(release.read_text() + "IMAGE_VERSION=2\n")
         return

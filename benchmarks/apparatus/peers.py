@@ -3,11 +3,12 @@
 Bytes and requests are those that a client has to fetch; its processor time and memory are those of the peer's own programs.
 """
 
+import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from apparatus.pairs import Pair, image, tree
 
 _BIG_WINDOW = 31
+_COST = Path(__file__).with_name("cost.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,10 @@ def cost(words: Sequence[str | Path], *, output: Path | None = None) -> Cost:
     Raises:
         CalledProcessError: it failed.
     """
-    began = time.monotonic()
-    with (output or Path(os.devnull)).open("wb") as said:
-        process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL)
-    _pid, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args)
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, time.monotonic() - began)
+    with tempfile.NamedTemporaryFile(prefix="obelisk-bench-") as figures, (output or Path(os.devnull)).open("wb") as said:
+        argv = [sys.executable, "-IS", _COST, figures.name, *map(str, words)]
+        subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL)
+        return Cost(**json.load(figures))
 
 
 def peer(program: str, *words: str | Path, output: Path | None = None) -> Cost:
