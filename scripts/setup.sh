@@ -57,8 +57,6 @@ install_programs() {
         need rsync rsync
         # For keys on tokens.
         need softhsm2-util softhsm2
-        # For images that tests push and pull.
-        need docker-registry docker-registry
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

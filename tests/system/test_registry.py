@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from tool import Tool
+from tool import ROOT, Tool
 
 from obelisk.system.bubblewrap import Room
 
@@ -45,6 +46,22 @@ class Registry:
         return self.place / f"data/docker/registry/v2/blobs/sha256/{sha256[:2]}/{sha256}/data"
 
 
+def program() -> Path:
+    """Debian's docker-registry, unpacked and not installed: where it is installed, it serves the whole machine from then on."""
+    place = ROOT / ".cache/docker-registry"
+    if not place.exists():
+        place.parent.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=place.parent) as work:
+            download = ["apt-get", "--quiet", "download", "docker-registry"]
+            if subprocess.run(download, cwd=work, check=False).returncode != 0:  # nobody has asked the archive yet
+                subprocess.run([*([] if os.geteuid() == 0 else ["sudo"]), "apt-get", "--quiet", "update"], check=True)
+                subprocess.run(download, cwd=work, check=True)
+            (package,) = Path(work).glob("*.deb")
+            subprocess.run(["dpkg-deb", "--extract", package, Path(work, "tree")], check=True)
+            Path(work, "tree").rename(place)
+    return place / "usr/bin/docker-registry"
+
+
 @contextmanager
 def running(place: Path, *, htpasswd: str = "") -> Iterator[Registry]:
     """A registry for as long as the block lasts."""
@@ -63,7 +80,7 @@ def running(place: Path, *, htpasswd: str = "") -> Iterator[Registry]:
     (place / "config.json").write_text(json.dumps(settings))  # which is YAML too
     with (
         (place / "log").open("wb") as log,
-        subprocess.Popen(["docker-registry", "serve", place / "config.json"], stdout=log, stderr=log) as server,
+        subprocess.Popen(["setpriv", "--pdeathsig", "KILL", program(), "serve", place / "config.json"], stdout=log, stderr=log) as server,
     ):
         try:
             for _turn in range(300):
