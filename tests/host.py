@@ -79,7 +79,7 @@ _SLIM = """\
 #!/bin/sh
 set -eu
 cd /usr/lib/modules/*/kernel
-rm -rf drivers/net/ethernet/[!i]* drivers/infiniband drivers/gpu sound net/[!9p]* fs/[!befnov]*
+rm -rf drivers/net/ethernet/[!i]* drivers/infiniband drivers/gpu sound net/[!9cp]* net/c[!o]* fs/[!befnov]*
 rm -rf /usr/share/zoneinfo/[A-TV-Z]* /usr/lib/udev/hwdb.bin
 """
 
