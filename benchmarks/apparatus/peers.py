@@ -51,7 +51,7 @@ def cost(words: Sequence[str | Path], *, output: Path | None = None) -> Cost:
         CalledProcessError: it failed.
     """
     with tempfile.NamedTemporaryFile(prefix="obelisk-bench-") as figures, (output or Path(os.devnull)).open("wb") as said:
-        argv = [sys.executable, "-IS", _COST, figures.name, *map(str, words)]
+        argv = [sys.executable, "-IS", str(_COST), figures.name, *map(str, words)]
         subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL)
         return Cost(**json.load(figures))
 

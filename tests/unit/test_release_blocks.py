@@ -265,6 +265,13 @@ def test_packs_that_are_mostly_dead_are_written_anew(tmp_path: Path, old: Sample
     assert holds(place, small)
 
 
+def test_a_frame_is_not_used_for_hardly_anything_in_it(tmp_path: Path, old: Sample) -> None:
+    _file, first = publish(tmp_path / "repository", old)
+    other = sample(tmp_path / "other", blocks(*range(1, 65), 100, 200, *range(3000, 3010)))
+    _file, second = publish(tmp_path / "repository", other, (first,))
+    assert [frame.blocks for frame in second.index.frames] == [64, 12]
+
+
 def test_packs_that_are_needed_stay(tmp_path: Path, old: Sample) -> None:
     _file, known = publish(tmp_path / "repository", old)
     assert compact({"old": known}, lambda wanted: tmp_path / "repository" / wanted.path, tmp_path) == ({}, None)

@@ -6,7 +6,7 @@ and the indexes that need it are written anew; both are new files, so whoever re
 
 import mmap
 import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -74,6 +74,9 @@ def store_blocks(
     for each in known:
         if each.index.salt == tree.salt:
             _look_up(each, wanted, places)
+    found = Counter((place.pack, place.frame.offset) for place in places.values())
+    # A frame of which hardly anything is wanted would be fetched for that: the little is stored once more.
+    places = {leaf: p for leaf, p in places.items() if found[p.pack, p.frame.offset] * index.SPARSE >= p.frame.blocks}
     zeros = hashtree.digests(bytes(BLOCK_BYTES), tree.salt)
     fresh: list[int] = []
     numbers: dict[bytes, int] = {}

@@ -54,7 +54,7 @@ class Directory:
             os.close(descriptor)
 
     def fetch(self, file: File, target: Path, on_bytes: Callable[[int], None]) -> None:
-        """See `Remote`."""
+        """See `Remote`; a copy is begun anew each time, which on one machine costs little."""
         path = self._top / file.path
         draft = target.with_name(f".{target.name}.part")
         try:

@@ -32,6 +32,8 @@ HEADER = struct.Struct("<8sIII")
 PREFIX_BYTES = 4
 FRAME_BLOCKS = 64
 """The most blocks of a frame."""
+SPARSE = 8
+"""A release uses of its frames, all together, no less than one block in so many."""
 _HEAD_BYTES_PER_BLOCK = 24
 _HEAD_BYTES = 1 << 20
 _LEVEL = 19
@@ -190,6 +192,8 @@ def _parse(head: bytes, blocks: int, level: bytes) -> Index:
             raise ValueError("it has a frame out of bounds")
         total += expected.blocks
         frames.append(expected)
+    if total > SPARSE * blocks + FRAME_BLOCKS:
+        raise ValueError("its frames are mostly of no use to it")
     stretches: list[Stretch] = []
     made = after = 0
     for _ in range(_bounded(read(), blocks)):
