@@ -13,6 +13,8 @@ from obelisk.release.client import blocks, hashtree, index, planning
 from obelisk.release.client.delivery import Directory
 from obelisk.system.blocks import BLOCK_BYTES
 
+_LEAST_EQUAL = 0.1
+
 Find = Callable[[File], Path]
 """Where a file of the repository lies."""
 
@@ -62,8 +64,8 @@ class Delivery(Protocol):
         """
         ...
 
-    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path:
-        """One file that makes the second image out of the first.
+    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path | None:
+        """One file that makes the second image out of the first; None where it would not be worth its making.
 
         Raises:
             TrustError: an image is damaged.
@@ -96,7 +98,7 @@ class Blocks:
         tree = hashtree.parse(image.tree.read_bytes(), image.manifest.root_hash)
         known = [_read(release, find) for release in earlier if release.name == image.manifest.name]
         total = image.root.stat().st_size
-        with task(sink, f"pack/{image.manifest.version}", f"Blocks of {image.manifest.label}", total=total, unit="bytes") as running:
+        with task(sink, f"pack/{image.manifest.version}", f"Blocks of {image.manifest.label}", total=total, unit="B") as running:
             made, pack = packing.store_blocks(image.root, tree, known, work, on_bytes=running.counting(total))
             running.detail = f"{pack.file.size_bytes if pack else 0} bytes are new"
         return Packed(made.path, (pack.path,) if pack else ())
@@ -108,13 +110,17 @@ class Blocks:
             front = header + file.read(index.front_bytes(header) - len(header))
         return frozenset(index.decode(front, release.root_hash, release.root_bytes).packs)
 
-    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path:
-        """See `Delivery`."""
+    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path | None:
+        """See `Delivery`. Between images that have hardly a block in common, finding similar files takes an hour and saves little."""
         path = work / f"edge-{before.manifest.id}-{after.manifest.id}"
         total = after.root.stat().st_size
         title = f"Edge from {before.manifest.version} to {after.manifest.version}"
-        with task(sink, f"edge/{before.manifest.version}", title, total=total, unit="bytes") as running:
-            edges.make_edge(_image(before), _image(after), path, on_bytes=running.counting(total))
+        old, new = _image(before), _image(after)
+        with task(sink, f"edge/{before.manifest.version}", title, total=total, unit="B") as running:
+            if edges.equal_blocks(old.tree, new.tree) < new.tree.data_blocks * _LEAST_EQUAL:
+                running.detail = "none is made, for most of the image differs: hosts fetch its blocks"
+                return None
+            edges.make_edge(old, new, path, on_bytes=running.counting(total))
             running.detail = f"{path.stat().st_size} bytes"
         return path
 

@@ -163,10 +163,9 @@ def _with_edges(publisher: Publisher, contents: Contents, new: Release, channel:
     after = image_files(publisher, there, new)
     edges = []
     for each in old:
-        with task(publisher.sink, f"edge/{each.version}", f"Edge from {each.version}") as running:
-            made = publisher.delivery.edge(image_files(publisher, there, each), after, publisher.work, publisher.sink)
+        made = publisher.delivery.edge(image_files(publisher, there, each), after, publisher.work, publisher.sink)
+        if made is not None:
             edges.append(EdgeFile(each.image, each.version, publisher.take(made)))
-            running.detail = f"{edges[-1].file.size_bytes} bytes"
     return publication.with_edges(new, edges)
 
 
