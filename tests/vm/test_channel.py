@@ -119,7 +119,7 @@ def test_hosts_of_a_withdrawn_release_go_back_when_they_are_told_to(rack: Rack, 
     assert "loses mail" in host.run("obelisk host upgrade --check")
     host.begin("obelisk host upgrade --reboot")
     host.settled("host_2")
-    assert "rolled back" in host.run("obelisk host history --json")
+    assert host.json("history")["history"][-1]["why"] == "rollback from host_4"
 
 
 def test_without_an_edge_blocks_come_one_by_one_and_damaged_ones_never_reach_a_slot(rack: Rack, host: Host, repository: Path) -> None:

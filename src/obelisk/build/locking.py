@@ -119,6 +119,28 @@ def _resolve_tools(spec: Spec, old: Lock | None, store: Store, sink: Sink, *, up
     return tools
 
 
+def newest_tools(store: Store, sink: Sink) -> PackageSet:
+    """The tools tree as this machine's archives have it now: for whoever needs tools and has no lock.
+
+    Raises:
+        TransportError, InputError: the archives cannot be read.
+    """
+    (tools,) = _resolve(
+        "resolve-tools",
+        "Resolving the tools tree",
+        (debian.TOOLS_PACKAGES,),
+        debian.archives(debian.TOOLS_SUITE),
+        suite=debian.TOOLS_SUITE,
+        old=None,
+        update=None,
+        recommends=False,
+        store=store,
+        sink=sink,
+        snapshot=lambda _origin: None,
+    )
+    return tools
+
+
 def _holds(packages: PackageSet, wanted: Sequence[str]) -> bool:
     return {*wanted} <= {package.name for package in packages.packages}
 
