@@ -1,7 +1,8 @@
 """The root trees of a build: tools; and the image's own in three layers, which are foundation, base and what the spec configures.
 
-Layout of the outputs: tools/tree; foundation/tree, foundation/vmlinuz, foundation/result.json; base/upper, base/result.json, an overlay on
-the foundation; configured/upper, configured/result.json, an overlay on both.
+Layout of the outputs: tools/tree; foundation/tree, foundation/vmlinuz (a machine's), foundation/result.json; base/upper,
+base/result.json, an overlay on the foundation; configured/upper, configured/result.json, an overlay on both;
+configured/application.json, an application's.
 """
 
 import hashlib
@@ -70,7 +71,7 @@ def foundation_step(spec: Spec, lock: Lock, tools: Step, store: Store, sink: Sin
         with _prepared(work, lock.foundation, (users, groups), store) as seen:
             request = Bootstrap(*seen, Path("/step/tree"), lock.foundation.epoch, spec.documentation)
             room.run(request.argv(), binds=[writable(work, "/step")], env=request.environment(), on_line=running.output, durable=False)
-        scrub: Json = {"tree": "/step/tree", "kernel": "/step/vmlinuz", "documentation": spec.documentation}
+        scrub = _scrub(spec, "/step/tree", "/step/vmlinuz")
         _keep(work, run_program(room, "scrub", scrub, binds=[writable(work, "/step")], running=running))
 
     options = _installed(spec, lock.foundation, users, groups)
@@ -96,11 +97,15 @@ def base_step(spec: Spec, lock: Lock, foundation: Step, tools: Step, store: Stor
                         on_line=running.output,
                         durable=False,
                     )
-            scrub: Json = {"tree": layers.inside, "kernel": None, "documentation": spec.documentation}
+            scrub = _scrub(spec, layers.inside, None)
             _keep(work, run_program(room, "scrub", scrub, binds=binds, running=running, overlay=layers))
 
     options = _installed(spec, lock.base, users, groups) | {"epoch": lock.system.epoch}
     return Step("base", "Base tree", options, (foundation, tools), produce, revision=BASE_REVISION)
+
+
+def _scrub(spec: Spec, tree: str, kernel: str | None) -> Json:
+    return {"tree": tree, "kernel": kernel, "documentation": spec.documentation, "machine": spec.application is None}
 
 
 def _installed(spec: Spec, packages: PackageSet, users: Sequence[Account], groups: Sequence[Account]) -> dict[str, Json]:
@@ -203,6 +208,9 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         "mounts": hostpart.mounts(spec.state, spec.hardening.state_mounts),
         "python": "python3" in {package.name for package in lock.system.packages},
     }
+    application = spec.application
+    if application is not None:
+        request["application"] = application.to_json()
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
@@ -241,6 +249,8 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
             raise InputError(
                 f"{spec.directory}: a file of the spec changed while it was read", code="spec-moved", hint="build again when it is settled"
             )
+        if application is not None:
+            (work / "application.json").write_bytes(application.to_bytes())
         _keep(work, result)
 
     options: Json = {"request": request, "inputs": inputs, "epoch": lock.system.epoch, "code": digest_of_code()}

@@ -190,7 +190,7 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         parsers[name].add_argument("image", metavar="IMAGE", help=_IMAGE)
 
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
-    parsers["new"].add_argument("--role", choices=("server", "workstation"), default="server")
+    parsers["new"].add_argument("--role", choices=("server", "workstation", "app"), default="server")
     for name in ("lock", "build"):
         spec_argument(name)
     parsers["lock"].add_argument(
