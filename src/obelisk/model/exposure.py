@@ -38,13 +38,13 @@ def difference(old: Policy, new: Policy) -> Change:
 
 def _beyond(one: Policy, other: Policy) -> tuple[str, ...]:
     powers = [explain(power) for power in sorted_powers(one) if not other.has(power)]
-    limits = [
+    higher = [
         f"{_LIMITS[each.name]}: {_amount(each.name, getattr(one.limits, each.name))} where it was "
         f"{_amount(each.name, getattr(other.limits, each.name))}"
         for each in fields(Limits)
         if getattr(one.limits, each.name) > getattr(other.limits, each.name)
     ]
-    return (*powers, *limits, *(_without(layer) for layer in sorted(one.may_miss - other.may_miss)))
+    return (*powers, *higher, *(_without(layer) for layer in sorted(one.may_miss - other.may_miss)))
 
 
 def sorted_powers(one: Policy) -> tuple[Power, ...]:
@@ -80,10 +80,14 @@ def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
             return "shares the session of the terminal that it is started from"
 
 
-def words(one: Policy) -> tuple[str, ...]:
-    """Everything that is granted, in plain words, a line each; then the limits, and the layers that may be missing."""
-    limits = (f"{_LIMITS[each.name]}: {_amount(each.name, getattr(one.limits, each.name))}" for each in fields(Limits))
-    return (*map(explain, sorted_powers(one)), *limits, *(_without(layer) for layer in sorted(one.may_miss)))
+def granted(one: Policy) -> tuple[str, ...]:
+    """What a policy grants, a line each; then the layers that may be missing."""
+    return (*map(explain, sorted_powers(one)), *(_without(layer) for layer in sorted(one.may_miss)))
+
+
+def limits(one: Policy) -> tuple[str, ...]:
+    """The limits, a line each."""
+    return tuple(f"{_LIMITS[each.name]}: {_amount(each.name, getattr(one.limits, each.name))}" for each in fields(Limits))
 
 
 def score(one: Policy) -> int:
@@ -98,7 +102,7 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
         case Write(path):
             return 40 if path == "~" or path.count("/") == 1 else 10
         case Use(device):
-            return 25 if device in {Device.GPU, Device.KVM} else 15
+            return 25 if device is Device.KVM else 15
         case Listen():
             return 5
         case Connect(network, port):
@@ -138,7 +142,6 @@ _LIMITS = {
 _DEVICES = {
     Device.AUDIO: "plays and records sound",
     Device.CAMERA: "sees through the cameras",
-    Device.GPU: "uses the graphics processor, and with it the kernel's drivers for that",
     Device.KVM: "runs virtual machines by KVM",
 }
 _CAPABILITIES = {

@@ -52,7 +52,6 @@ class Device(StrEnum):
 
     AUDIO = "audio"
     CAMERA = "camera"
-    GPU = "gpu"
     KVM = "kvm"
 
 

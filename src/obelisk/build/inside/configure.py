@@ -53,7 +53,7 @@ UNUSED_PYTHON = (
     "readline*",
 )
 # The account that an application has, and places that are memory when it runs.
-APP_ID = 1000
+APP_ID = "1000"
 VOLATILE = ("/run/", "/tmp/", "/var/tmp/", "/home/app/")  # noqa: S108 - paths inside the image
 # Generators of systemd, and the file without which they have nothing to do. Those of fstab and cryptsetup also read the command line and
 # credentials, which may bring something at any boot.
@@ -101,17 +101,11 @@ def application(tree: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The root of an application: nothing boots or is set-id in it, and every place that is mounted over exists."""
     owned = package_files(tree)
     identify(tree, request)
-    user = {
-        "name": "app",
-        "uid": APP_ID,
-        "gid": None,
-        "groups": [],
-        "home": "/home/app",
-        "shell": "/bin/sh",
-        "comment": "",
-        "password": None,
-    }
-    add_accounts(tree / "etc", {"groups": [], "users": [{**user, "ssh_keys": []}]})
+    for name, entry in (("passwd", ["app", "x", APP_ID, APP_ID, "", "/home/app", "/bin/sh"]), ("group", ["app", "x", APP_ID, ""])):
+        entries = table(tree / "etc" / name)
+        if "app" in entries or any(fields[2] == APP_ID for fields in entries.values()):
+            refuse("uid-taken", f"a package has the account 'app' or the id {APP_ID}, which are the application's")
+        write(tree / "etc" / name, "".join(":".join(fields) + "\n" for fields in [*entries.values(), entry]).encode())
     place_files(tree, request, owned)
     for script in request["scripts"]:
         run_script(tree, script)

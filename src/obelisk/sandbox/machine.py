@@ -1,0 +1,94 @@
+"""What the running machine offers for confinement, looked at once a launch, as a value that plans are compiled from."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.errors import MissingFeatureError
+from obelisk.model.policy import Layer
+from obelisk.system import confine, landlock
+from obelisk.system.command import find_program, run
+
+# Of /proc, what tells about the machine or steers it, although it belongs to no process of the sandbox.
+_MASKED_FILES = (
+    "buddyinfo",
+    "cmdline",
+    "config.gz",
+    "consoles",
+    "crypto",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "kallsyms",
+    "kcore",
+    "key-users",
+    "keys",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "locks",
+    "modules",
+    "mtrr",
+    "pagetypeinfo",
+    "sched_debug",
+    "schedstat",
+    "slabinfo",
+    "softirqs",
+    "sysrq-trigger",
+    "timer_list",
+    "timer_stats",
+    "vmallocinfo",
+    "zoneinfo",
+)
+_MASKED_DIRECTORIES = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi", "sysvipc", "tty")
+_DISABLES_NAMESPACES = (0, 8)  # the first version of bubblewrap that can keep a sandbox from making user namespaces
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine and who launches on it. `landlock` is the kernel's ABI, 0 for none."""
+
+    owner: confine.Owner
+    bubblewrap: str
+    landlock: int
+    no_nesting: bool
+    no_write_execute: bool
+    open_files: int
+    masked_files: tuple[str, ...]
+    masked_directories: tuple[str, ...]
+
+    @property
+    def is_root(self) -> bool:
+        """Whether root launches, who then gives the application another user's rights."""
+        return self.owner.uid == 0
+
+    @property
+    def missing(self) -> frozenset[Layer]:
+        """The layers that this machine does not have."""
+        has = {Layer.LANDLOCK: self.landlock > 0, Layer.NESTING: self.no_nesting, Layer.WRITE_EXECUTE: self.no_write_execute}
+        return frozenset(layer for layer, present in has.items() if not present)
+
+
+def this_machine() -> Machine:
+    """The running one.
+
+    Raises:
+        MissingFeatureError: it has no bubblewrap.
+    """
+    program = find_program("bwrap")
+    if program is None:
+        raise MissingFeatureError("bwrap is not installed", code="no-bubblewrap", hint="install the package bubblewrap")
+    version = tuple(map(int, re.findall(r"\d+", run([program, "--version"]).stdout)[:2]))
+    proc = Path("/proc")
+    return Machine(
+        owner=confine.myself(),
+        bubblewrap=str(program),
+        landlock=landlock.abi(),
+        no_nesting=version >= _DISABLES_NAMESPACES,
+        no_write_execute=confine.can_refuse_write_execute(),
+        open_files=confine.most_open_files(),
+        masked_files=tuple(name for name in _MASKED_FILES if (proc / name).is_file()),
+        masked_directories=tuple(name for name in _MASKED_DIRECTORIES if (proc / name).is_dir()),
+    )

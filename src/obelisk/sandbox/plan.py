@@ -1,0 +1,226 @@
+"""From an application, its policy and a machine to a launch plan: two programs that start it confined, without Python or a shell.
+
+    start     as whoever launches: own mounts, memory where the application writes, root's rights given up; then bubblewrap
+    bwrap     own user, mount, process, IPC, host name, control group and network namespaces; the application's root, read-only
+    confine   inside: limits, Landlock, no writable executable memory, filter of system calls; then the application
+
+`compile_plan` is pure. Every layer holds by itself: that a path is not mounted does not rely on Landlock, nor the reverse. What a machine
+lacks stops the compilation, unless the policy says that it may be missing.
+"""
+
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.errors import MissingFeatureError
+from obelisk.model.application import Application
+from obelisk.model.policy import Connect, Hold, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
+from obelisk.sandbox.calls import filter_of
+from obelisk.sandbox.machine import Machine
+from obelisk.system import confine, landlock
+from obelisk.system.landlock import CHANGE, READ, Files, Rule, Ruleset
+from obelisk.system.program import Call, Execute, assemble
+
+HOME = "/home/app"
+UID = 1000
+"""The application's user inside; which one it is outside says `Place.owner`."""
+
+# Parts of the image's root, and whether programs run from them.
+_IMAGE = {"/usr": True, "/etc": False, "/opt": True, "/srv": True, "/var": False}
+_LINKS = ("bin", "sbin", "lib", "lib64")
+_MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
+_CONFINE = "/.confine"
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where things are on the machine: the checked root, an empty directory, and where the plan and the application's data lie.
+
+    `owner` is whose rights the application has over files; `groups` are those of the devices that it uses. `home` is what `~` means.
+    """
+
+    name: str
+    root: Path
+    plan: Path
+    data: Path
+    home: Path
+    owner: confine.Owner
+    groups: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The programs. `layers` tells which layers hold and which do not, and why."""
+
+    start: bytes
+    confine: bytes
+    layers: tuple[tuple[str, str], ...]
+
+
+def compile_plan(app: Application, policy: Policy, place: Place, machine: Machine, *, observed: bool = False) -> Plan:
+    """The plan. When `observed`, refused system calls are put before an observer (see `obelisk.sandbox.observer`).
+
+    Raises:
+        MissingFeatureError: the machine lacks a layer that the policy does not allow to be missing.
+    """
+    refused = sorted(machine.missing - policy.may_miss)
+    if refused:
+        raise MissingFeatureError(
+            f"this machine lacks {', '.join(f'the layer `{layer}`' for layer in refused)} of confinement",
+            code="layer-missing",
+            hint="run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
+        )
+    mounts = tuple(_mounts(app, policy, place))
+    outside = assemble(_outside(mounts, policy, place, machine, observed=observed), _bubblewrap(mounts, policy, place, machine))
+    inside = assemble(
+        _inside(app, mounts, policy, machine, observed=observed), Execute(app.command[0], app.command, _environment(app, policy))
+    )
+    return Plan(outside, inside, layers_of(policy, machine))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """Something of the machine, or of its memory where `source` is None, at `inside`. Staged in a directory of its own number."""
+
+    inside: str
+    source: Path | None
+    writable: bool
+    number: int
+    mode: int = 0o755
+
+    @property
+    def is_file(self) -> bool:
+        return self.source is not None and not self.source.is_dir()
+
+
+def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
+    """Everything besides the image, parents before what is in them."""
+    wanted: dict[str, tuple[Path | None, bool, int]] = {path: (None, True, mode) for path, mode in _MEMORY.items()}
+    wanted |= dict.fromkeys(app.scratch, (None, True, 493))
+    for grant in policy.of(Read) + policy.of(Write):
+        wanted[inside_path(grant.path)] = (host_path(grant.path, place.home), isinstance(grant, Write), 0)
+    wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
+    for number, path in enumerate(sorted(wanted, key=lambda path: (path.count("/"), path))):
+        yield _Mount(path, *wanted[path][:2], number, wanted[path][2])
+
+
+def host_path(granted: str, home: Path) -> Path:
+    """The path of the machine that a grant means."""
+    return Path(str(home) + granted.removeprefix("~")) if granted.startswith("~") else Path(granted)
+
+
+def inside_path(granted: str) -> str:
+    """Where the application sees it."""
+    return HOME + granted.removeprefix("~") if granted.startswith("~") else granted
+
+
+def data_directory(data: Path, inside: str) -> Path:
+    """Where what an application keeps at `inside` lies on the machine."""
+    return data / inside.strip("/").replace("-", "--").replace("/", "-")
+
+
+def _outside(mounts: tuple[_Mount, ...], policy: Policy, place: Place, machine: Machine, *, observed: bool) -> list[Call]:
+    """What `start` does."""
+    stage = str(place.plan / "stage")
+    runs = policy.has(WriteExecute())
+    mine = confine.Owner(0, 0) if machine.is_root else machine.owner
+    calls = confine.close_descriptors(confine.LISTENER + observed)
+    calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
+    calls += confine.memory(stage, 1 << 20, mine)
+    calls += confine.directory(f"{stage}/empty")
+    for mount in mounts:
+        at = f"{stage}/{mount.number}"
+        calls += confine.file(at) if mount.is_file else confine.directory(at)
+        if mount.source is None:
+            calls += confine.memory(at, policy.limits.scratch_bytes, place.owner, mode=mount.mode, executable=runs)
+        else:
+            calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
+    if machine.is_root:
+        calls += confine.become(place.owner, place.groups)
+    return calls + confine.no_new_privileges()
+
+
+def _bubblewrap(mounts: tuple[_Mount, ...], policy: Policy, place: Place, machine: Machine) -> Execute:
+    """What `start` goes on as."""
+    words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", "--unshare-net"]
+    words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent"]
+    if machine.no_nesting and not policy.has(Nest()):
+        words += ["--disable-userns"]
+    if not policy.has(Terminal()):
+        words += ["--new-session"]
+    for power in policy.of(Hold):
+        words += ["--cap-add", f"CAP_{power.capability.value.replace('-', '_').upper()}"]
+    for top in _IMAGE:
+        words += ["--ro-bind", f"{place.root}{top}", top]
+    for link in _LINKS:
+        words += ["--symlink", f"usr/{link}", f"/{link}"]
+    words += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
+    stage = place.plan / "stage"
+    for name in machine.masked_files:
+        words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
+    for name in machine.masked_directories:
+        words += ["--ro-bind", f"{stage}/empty", f"/proc/{name}"]
+    for device in place.devices:
+        words += ["--dev-bind", device, device]
+    for mount in mounts:
+        words += ["--bind" if mount.writable else "--ro-bind", f"{stage}/{mount.number}", mount.inside]
+    words += ["--ro-bind", f"{place.plan}/confine", _CONFINE, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+    return Execute(machine.bubblewrap, (*words, "--", _CONFINE))
+
+
+def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, observed: bool) -> list[Call]:
+    """What `confine` does. The filter comes last: the steps before it use calls that it refuses."""
+    limits = policy.limits
+    calls = confine.limit(resource.RLIMIT_CORE, 0)
+    calls += confine.limit(resource.RLIMIT_DATA, limits.memory_bytes)
+    calls += confine.limit(resource.RLIMIT_NPROC, limits.processes)
+    calls += confine.limit(resource.RLIMIT_NOFILE, min(limits.open_files, machine.open_files))
+    calls += confine.change_directory(app.directory)
+    calls += confine.no_new_privileges()
+    if machine.landlock:
+        calls += _ruleset(mounts, policy).calls(machine.landlock)
+    if machine.no_write_execute and not policy.has(WriteExecute()):
+        calls += confine.refuse_write_execute()
+    return calls + confine.filtered(filter_of(policy).program(ask=observed), observed=observed)
+
+
+def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
+    run = Files.EXECUTE if policy.has(WriteExecute()) else Files(0)
+    rules = [Rule(top, READ | (Files.EXECUTE if runs else Files(0))) for top, runs in _IMAGE.items()]
+    rules += [Rule("/", Files.READ_DIR), Rule("/proc", READ | Files.WRITE_FILE)]
+    rules += [Rule("/dev", READ | Files.WRITE_FILE | Files.TRUNCATE | Files.IOCTL_DEV)]
+    for mount in mounts:
+        rights = READ | run | (CHANGE if mount.writable else Files(0))
+        rules.append(Rule(mount.inside, rights, is_file=mount.is_file))
+    listens = tuple(power.port for power in policy.of(Listen))
+    connects = tuple(power.port for power in policy.of(Connect))
+    # To its own ports it may talk: they are in its own network.
+    return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
+
+
+def _environment(app: Application, policy: Policy) -> tuple[str, ...]:
+    terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
+    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
+
+
+def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
+    """Which layers hold on a machine, and what each means under the policy."""
+    fixed = (
+        ("namespaces", "user, mount, process, IPC, host name, control group, network"),
+        (
+            "files",
+            "the image is read-only; what is writable is memory or granted" + ("" if policy.has(WriteExecute()) else ", and never runs"),
+        ),
+        ("rights", "no capabilities" + (" but those granted" if policy.of(Hold) else "") + ", no new privileges"),
+        ("seccomp", f"{len(filter_of(policy).allowed)} system calls are allowed, all others refused"),
+        ("limits", "data, processes, open files, memory for files"),
+    )
+    may_miss = {
+        Layer.LANDLOCK: f"ABI {machine.landlock}: files" + (", TCP ports" * (machine.landlock >= landlock.NETWORK_SINCE)),
+        Layer.NESTING: "granted: it makes namespaces" if policy.has(Nest()) else "no further user namespaces",
+        Layer.WRITE_EXECUTE: "granted: it runs what it writes" if policy.has(WriteExecute()) else "no memory is writable and executable",
+    }
+    return (*fixed, *((layer.value, "missing on this machine" if layer in machine.missing else text) for layer, text in may_miss.items()))
