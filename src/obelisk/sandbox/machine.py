@@ -1,6 +1,7 @@
 """What the running machine offers for confinement, looked at once a launch, as a value that plans are compiled from."""
 
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,40 +10,8 @@ from obelisk.model.policy import Layer
 from obelisk.system import confine, landlock
 from obelisk.system.command import find_program, run
 
-# Of /proc, what tells about the machine or steers it, although it belongs to no process of the sandbox.
-_MASKED_FILES = (
-    "buddyinfo",
-    "cmdline",
-    "config.gz",
-    "consoles",
-    "crypto",
-    "interrupts",
-    "iomem",
-    "ioports",
-    "kallsyms",
-    "kcore",
-    "key-users",
-    "keys",
-    "kmsg",
-    "kpagecgroup",
-    "kpagecount",
-    "kpageflags",
-    "latency_stats",
-    "locks",
-    "modules",
-    "mtrr",
-    "pagetypeinfo",
-    "sched_debug",
-    "schedstat",
-    "slabinfo",
-    "softirqs",
-    "sysrq-trigger",
-    "timer_list",
-    "timer_stats",
-    "vmallocinfo",
-    "zoneinfo",
-)
-_MASKED_DIRECTORIES = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi", "sysvipc", "tty")
+# Of /proc, what tells about the machine although no process of the sandbox has to do with it, and anybody may read.
+_MASKED = ("cmdline", "config.gz", "interrupts", "kallsyms", "key-users", "keys", "locks", "modules", "sched_debug", "timer_list")
 _DISABLES_NAMESPACES = (0, 8)  # the first version of bubblewrap that can keep a sandbox from making user namespaces
 
 
@@ -57,7 +26,6 @@ class Machine:
     no_write_execute: bool
     open_files: int
     masked_files: tuple[str, ...]
-    masked_directories: tuple[str, ...]
 
     @property
     def is_root(self) -> bool:
@@ -89,6 +57,5 @@ def this_machine() -> Machine:
         no_nesting=version >= _DISABLES_NAMESPACES,
         no_write_execute=confine.can_refuse_write_execute(),
         open_files=confine.most_open_files(),
-        masked_files=tuple(name for name in _MASKED_FILES if (proc / name).is_file()),
-        masked_directories=tuple(name for name in _MASKED_DIRECTORIES if (proc / name).is_dir()),
+        masked_files=tuple(name for name in _MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
     )

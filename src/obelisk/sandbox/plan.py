@@ -29,7 +29,7 @@ UID = 1000
 # Parts of the image's root, and whether programs run from them.
 _IMAGE = {"/usr": True, "/etc": False, "/opt": True, "/srv": True, "/var": False}
 _LINKS = ("bin", "sbin", "lib", "lib64")
-_MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
+_MEMORY = {"/run/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
 _CONFINE = "/.confine"
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
@@ -73,8 +73,8 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
             code="layer-missing",
             hint="run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
         )
+    outside = assemble(_outside(app, policy, place, machine, observed=observed), _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
-    outside = assemble(_outside(mounts, policy, place, machine, observed=observed), _bubblewrap(mounts, policy, place, machine))
     inside = assemble(
         _inside(app, mounts, policy, machine, observed=observed), Execute(app.command[0], app.command, _environment(app, policy))
     )
@@ -83,13 +83,13 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    """Something of the machine, or of its memory where `source` is None, at `inside`. Staged in a directory of its own number."""
+    """Something of the machine, or of its memory where `source` is None, at `inside`. `exists`: the image has a place for it."""
 
     inside: str
     source: Path | None
     writable: bool
-    number: int
-    mode: int = 0o755
+    mode: int
+    exists: bool
 
     @property
     def is_file(self) -> bool:
@@ -103,8 +103,9 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     for grant in policy.of(Read) + policy.of(Write):
         wanted[inside_path(grant.path)] = (host_path(grant.path, place.home), isinstance(grant, Write), 0)
     wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
-    for number, path in enumerate(sorted(wanted, key=lambda path: (path.count("/"), path))):
-        yield _Mount(path, *wanted[path][:2], number, wanted[path][2])
+    for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
+        exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
+        yield _Mount(path, *wanted[path], exists)
 
 
 def host_path(granted: str, home: Path) -> Path:
@@ -122,28 +123,50 @@ def data_directory(data: Path, inside: str) -> Path:
     return data / inside.strip("/").replace("-", "--").replace("/", "-")
 
 
-def _outside(mounts: tuple[_Mount, ...], policy: Policy, place: Place, machine: Machine, *, observed: bool) -> list[Call]:
-    """What `start` does."""
+def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, observed: bool) -> list[Call]:
+    """What `start` does: the whole root is put together here, which takes system calls alone where bubblewrap reads every mount anew."""
     stage = str(place.plan / "stage")
     runs = policy.has(WriteExecute())
     mine = confine.Owner(0, 0) if machine.is_root else machine.owner
     calls = confine.close_descriptors(confine.LISTENER + observed)
     calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
     calls += confine.memory(stage, 1 << 20, mine)
-    calls += confine.directory(f"{stage}/empty")
-    for mount in mounts:
-        at = f"{stage}/{mount.number}"
-        calls += confine.file(at) if mount.is_file else confine.directory(at)
+    made = {""}
+    for top in ("/proc", "/dev", "/var", *_IMAGE):
+        calls += confine.directory(f"{stage}{top}") if top not in made else []
+        made.add(top)
+    for top in _IMAGE:
+        calls += confine.bound(f"{place.root}{top}", f"{stage}{top}", writable=False, executable=True)
+    for link in _LINKS:
+        calls += confine.link(f"usr/{link}", f"{stage}/{link}")
+    for mount in _mounts(app, policy, place):
+        at = f"{stage}{mount.inside}"
+        if not mount.exists:
+            for parent in _missing(mount.inside.rpartition("/")[0], made):
+                calls += confine.directory(f"{stage}{parent}")
+            calls += confine.file(at) if mount.is_file else confine.directory(at)
+            made.add(mount.inside)
         if mount.source is None:
             calls += confine.memory(at, policy.limits.scratch_bytes, place.owner, mode=mount.mode, executable=runs)
         else:
             calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
+    calls += confine.file(f"{stage}{_CONFINE}")
+    calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
+    calls += confine.read_only(stage)
     if machine.is_root:
         calls += confine.become(place.owner, place.groups)
     return calls + confine.no_new_privileges()
 
 
-def _bubblewrap(mounts: tuple[_Mount, ...], policy: Policy, place: Place, machine: Machine) -> Execute:
+def _missing(path: str, made: set[str]) -> Iterator[str]:
+    """The directories down to `path` that are not there yet, which then are."""
+    if path not in made:
+        yield from _missing(path.rpartition("/")[0], made)
+        made.add(path)
+        yield path
+
+
+def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     """What `start` goes on as."""
     words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", "--unshare-net"]
     words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent"]
@@ -153,22 +176,13 @@ def _bubblewrap(mounts: tuple[_Mount, ...], policy: Policy, place: Place, machin
         words += ["--new-session"]
     for power in policy.of(Hold):
         words += ["--cap-add", f"CAP_{power.capability.value.replace('-', '_').upper()}"]
-    for top in _IMAGE:
-        words += ["--ro-bind", f"{place.root}{top}", top]
-    for link in _LINKS:
-        words += ["--symlink", f"usr/{link}", f"/{link}"]
-    words += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     stage = place.plan / "stage"
+    words += ["--bind", str(stage), "/", "--proc", "/proc", "--dev", "/dev", "--bind", f"{stage}/run/shm", "/dev/shm"]  # noqa: S108
     for name in machine.masked_files:
         words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
-    for name in machine.masked_directories:
-        words += ["--ro-bind", f"{stage}/empty", f"/proc/{name}"]
     for device in place.devices:
         words += ["--dev-bind", device, device]
-    for mount in mounts:
-        words += ["--bind" if mount.writable else "--ro-bind", f"{stage}/{mount.number}", mount.inside]
-    words += ["--ro-bind", f"{place.plan}/confine", _CONFINE, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
-    return Execute(machine.bubblewrap, (*words, "--", _CONFINE))
+    return Execute(machine.bubblewrap, (*words, "--remount-ro", "/dev", "--chdir", "/", "--", _CONFINE))
 
 
 def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, observed: bool) -> list[Call]:

@@ -69,6 +69,17 @@ def directory(place: str) -> list[Call]:
     return [_call("mkdir", (text(place), 0o755), f"make {place}")]
 
 
+def link(target: str, place: str) -> list[Call]:
+    """Make a symbolic link."""
+    return [_call("symlink", (text(target), text(place)), f"make the link {place}")]
+
+
+def read_only(place: str) -> list[Call]:
+    """Let nothing be made or changed any more in what is mounted at `place` itself."""
+    settings = Data((struct.pack("<QQQQ", _ATTRIBUTE_READ_ONLY, 0, 0, 0),))
+    return [_call("mount_setattr", (_AT_FDCWD, text(place), 0, settings, 32), f"make {place} read-only")]
+
+
 def file(place: str) -> list[Call]:
     """Make an empty file."""
     return [
