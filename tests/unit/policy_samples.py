@@ -5,10 +5,8 @@ from hypothesis import strategies as st
 from obelisk.model.policy import (
     Call,
     Calls,
-    Capability,
     Connect,
     Device,
-    Hold,
     Layer,
     Limits,
     Listen,
@@ -33,7 +31,6 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Use, st.sampled_from(Device)),
     st.builds(Listen, st.sampled_from((80, 8080, 65535))),
     st.builds(Connect, st.sampled_from(NETWORKS), st.sampled_from(PORTS)),
-    st.builds(Hold, st.sampled_from(Capability)),
     st.builds(Call, st.sampled_from(Calls)),
     st.sampled_from((WriteExecute(), Nest(), Terminal())),
 )

@@ -186,7 +186,6 @@ def test_a_change_is_told_in_plain_words() -> None:
         ({"connect": ["10.0.0.0/8"]}, "no destination"),
         ({"connect": ["10.0.0.0/8:0"]}, "no port"),
         ({"devices": ["disk"]}, "no class of devices"),
-        ({"capabilities": ["sys-admin"]}, "no capability"),
         ({"syscalls": ["everything"]}, "no group"),
         ({"namespaces": "yes"}, "true or false"),
         ({"host": True}, "no grant"),

@@ -5,10 +5,8 @@ from dataclasses import dataclass, fields
 from obelisk.model.policy import (
     Call,
     Calls,
-    Capability,
     Connect,
     Device,
-    Hold,
     Layer,
     Limits,
     Listen,
@@ -53,7 +51,7 @@ def sorted_powers(one: Policy) -> tuple[Power, ...]:
     return tuple(sorted(one.powers, key=lambda power: (kinds.index(type(power)), str(power))))
 
 
-def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
+def explain(power: Power) -> str:  # noqa: PLR0911 - a line for each kind
     """What a power means, in plain words."""
     match power:
         case Read(path):
@@ -68,8 +66,6 @@ def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
             where = "any address" if _is_everywhere(network) else network
             family = " (IPv6)" if network == "::/0" else ""
             return f"opens connections to {where}{family}, " + (f"port {port}" if port else "any port")
-        case Hold(capability):
-            return _CAPABILITIES[capability]
         case Call(calls):
             return _CALLS[calls]
         case WriteExecute():
@@ -107,8 +103,6 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
             return 5
         case Connect(network, port):
             return (20 if _is_everywhere(network) else 5) + (0 if port else 5)
-        case Hold(capability):
-            return 5 if capability is Capability.NET_BIND_SERVICE else 20
         case Call():
             return 10
         case WriteExecute() | Terminal():
@@ -143,11 +137,6 @@ _DEVICES = {
     Device.AUDIO: "plays and records sound",
     Device.CAMERA: "sees through the cameras",
     Device.KVM: "runs virtual machines by KVM",
-}
-_CAPABILITIES = {
-    Capability.NET_ADMIN: "configures its own network",
-    Capability.NET_BIND_SERVICE: "listens at ports below 1024 of its own network",
-    Capability.NET_RAW: "sends and receives raw packets on its own network",
 }
 _CALLS = {
     Calls.DEBUG: "looks into its own processes, as a debugger does",

@@ -65,14 +65,6 @@ class Calls(StrEnum):
     SCHEDULING = "scheduling"
 
 
-class Capability(StrEnum):
-    """Linux capabilities, over what is inside the sandbox only."""
-
-    NET_ADMIN = "net-admin"
-    NET_BIND_SERVICE = "net-bind-service"
-    NET_RAW = "net-raw"
-
-
 class Layer(StrEnum):
     """Layers of confinement that a policy may do without, where a machine has none. All others are never done without."""
 
@@ -104,7 +96,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Listen:
-    """Accepts connections at a TCP port of this machine."""
+    """Accepts connections at a TCP port of this machine, one below 1024 included."""
 
     port: int
 
@@ -118,13 +110,6 @@ class Connect:
 
     def __str__(self) -> str:
         return f"{self.network}:{self.port or '*'}"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Hold:
-    """Holds a capability."""
-
-    capability: Capability
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -149,7 +134,7 @@ class Terminal:
     """Shares the session of the terminal that it was started from."""
 
 
-Power = Read | Write | Use | Listen | Connect | Hold | Call | WriteExecute | Nest | Terminal
+Power = Read | Write | Use | Listen | Connect | Call | WriteExecute | Nest | Terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +196,6 @@ _LISTS: Mapping[str, type] = {
     "devices": Use,
     "listen": Listen,
     "connect": Connect,
-    "capabilities": Hold,
     "syscalls": Call,
 }
 _FLAGS: Mapping[str, Power] = {"write_execute": WriteExecute(), "namespaces": Nest(), "terminal": Terminal()}
@@ -326,7 +310,7 @@ def powers_of(grants: Mapping[str, Any]) -> Iterable[Power]:
             yield flag
 
 
-def power_of(key: str, value: object) -> Power:  # noqa: PLR0911 - a line for each kind
+def power_of(key: str, value: object) -> Power:
     """The power that one element of the list `key` names.
 
     Raises:
@@ -343,8 +327,6 @@ def power_of(key: str, value: object) -> Power:  # noqa: PLR0911 - a line for ea
             return Listen(value)
         case "connect", str():
             return _destination(value)
-        case "capabilities", str():
-            return Hold(_member(Capability, value, "capability that can be granted"))
         case "syscalls", str():
             return Call(_member(Calls, value, "group of system calls"))
         case _:

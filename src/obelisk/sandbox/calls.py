@@ -7,7 +7,7 @@ into other processes, or is a large interface that few programs need (io_uring, 
 import errno
 from typing import Final
 
-from obelisk.model.policy import Call, Calls, Capability, Connect, Hold, Listen, Nest, Policy, WriteExecute
+from obelisk.model.policy import Call, Calls, Connect, Listen, Nest, Policy, WriteExecute
 from obelisk.system.seccomp import Check, Filter
 from obelisk.system.syscalls import NUMBERS
 
@@ -62,7 +62,7 @@ _SHM_EXEC = 0o100000
 _MFD_NOEXEC_SEAL = 8
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _PR_SET_SECCOMP, _PR_SET_MM = 22, 35
-_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_RAW, _SOCK_TYPE = 3, 0xF
 _PERSONALITIES = (0, 0xFFFFFFFF)
 
@@ -108,14 +108,11 @@ def _memory(*, executable: bool) -> dict[str, tuple[Check, ...]]:
 
 def _sockets(policy: Policy) -> tuple[Check, ...]:
     """Local ones; with a grant of network the internet's, and netlink as far as it tells which addresses there are."""
-    families = [_AF_UNIX]
-    checks = []
-    if policy.of(Listen) or policy.of(Connect) or policy.of(Hold):
-        families += [_AF_INET, _AF_INET6, _AF_NETLINK]
-        checks.append(Check(2, (0,), errno.EPROTONOSUPPORT, among=(0, _AF_NETLINK)))
-        if not policy.has(Hold(Capability.NET_RAW)):
-            checks.append(Check(1, (_SOCK_RAW,), errno.EPERM, mask=_SOCK_TYPE, not_one=True, among=(0, _AF_INET)))
-            checks.append(Check(1, (_SOCK_RAW,), errno.EPERM, mask=_SOCK_TYPE, not_one=True, among=(0, _AF_INET6)))
-        else:
-            families.append(_AF_PACKET)
-    return (Check(0, tuple(families), errno.EAFNOSUPPORT), *checks)
+    if not (policy.of(Listen) or policy.of(Connect)):
+        return (Check(0, (_AF_UNIX,), errno.EAFNOSUPPORT),)
+    return (
+        Check(0, (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK), errno.EAFNOSUPPORT),
+        Check(2, (0,), errno.EPROTONOSUPPORT, among=(0, _AF_NETLINK)),
+        Check(1, (_SOCK_RAW,), errno.EPERM, mask=_SOCK_TYPE, not_one=True, among=(0, _AF_INET)),
+        Check(1, (_SOCK_RAW,), errno.EPERM, mask=_SOCK_TYPE, not_one=True, among=(0, _AF_INET6)),
+    )

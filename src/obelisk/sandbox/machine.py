@@ -17,11 +17,19 @@ _DISABLES_NAMESPACES = (0, 8)  # the first version of bubblewrap that can keep a
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine and who launches on it. `landlock` is the kernel's ABI, 0 for none."""
+    """The machine and who launches on it. `landlock` is the kernel's ABI, 0 for none.
+
+    `pasta` and `nft` are programs, empty where there is none; `network` says why no network can be given, and is empty when one can.
+    `first_port` is the lowest at which others than root may listen.
+    """
 
     owner: confine.Owner
     bubblewrap: str
+    pasta: str
+    nft: str
     landlock: int
+    network: str
+    first_port: int
     no_nesting: bool
     no_write_execute: bool
     open_files: int
@@ -49,13 +57,30 @@ def this_machine() -> Machine:
     if program is None:
         raise MissingFeatureError("bwrap is not installed", code="no-bubblewrap", hint="install the package bubblewrap")
     version = tuple(map(int, re.findall(r"\d+", run([program, "--version"]).stdout)[:2]))
+    pasta, nft = (str(find_program(name) or "") for name in ("pasta", "nft"))
     proc = Path("/proc")
     return Machine(
         owner=confine.myself(),
         bubblewrap=str(program),
+        pasta=pasta,
+        nft=nft,
+        network=_network_fault(pasta, nft),
+        first_port=int((proc / "sys/net/ipv4/ip_unprivileged_port_start").read_text()),
         landlock=landlock.abi(),
         no_nesting=version >= _DISABLES_NAMESPACES,
         no_write_execute=confine.can_refuse_write_execute(),
         open_files=confine.most_open_files(),
         masked_files=tuple(name for name in _MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
     )
+
+
+def _network_fault(pasta: str, nft: str) -> str:
+    """Why an application cannot be given a network here; nothing when it can."""
+    missing = [package for package, program in (("passt", pasta), ("nftables", nft)) if not program]
+    if missing:
+        return f"install {' and '.join(missing)}"
+    tunnel = Path("/dev/net/tun")
+    everybody = stat.S_IROTH | stat.S_IWOTH
+    if not tunnel.exists():
+        return "load the kernel module tun"
+    return "" if tunnel.stat().st_mode & everybody == everybody else f"as root: chmod 0666 {tunnel}, which opens nothing by itself"

@@ -1,6 +1,7 @@
 """From an application, its policy and a machine to a launch plan: two programs that start it confined, without Python or a shell.
 
     start     as whoever launches: own mounts, memory where the application writes, root's rights given up; then bubblewrap
+    pasta     with a network: one of its own, which rules of nftables keep to what is granted
     bwrap     own user, mount, process, IPC, host name, control group and network namespaces; the application's root, read-only
     confine   inside: limits, Landlock, no writable executable memory, filter of system calls; then the application
 
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.application import Application
-from obelisk.model.policy import Connect, Hold, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
+from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
+from obelisk.sandbox import network
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.machine import Machine
 from obelisk.system import confine, landlock
@@ -39,6 +41,7 @@ class Place:
     """Where things are on the machine: the checked root, an empty directory, and where the plan and the application's data lie.
 
     `owner` is whose rights the application has over files; `groups` are those of the devices that it uses. `home` is what `~` means.
+    `resolver` is the file that names the machine's name servers.
     """
 
     name: str
@@ -49,14 +52,16 @@ class Place:
     owner: confine.Owner
     groups: tuple[int, ...] = ()
     devices: tuple[str, ...] = ()
+    resolver: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The programs. `layers` tells which layers hold and which do not, and why."""
+    """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why."""
 
     start: bytes
     confine: bytes
+    rules: str
     layers: tuple[tuple[str, str], ...]
 
 
@@ -73,12 +78,21 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
             code="layer-missing",
             hint="run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
         )
+    if network.is_wanted(policy) and machine.network:
+        raise MissingFeatureError("this machine cannot give it the network that is granted", code="no-network", hint=machine.network)
+    for power in policy.of(Listen):
+        if power.port < machine.first_port:
+            raise MissingFeatureError(
+                f"port {power.port} of this machine is kept for root",
+                code="port-privileged",
+                hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
+            )
     outside = assemble(_outside(app, policy, place, machine, observed=observed), _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
     inside = assemble(
         _inside(app, mounts, policy, machine, observed=observed), Execute(app.command[0], app.command, _environment(app, policy))
     )
-    return Plan(outside, inside, layers_of(policy, machine))
+    return Plan(outside, inside, network.rules(policy), layers_of(policy, machine))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,8 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     for grant in policy.of(Read) + policy.of(Write):
         wanted[inside_path(grant.path)] = (host_path(grant.path, place.home), isinstance(grant, Write), 0)
     wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
+    if policy.of(Connect) and place.resolver is not None:
+        wanted["/etc/resolv.conf"] = (place.resolver, False, 0)
     for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
         exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
         yield _Mount(path, *wanted[path], exists)
@@ -155,7 +171,8 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
     calls += confine.read_only(stage)
     if machine.is_root:
         calls += confine.become(place.owner, place.groups)
-    return calls + confine.no_new_privileges()
+    # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
+    return calls if network.is_wanted(policy) else calls + confine.no_new_privileges()
 
 
 def _missing(path: str, made: set[str]) -> Iterator[str]:
@@ -168,21 +185,24 @@ def _missing(path: str, made: set[str]) -> Iterator[str]:
 
 def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     """What `start` goes on as."""
-    words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", "--unshare-net"]
+    words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    words += [] if network.is_wanted(policy) else ["--unshare-net"]
     words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent"]
     if machine.no_nesting and not policy.has(Nest()):
         words += ["--disable-userns"]
     if not policy.has(Terminal()):
         words += ["--new-session"]
-    for power in policy.of(Hold):
-        words += ["--cap-add", f"CAP_{power.capability.value.replace('-', '_').upper()}"]
     stage = place.plan / "stage"
     words += ["--bind", str(stage), "/", "--proc", "/proc", "--dev", "/dev", "--bind", f"{stage}/run/shm", "/dev/shm"]  # noqa: S108
     for name in machine.masked_files:
         words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
     for device in place.devices:
         words += ["--dev-bind", device, device]
-    return Execute(machine.bubblewrap, (*words, "--remount-ro", "/dev", "--chdir", "/", "--", _CONFINE))
+    words += ["--remount-ro", "/dev", "--chdir", "/", "--", _CONFINE]
+    if not network.is_wanted(policy):
+        return Execute(machine.bubblewrap, tuple(words))
+    rules = str(place.plan / "network.nft")
+    return Execute(machine.pasta, network.words(policy, rules, machine.nft, (machine.bubblewrap, *words[1:])))
 
 
 def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, observed: bool) -> list[Call]:
@@ -228,7 +248,7 @@ def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
             "files",
             "the image is read-only; what is writable is memory or granted" + ("" if policy.has(WriteExecute()) else ", and never runs"),
         ),
-        ("rights", "no capabilities" + (" but those granted" if policy.of(Hold) else "") + ", no new privileges"),
+        ("rights", "no capabilities, no new privileges"),
         ("seccomp", f"{len(filter_of(policy).allowed)} system calls are allowed, all others refused"),
         ("limits", "data, processes, open files, memory for files"),
     )

@@ -110,10 +110,11 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     nodes = _nodes(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), observed])[:16]
-    seat = Place(name, place / "root", place / key, data, home, owner, groups, nodes)
+    names = Path("/etc/resolv.conf")
+    seat = Place(name, place / "root", place / key, data, home, owner, groups, nodes, names if names.is_file() else None)
     plan = compile_plan(app, policy, seat, machine, observed=observed)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
-    for file, content in (("confine", plan.confine), ("start", plan.start)):
+    for file, content in (("confine", plan.confine), ("network.nft", plan.rules.encode()), ("start", plan.start)):
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
             write_durably(seat.plan / file, content, mode=0o755)
     return Ready(seat.plan / "start", plan)

@@ -8,7 +8,7 @@ from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upg
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table, size
 
-_LISTS = ("read", "write", "devices", "listen", "connect", "capabilities", "syscalls")
+_LISTS = ("read", "write", "devices", "listen", "connect", "syscalls")
 _FLAGS = ("write_execute", "namespaces", "terminal")
 # Where an application may have directories of its own; the rest is its image, or the kernel's.
 _WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox

@@ -110,6 +110,7 @@ def go_on_as(program: Path, words: Sequence[str]) -> NoReturn:
     Raises:
         MissingFeatureError: it cannot be started.
     """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, which is inherited, and which others do not expect
     try:
         os.execv(program, [program.name, *words])  # noqa: S606 - an argument list
     except OSError as error:
