@@ -11,7 +11,7 @@ from obelisk.system import confine, landlock
 from obelisk.system.command import find_program, run
 
 # Of /proc, what tells about the machine although no process of the sandbox has to do with it, and anybody may read.
-_MASKED = ("cmdline", "config.gz", "interrupts", "kallsyms", "key-users", "keys", "locks", "modules", "sched_debug", "timer_list")
+_MASKED = ("cmdline", "config.gz", "interrupts", "kallsyms", "keys", "locks", "modules", "partitions", "diskstats", "iomem")
 _DISABLES_NAMESPACES = (0, 8)  # the first version of bubblewrap that can keep a sandbox from making user namespaces
 
 
