@@ -494,7 +494,17 @@ def _() -> bool:
     return True
 
 
-for _name, _family in {"ALG": 38, "VSOCK": 40, "PACKET": 17, "KEY": 15, "CAN": 29, "BLUETOOTH": 31, "XDP": 44, "TIPC": 30, "RDS": 21}.items():
+for _name, _family in {
+    "ALG": 38,
+    "VSOCK": 40,
+    "PACKET": 17,
+    "KEY": 15,
+    "CAN": 29,
+    "BLUETOOTH": 31,
+    "XDP": 44,
+    "TIPC": 30,
+    "RDS": 21,
+}.items():
     PROBES[f"have a socket of AF_{_name}"] = "kernel", lambda family=_family: call(41, family, 5 if family == 38 else 3, 0) >= 0  # type: ignore[misc]
 
 
@@ -593,7 +603,7 @@ def _accepts(port: int) -> bool:
 
 @probe("network", "see a network interface of the host")
 def _() -> bool:
-    return any(name not in {"lo"} for _index, name in socket.if_nameindex())
+    return any(name != "lo" for _index, name in socket.if_nameindex())
 
 
 @probe("network", "send by an abstract socket of the host")
@@ -731,8 +741,8 @@ def _() -> bool:
     return readable("/etc/machine-id")
 
 
-for _name in ("cmdline", "config.gz", "interrupts", "keys", "locks", "kallsyms", "modules", "timer_list", "kcore", "partitions", "diskstats",
-              "slabinfo", "vmallocinfo"):  # fmt: skip
+for _name in ("cmdline", "config.gz", "interrupts", "keys", "locks", "kallsyms", "modules", "timer_list", "kcore", "partitions",
+              "diskstats", "slabinfo", "vmallocinfo"):  # fmt: skip
     PROBES[f"read /proc/{_name}"] = "leaks", lambda name=_name: readable(f"/proc/{name}", 4096)  # type: ignore[misc]
 
 
@@ -761,7 +771,7 @@ def attempt(function: Probe) -> tuple[str, str]:
         signal.alarm(PATIENCE_S)
         try:
             said = "allowed" if function() else "blocked\nno effect"
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it was stopped
+        except BaseException as error:
             said = f"blocked\n{type(error).__name__}: {error}"
         os.write(writer, said.encode()[:400])
         os._exit(0)

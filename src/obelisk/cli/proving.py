@@ -3,6 +3,7 @@
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from obelisk import spec as specs
@@ -10,19 +11,23 @@ from obelisk.build import slots
 from obelisk.build.image import disk_of
 from obelisk.build.lockfile import read_lock
 from obelisk.cli.making import signing_key, tools_room
-from obelisk.cli.places import find_image, open_store
+from obelisk.cli.places import find_image, find_machine, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
+from obelisk.events import Sink
 from obelisk.machine import HOOK, initrd_with
 from obelisk.model import uki
 from obelisk.model.image import PartKind
-from obelisk.model.spec import Spec
+from obelisk.model.spec import Spec, TestCase
 from obelisk.model.state import Encryption
+from obelisk.store import StoredImage
 from obelisk.system import qemu
-from obelisk.system.bubblewrap import Bind, read_only, writable
+from obelisk.system.bubblewrap import Bind, Room, read_only, writable
 from obelisk.system.files import written_by_name
 from obelisk.trial import Maker, as_json, as_junit, proof, to_json
 from obelisk.trial import run as run_trial
+from obelisk.trial.plan import case, planned_for_application
+from obelisk.trial.report import Outcome, Report
 
 _SHELL = """[Service]
 ExecStart=
@@ -50,7 +55,10 @@ def test(arguments: Namespace) -> int:
     with reporting(json_wanted=arguments.json) as sink:
         room = tools_room(pinned, store, sink)
         key = signing_key(pinned, store, sink)
-        report = run_trial(image, Maker(spec, pinned, key, store, room), artefacts, sink)
+        if image.manifest.is_application:
+            report = report_on_application(image, spec.tests, room, sink)
+        else:
+            report = run_trial(image, Maker(spec, pinned, key, store, room), artefacts, sink)
     (artefacts / "report.json").write_text(as_json(report))
     (artefacts / "report.xml").write_text(as_junit(report))
     stored = store.add_proof(image.id, proof(report, key)) if report.passed else None
@@ -74,10 +82,19 @@ def test(arguments: Namespace) -> int:
     return 0 if report.passed else 8
 
 
+def report_on_application(image: StoredImage, cases: Sequence[TestCase], room: Room, sink: Sink) -> Report:
+    """What came of an application's tests, in the form of a machine's."""
+    from obelisk.sandbox.trial import try_application
+
+    found = try_application(image, {case(each.name): each for each in cases}, room, sink)
+    outcomes = tuple(Outcome(*each) for each in found)
+    return Report(image.id, image.manifest.label, "none", planned_for_application(cases), outcomes)
+
+
 def run(arguments: Namespace) -> int:
     """Boot an image in this terminal."""
     store = open_store(arguments)
-    image = find_image(store, arguments.image)
+    image = find_machine(store, arguments.image)
     forwards = tuple(qemu.forward(text) for text in arguments.port)
     credentials = dict(qemu.credential(text) for text in arguments.credential)
     with reporting(json_wanted=arguments.json) as sink:

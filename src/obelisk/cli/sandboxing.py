@@ -92,7 +92,7 @@ def _clear(store: Store, arguments: Namespace) -> int:
     return 0
 
 
-def _made_ready(store: Store, image: StoredImage, arguments: Namespace, *, observed: bool = False) -> Ready:
+def _made_ready(store: Store, image: StoredImage, arguments: Namespace, *, listener: int | None = None) -> Ready:
     machine = this_machine()
     with reporting(json_wanted=arguments.json) as sink:
         return make_ready(
@@ -102,7 +102,7 @@ def _made_ready(store: Store, image: StoredImage, arguments: Namespace, *, obser
             directories=_directories(machine),
             home=home_of_user(),
             room=lambda: tools_room(None, store, sink),
-            observed=observed,
+            listener=listener,
         )
 
 

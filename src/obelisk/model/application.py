@@ -12,6 +12,10 @@ from obelisk.model.policy import Policy
 
 SCHEMA = "obelisk.application/1"
 
+# What every application has to show before it is proven.
+SOUND = "every block of the root is what its hash tree says"
+CONFINED = "starts in its sandbox"
+
 
 @dataclass(frozen=True, slots=True)
 class Application:

@@ -65,8 +65,8 @@ class Plan:
     layers: tuple[tuple[str, str], ...]
 
 
-def compile_plan(app: Application, policy: Policy, place: Place, machine: Machine, *, observed: bool = False) -> Plan:
-    """The plan. When `observed`, refused system calls are put before an observer (see `obelisk.sandbox.observer`).
+def compile_plan(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None) -> Plan:
+    """The plan. With `listener`, an open socket, refused system calls are put before an observer (see `obelisk.sandbox.observer`).
 
     Raises:
         MissingFeatureError: the machine lacks a layer that the policy does not allow to be missing.
@@ -87,10 +87,10 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
                 code="port-privileged",
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
-    outside = assemble(_outside(app, policy, place, machine, observed=observed), _bubblewrap(policy, place, machine))
+    outside = assemble(_outside(app, policy, place, machine, listener=listener), _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
     inside = assemble(
-        _inside(app, mounts, policy, machine, observed=observed), Execute(app.command[0], app.command, _environment(app, policy))
+        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, _environment(app, policy))
     )
     return Plan(outside, inside, network.rules(policy), layers_of(policy, machine))
 
@@ -139,12 +139,12 @@ def data_directory(data: Path, inside: str) -> Path:
     return data / inside.strip("/").replace("-", "--").replace("/", "-")
 
 
-def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, observed: bool) -> list[Call]:
+def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None) -> list[Call]:
     """What `start` does: the whole root is put together here, which takes system calls alone where bubblewrap reads every mount anew."""
     stage = str(place.plan / "stage")
     runs = policy.has(WriteExecute())
     mine = confine.Owner(0, 0) if machine.is_root else machine.owner
-    calls = confine.close_descriptors(confine.LISTENER + observed)
+    calls = confine.close_descriptors(keep=listener)
     calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
     calls += confine.memory(stage, 1 << 20, mine)
     made = {""}
@@ -187,7 +187,7 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     """What `start` goes on as."""
     words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
     words += [] if network.is_wanted(policy) else ["--unshare-net"]
-    words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent"]
+    words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent", "--cap-drop", "ALL"]
     if machine.no_nesting and not policy.has(Nest()):
         words += ["--disable-userns"]
     if not policy.has(Terminal()):
@@ -205,7 +205,7 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     return Execute(machine.pasta, network.words(policy, rules, machine.nft, (machine.bubblewrap, *words[1:])))
 
 
-def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, observed: bool) -> list[Call]:
+def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, listener: int | None) -> list[Call]:
     """What `confine` does. The filter comes last: the steps before it use calls that it refuses."""
     limits = policy.limits
     calls = confine.limit(resource.RLIMIT_CORE, 0)
@@ -218,7 +218,7 @@ def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machin
         calls += _ruleset(mounts, policy).calls(machine.landlock)
     if machine.no_write_execute and not policy.has(WriteExecute()):
         calls += confine.refuse_write_execute()
-    return calls + confine.filtered(filter_of(policy).program(ask=observed), observed=observed)
+    return calls + confine.filtered(filter_of(policy).program(ask=listener is not None), listener=listener)
 
 
 def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:

@@ -13,7 +13,7 @@ import os
 import pwd
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obelisk.errors import InputError, StateError
@@ -85,9 +85,12 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     directories: Directories,
     home: Path,
     room: Callable[[], Room],
-    observed: bool = False,
+    command: tuple[str, ...] = (),
+    listener: int | None = None,
 ) -> Ready:
     """Have everything in place, and the plan compiled. May be repeated, and by several processes at once.
+
+    `command` takes the place of the image's own. `listener` is the socket of an observer (see `obelisk.sandbox.observer`).
 
     Raises:
         TrustError: a block of the root is not what the image's root hash promises.
@@ -95,6 +98,7 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         StateError: a path that is granted does not exist.
     """
     app = application_of(image)
+    app = replace(app, command=command or app.command)
     name = image.manifest.name
     place = directories.run / image.id[:32]
     place.mkdir(parents=True, exist_ok=True)
@@ -109,10 +113,10 @@ def make_ready(  # noqa: PLR0913 - keywords name each
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
     nodes = _nodes(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
-    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), observed])[:16]
+    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener])[:16]
     names = Path("/etc/resolv.conf")
     seat = Place(name, place / "root", place / key, data, home, owner, groups, nodes, names if names.is_file() else None)
-    plan = compile_plan(app, policy, seat, machine, observed=observed)
+    plan = compile_plan(app, policy, seat, machine, listener=listener)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
     for file, content in (("confine", plan.confine), ("network.nft", plan.rules.encode()), ("start", plan.start)):
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from obelisk.system.program import Call, Data, Kept, text
 from obelisk.system.syscalls import NUMBERS
 
-LISTENER = 3
-"""The descriptor at which a program that is observed finds the socket of its observer."""
-
 _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _SLAVE = 2, 4, 8, 4096, 16384, 1 << 19
 _ATTRIBUTE_READ_ONLY, _ATTRIBUTE_NOSUID, _ATTRIBUTE_NODEV, _ATTRIBUTE_NOEXEC = 1, 2, 4, 8
@@ -35,9 +32,10 @@ class Owner:
     gid: int
 
 
-def close_descriptors(first: int) -> list[Call]:
-    """Close what was inherited, from a number on."""
-    return [_call("close_range", (first, _MOST_DESCRIPTORS, 0), "close inherited files")]
+def close_descriptors(*, keep: int | None = None) -> list[Call]:
+    """Close what was inherited besides input, output and errors, but one."""
+    ranges = ((3, _MOST_DESCRIPTORS),) if keep is None else ((3, keep - 1), (keep + 1, _MOST_DESCRIPTORS))
+    return [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges if first <= last]
 
 
 def own_mounts() -> list[Call]:
@@ -128,20 +126,25 @@ def refuse_write_execute() -> list[Call]:
     return [_call("prctl", (_PR_SET_MDWE, 1, 0, 0, 0), "give up writable executable memory")]
 
 
-def filtered(program: bytes, *, observed: bool = False) -> list[Call]:
-    """Install a filter of system calls. When `observed`, its listener is sent to the socket `LISTENER`, which is then closed."""
+def filtered(program: bytes, *, listener: int | None = None) -> list[Call]:
+    """Install a filter of system calls. Its listener is sent to the socket `listener`, which is then closed."""
     content = Data((struct.pack("<HHI", len(program) // 8, 0, 0), Data((program,))))
     calls = [
-        _call("seccomp", (_SET_FILTER, _NEW_LISTENER if observed else 0, content), "install its filter of system calls", keep="listener")
+        _call(
+            "seccomp",
+            (_SET_FILTER, _NEW_LISTENER if listener is not None else 0, content),
+            "install its filter of system calls",
+            keep="notices",
+        )
     ]
-    if observed:
-        rights = Data((struct.pack("<Qii", 20, _SOL_SOCKET, _SCM_RIGHTS), Kept("listener"), bytes(4)))
+    if listener is not None:
+        rights = Data((struct.pack("<Qii", 20, _SOL_SOCKET, _SCM_RIGHTS), Kept("notices"), bytes(4)))
         payload = Data((Data((b"!",)), struct.pack("<Q", 1)))
         message = Data((bytes(16), payload, struct.pack("<Q", 1), rights, struct.pack("<QQ", 24, 0)))
         calls += [
-            _call("sendmsg", (LISTENER, message, 0), "hand its listener to the observer"),
-            _call("close", (LISTENER,)),
-            _call("close", (Kept("listener"),)),
+            _call("sendmsg", (listener, message, 0), "hand its listener to the observer"),
+            _call("close", (listener,)),
+            _call("close", (Kept("notices"),)),
         ]
     return calls
 

@@ -3,7 +3,10 @@
 A report and a proof carry this plan. A scenario that was planned and never reported is a failure like any other.
 """
 
-from obelisk.model.spec import Spec
+from collections.abc import Sequence
+
+from obelisk.model.application import CONFINED, SOUND
+from obelisk.model.spec import Spec, TestCase
 
 SEALED = "boots with Secure Boot and becomes healthy"
 READ_ONLY = "the root cannot be written"
@@ -16,12 +19,18 @@ UPGRADED = "a host with the image before it upgrades to it"
 ROLLED_BACK = "and goes back when it is told to"
 SABOTAGED = "a host leaves a sibling that does not work, by itself"
 
+FIXED_FOR_APPLICATION = (SOUND, CONFINED)
 FIXED = (SEALED, READ_ONLY, TAMPERED, STATE, UNITS, FOREIGN, UPGRADED, ROLLED_BACK, SABOTAGED)
 
 
 def planned(spec: Spec) -> tuple[str, ...]:
     """The names of all scenarios of an image of `spec`: the fixed ones, its health checks and its tests."""
     return (*FIXED, *(health(check.name) for check in spec.health), *(case(each.name) for each in spec.tests))
+
+
+def planned_for_application(cases: Sequence[TestCase]) -> tuple[str, ...]:
+    """The names of all scenarios of an application."""
+    return (*FIXED_FOR_APPLICATION, *(case(each.name) for each in cases))
 
 
 def health(name: str) -> str:

@@ -8,7 +8,7 @@ from obelisk import __version__
 from obelisk.build.keys import SigningKey
 from obelisk.build.provenance import PAYLOAD_TYPE, sign_statement
 from obelisk.errors import StateError, TrustError
-from obelisk.trial.plan import FIXED
+from obelisk.trial.plan import FIXED, FIXED_FOR_APPLICATION
 from obelisk.trial.report import Report, to_json
 
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
@@ -41,10 +41,10 @@ def proof(report: Report, key: SigningKey) -> bytes:
     )
 
 
-def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[str, Any]:
+def verify_proof(envelope: bytes, public_key: bytes, image_id: str, *, application: bool = False) -> Mapping[str, Any]:
     """The predicate of a proof, once its signature, its subject and its result are known to be right.
 
-    `public_key` is the tester's Ed25519 key as PEM.
+    `public_key` is the tester's Ed25519 key as PEM. The image is a machine's, or an `application`'s.
 
     Raises:
         TrustError: the proof does not hold for that image.
@@ -68,7 +68,8 @@ def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[s
             and statement["predicate"]["result"] == "PASSED"
             and subjects == {image_id}
             # Whoever signed a trial that was cut short has signed nothing that counts.
-            and {*FIXED, *statement["predicate"]["obelisk"]["planned"]} <= set(statement["predicate"]["passedTests"])
+            and {*(FIXED_FOR_APPLICATION if application else FIXED), *statement["predicate"]["obelisk"]["planned"]}
+            <= set(statement["predicate"]["passedTests"])
         )
     except (Error, UnsupportedAlgorithm, ValueError, KeyError, TypeError) as error:
         raise refused from error

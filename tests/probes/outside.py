@@ -1,10 +1,10 @@
 """A host with everything on it that an application should not reach, and the probes run on it under one confinement after the other.
 
-    host.py RUNS        RUNS is JSON: [{"name", "argv", "env"}]; the facts for probe.py are added to each argv as its last word.
+    outside.py RUNS        RUNS is JSON: [{"name", "argv", "env"}]; the facts for probe.py are added to each argv as its last word.
                         Prints {name: what the probes found}.
 
 Wants to be root in mount, network, IPC and host name namespaces of its own, so that all of this ends with it:
-`unshare --mount --net --ipc --uts --propagation private python3 host.py RUNS`. Probes that succeed do what they try.
+`unshare --mount --net --ipc --uts --propagation private python3 outside.py RUNS`. Probes that succeed do what they try.
 """
 
 import contextlib
@@ -47,6 +47,9 @@ def files() -> None:
     os.mknod("/mnt/tun", 0o20666, os.makedev(10, 200))
     Path("/mnt/tun").chmod(0o666)
     quietly("mount", "--bind", "/mnt/tun", "/dev/net/tun")
+    os.mknod("/mnt/kvm", 0o20666, os.makedev(10, 232))
+    Path("/mnt/kvm").chmod(0o666)
+    quietly("mount", "--bind", "/mnt/kvm", "/dev/kvm")
 
 
 def network() -> None:
@@ -121,7 +124,7 @@ def main() -> int:
     files()
     network()
     leaked = os.open(GRANTED / "secret", os.O_RDONLY)
-    os.set_inheritable(leaked, True)
+    os.set_inheritable(leaked, True)  # noqa: FBT003 - its only form
     found: dict[str, Any] = {}
     with others() as process:
         facts = {
