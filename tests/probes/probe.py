@@ -80,6 +80,15 @@ def writable(path: str) -> bool:
     return True
 
 
+def marked(path: str) -> bool:
+    return bool(Path(path).read_text() == FACTS["marker"])
+
+
+def opened(path: str) -> bool:
+    os.close(os.open(path, os.O_RDWR))
+    return True
+
+
 def made(path: str) -> bool:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     os.close(descriptor)
@@ -92,7 +101,7 @@ def made(path: str) -> bool:
 
 @probe("files", "read a file of the host")
 def _() -> bool:
-    return Path(FACTS["secret"]).read_text() == FACTS["marker"]
+    return marked(FACTS["secret"])
 
 
 @probe("files", "list a directory of the host")
@@ -112,19 +121,19 @@ def _() -> bool:
 
 @probe("files", "read another file of the host")
 def _() -> bool:
-    return Path(FACTS["other"]).read_text() == FACTS["marker"]
+    return marked(FACTS["other"])
 
 
 @probe("files", "read a file of the host by a link in /tmp")
 def _() -> bool:
     link = Path(TMP, "link")
     link.symlink_to(FACTS["other"])
-    return link.read_text() == FACTS["marker"]
+    return marked(str(link))
 
 
 @probe("files", "read a file of the host by /proc/1/root")
 def _() -> bool:
-    return Path("/proc/1/root" + FACTS["other"]).read_text() == FACTS["marker"]
+    return marked("/proc/1/root" + FACTS["other"])
 
 
 @probe("files", "read the shadow passwords")
@@ -190,7 +199,7 @@ def _() -> bool:
 
 
 for _name in ("mem", "kmsg", "port", "kvm", "fuse", "net/tun", "loop-control", "vhost-net", "uinput", "snd", "video0", "rfkill", "hpet"):
-    PROBES[f"open /dev/{_name}"] = "devices", lambda name=_name: os.close(os.open(f"/dev/{name}", os.O_RDWR)) is None  # type: ignore[misc]
+    PROBES[f"open /dev/{_name}"] = "devices", lambda name=_name: opened(f"/dev/{name}")  # type: ignore[misc]
 
 
 @probe("files", "run a program from /tmp")
@@ -283,7 +292,8 @@ def _() -> bool:
 
 @probe("processes", "read the memory of the first process")
 def _() -> bool:
-    return os.close(os.open("/proc/1/mem", os.O_RDONLY)) is None
+    os.close(os.open("/proc/1/mem", os.O_RDONLY))
+    return True
 
 
 @probe("processes", "read the environment of the first process")
@@ -468,7 +478,7 @@ def _() -> bool:
 def _() -> bool:
     LIBC.mmap.restype = ctypes.c_void_p
     area = LIBC.mmap(None, 4096, 3, 0x22, -1, 0)
-    return LIBC.mprotect(ctypes.c_void_p(area), 4096, 5) == 0
+    return bool(LIBC.mprotect(ctypes.c_void_p(area), 4096, 5) == 0)
 
 
 @probe("kernel", "attach shared memory that is executable")
@@ -484,7 +494,8 @@ def _() -> bool:
     os.setsid()
     fcntl.ioctl(slave, 0x540E, 0)
     fcntl.ioctl(slave, 0x5412, b"x")  # TIOCSTI
-    return os.close(master) is None
+    os.close(master)
+    return True
 
 
 @probe("kernel", "change a terminal's line discipline")
@@ -649,12 +660,13 @@ def _() -> bool:
 @probe("resources", "have more memory on the heap than is granted")
 def _() -> bool:
     LIBC.sbrk.restype = ctypes.c_void_p
-    return LIBC.sbrk(ctypes.c_ssize_t(FACTS["memory"] + (64 << 20))) != ctypes.c_void_p(-1).value
+    return bool(LIBC.sbrk(ctypes.c_ssize_t(FACTS["memory"] + (64 << 20))) != ctypes.c_void_p(-1).value)
 
 
 @probe("resources", "have more open files than are granted")
 def _() -> bool:
-    return len([os.open("/dev/null", os.O_RDONLY) for _number in range(FACTS["files"] + 50)]) > FACTS["files"]
+    descriptors = [os.open("/dev/null", os.O_RDONLY) for _number in range(FACTS["files"] + 50)]
+    return len(descriptors) > int(FACTS["files"])
 
 
 @probe("resources", "raise the limit on open files")
@@ -695,17 +707,17 @@ def _() -> bool:
 
 @probe("ipc", "find a shared memory segment of the host")
 def _() -> bool:
-    return LIBC.shmget(FACTS["ipc_key"], 0, 0) >= 0
+    return bool(LIBC.shmget(FACTS["ipc_key"], 0, 0) >= 0)
 
 
 @probe("ipc", "find a message queue of the host")
 def _() -> bool:
-    return LIBC.msgget(FACTS["ipc_key"], 0) >= 0
+    return bool(LIBC.msgget(FACTS["ipc_key"], 0) >= 0)
 
 
 @probe("ipc", "find a POSIX message queue of the host")
 def _() -> bool:
-    return LIBC.mq_open(FACTS["queue"].encode(), os.O_RDONLY) >= 0
+    return bool(LIBC.mq_open(FACTS["queue"].encode(), os.O_RDONLY) >= 0)
 
 
 @probe("ipc", "find a file in the host's /dev/shm")
@@ -733,7 +745,7 @@ def _() -> bool:
 
 @probe("leaks", "see the host's name")
 def _() -> bool:
-    return os.uname().nodename == FACTS["hostname"]
+    return bool(os.uname().nodename == FACTS["hostname"])
 
 
 @probe("leaks", "see the host's machine id")

@@ -89,6 +89,11 @@ _APP_COMMANDS = {
     "ready": ("check and compile it; prints a program that starts it without Obelisk", "obelisk app ready calc"),
     "show": ("what it may do, and which layers of confinement hold on this machine", "obelisk app show calc"),
     "diff": ("what the second of two images may do that the first may not, and the reverse", "obelisk app diff calc@1 calc@2"),
+    "audit": (
+        "start it, and tell what it was refused, by which layer, and the grant that would allow it",
+        "obelisk app audit calc -- '6 * 7'",
+    ),
+    "learn": ("the fewest grants with which its tests pass, each shown to be needed", "obelisk app learn calc"),
     "clear": ("undo `ready`; data is kept", "obelisk app clear calc"),
 }
 
@@ -205,7 +210,8 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
         parsers[name].add_argument("--json", action="store_true", help=_JSON)
         parsers[name].add_argument("--store", metavar="DIR", help="use this store")
         parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
-    parsers["run"].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
+    for name in ("run", "audit"):
+        parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
     parsers["diff"].add_argument("other", metavar="NEW")
 
 

@@ -380,3 +380,12 @@ def _value(power: Any) -> Any:  # noqa: ANN401 - of any of the kinds that have o
 def _refuse_unknown(raw: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     if unknown := raw.keys() - set(known):
         raise ValueError(f"there is no {what} {', '.join(f'`{name}`' for name in sorted(unknown))}; there are {', '.join(known)}")
+
+
+def spelled(power: Power) -> str:
+    """A power as a line of `[grants]`."""
+    for key, flag in _FLAGS.items():
+        if power == flag:
+            return f"{key} = true"
+    key = next(key for key, kind in _LISTS.items() if isinstance(power, kind))
+    return f"{key} = [{json.dumps(_value(power))}]"

@@ -7,7 +7,7 @@ into other processes, or is a large interface that few programs need (io_uring, 
 import errno
 from typing import Final
 
-from obelisk.model.policy import Call, Calls, Connect, Listen, Nest, Policy, WriteExecute
+from obelisk.model.policy import Call, Calls, Connect, Listen, Nest, Policy, Power, WriteExecute
 from obelisk.system.seccomp import Check, Filter
 from obelisk.system.syscalls import NUMBERS
 
@@ -66,6 +66,13 @@ _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_RAW, _SOCK_TYPE = 3, 0xF
 _PERSONALITIES = (0, 0xFFFFFFFF)
 
+OPENING = {"open": (0, 1), "openat": (1, 2), "openat2": (1, 2), "creat": (0, None)}
+"""Which arguments of the calls that open a file are its path and the flags."""
+LOOKING = {"stat": 0, "lstat": 0, "access": 0, "newfstatat": 1, "statx": 1, "faccessat": 1, "faccessat2": 1, "readlink": 0, "readlinkat": 1}
+CHANGING = {"mkdir": 0, "mkdirat": 1, "unlink": 0, "unlinkat": 1, "rename": 1, "renameat": 3, "renameat2": 3, "truncate": 0}
+WATCHED = frozenset(NUMBERS[name] for name in (*OPENING, *LOOKING, *CHANGING, "connect", "bind", "execve"))
+"""What an observer is told of although it is allowed: other layers may refuse it."""
+
 
 def filter_of(policy: Policy) -> Filter:
     """The filter of a policy."""
@@ -87,9 +94,14 @@ def filter_of(policy: Policy) -> Filter:
     return Filter({NUMBERS[name]: checks for name, checks in allowed.items()}, errors)
 
 
-def names_of(calls: Calls) -> tuple[str, ...]:
-    """The system calls of a group that can be granted."""
-    return tuple(_GRANTED[calls].split())
+def power_for(name: str) -> Power | None:
+    """The grant that allows a system call which is refused by default, where there is one."""
+    for calls, names in _GRANTED.items():
+        if name in names.split():
+            return Call(calls)
+    if name in {"mmap", "mprotect", "pkey_mprotect", "shmat", "memfd_create"}:
+        return WriteExecute()
+    return Nest() if name in {*_NESTING.split(), "clone", "clone3"} else None
 
 
 def _memory(*, executable: bool) -> dict[str, tuple[Check, ...]]:

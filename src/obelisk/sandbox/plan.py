@@ -18,7 +18,7 @@ from obelisk.errors import MissingFeatureError
 from obelisk.model.application import Application
 from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
 from obelisk.sandbox import network
-from obelisk.sandbox.calls import filter_of
+from obelisk.sandbox.calls import WATCHED, filter_of
 from obelisk.sandbox.machine import Machine
 from obelisk.system import confine, landlock
 from obelisk.system.landlock import CHANGE, READ, Files, Rule, Ruleset
@@ -31,7 +31,7 @@ UID = 1000
 # Parts of the image's root, and whether programs run from them.
 _IMAGE = {"/usr": True, "/etc": False, "/opt": True, "/srv": True, "/var": False}
 _LINKS = ("bin", "sbin", "lib", "lib64")
-_MEMORY = {"/run/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
+MEMORY = {"/run/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
 _CONFINE = "/.confine"
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
@@ -112,7 +112,7 @@ class _Mount:
 
 def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     """Everything besides the image, parents before what is in them."""
-    wanted: dict[str, tuple[Path | None, bool, int]] = {path: (None, True, mode) for path, mode in _MEMORY.items()}
+    wanted: dict[str, tuple[Path | None, bool, int]] = {path: (None, True, mode) for path, mode in MEMORY.items()}
     wanted |= dict.fromkeys(app.scratch, (None, True, 493))
     for grant in policy.of(Read) + policy.of(Write):
         wanted[inside_path(grant.path)] = (host_path(grant.path, place.home), isinstance(grant, Write), 0)
@@ -218,7 +218,9 @@ def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machin
         calls += _ruleset(mounts, policy).calls(machine.landlock)
     if machine.no_write_execute and not policy.has(WriteExecute()):
         calls += confine.refuse_write_execute()
-    return calls + confine.filtered(filter_of(policy).program(ask=listener is not None), listener=listener)
+    return calls + confine.filtered(
+        filter_of(policy).program(ask=listener is not None, watched=frozenset() if listener is None else WATCHED), listener=listener
+    )
 
 
 def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:

@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from obelisk.errors import CommandError, TrustError
@@ -29,12 +30,18 @@ def try_application(image: StoredImage, cases: Mapping[str, TestCase], room: Roo
     Raises:
         MissingFeatureError: this machine cannot confine it.
     """
-    machine = this_machine()
-    usual = Directories.of(os.environ, root=machine.is_root)
-    fresh = f"trial-{secrets.token_hex(4)}"
-    directories = Directories(usual.run / fresh, usual.data / fresh)
-    try:
+    with fresh_directories(image) as directories:
         return tuple(_scenarios(image, cases, room, sink, directories))
+
+
+@contextmanager
+def fresh_directories(image: StoredImage) -> Iterator[Directories]:
+    """Directories of this run's own, which go with all that was put in place in them."""
+    usual = Directories.of(os.environ, root=this_machine().is_root)
+    name = f"trial-{secrets.token_hex(4)}"
+    directories = Directories(usual.run / name, usual.data / name)
+    try:
+        yield directories
     finally:
         clear(image, directories)
         remove_tree(directories.run)
