@@ -53,6 +53,9 @@ install_programs() {
         need gpg gpg
         need gpg-agent gpg-agent
         need gpgconf gpgconf
+        # For applications with a network.
+        need nft nftables
+        need pasta passt
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

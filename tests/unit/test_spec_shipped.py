@@ -14,7 +14,7 @@ from obelisk.spec import digest_inputs, load, schema, template, tree_entries
 from obelisk.spec.reference import reference
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/obelisk.toml"))
+EXAMPLES = sorted(path.parent for place in ("examples", "examples/apps") for path in ROOT.glob(f"{place}/*/obelisk.toml"))
 
 
 def written(directory: Path, name: str, role: Role) -> Spec:
