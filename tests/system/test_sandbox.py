@@ -35,7 +35,7 @@ def said(tool: Tool, command: str, *, status: int = 0) -> str:
 
 
 def test_it_gets_its_words_its_directory_and_its_environment_and_gives_its_status(shell: Tool) -> None:
-    assert said(shell, 'pwd; echo "$GREETING"; env | wc -l') == "/srv\nhello there\n7\n"
+    assert said(shell, 'pwd; echo "$GREETING"; env | wc -l') == "/srv\nhello there\n6\n"
     assert "no" in said(shell, "echo no; exit 42", status=42)
     assert shell.run("app", "run", str(shell.spec), "--", 'echo "$0-$1"', "a b", "--") == "a b---\n"
 

@@ -120,6 +120,7 @@ def application(tree: Path, request: dict[str, Any]) -> dict[str, Any]:
         program = tree / path.lstrip("/")
         program.chmod(stat.S_IMODE(program.stat().st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
     subprocess.run(["ldconfig", "-r", str(tree)], check=True)
+    (tree / "var/cache/ldconfig/aux-cache").unlink(missing_ok=True)  # inode numbers and times, to make the cache anew sooner
     setuid, devices = special_files(tree)
     inspect(tree, {**request, "module_signatures": False}, {*setuid}, {*devices})
     return {"setuid": setuid, "os_release": (tree / "usr/lib/os-release").read_text()}
