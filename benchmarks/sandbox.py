@@ -105,7 +105,8 @@ def podman(root: Path) -> list[str]:
 
 
 def starts(start: Path, root: Path) -> None:
-    commands = {"ours": [str(start)], "bubblewrap, the same namespaces": [*bubblewrap(root), "--", "/bin/true"]}
+    same = [*bubblewrap(root), "--", "/bin/true"]
+    commands = {"ours": [str(start)], "bubblewrap, the same namespaces": same, "the same, as an ordinary user": [*SOMEBODY, *same]}
     if shutil.which("firejail"):
         commands["firejail, its default profile"] = ["firejail", "--quiet", "/bin/true"]
     if shutil.which("podman"):
