@@ -1,5 +1,6 @@
 """The examples of applications work under their policies, and those are the fewest grants with which they do."""
 
+import json
 import subprocess
 import time
 import urllib.request
@@ -25,13 +26,21 @@ def own_places() -> Iterator[None]:
 
 
 def test_there_are_examples_of_each_kind() -> None:
-    assert {"git", "nginx", "notes", "redis"} <= set(EXAMPLES)
+    assert {"git", "nginx", "node", "notes", "postgres", "redis"} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_passes_its_tests_inside_its_sandbox(workshop: Tool, name: str) -> None:
     app = replace(example(workshop, name), prefix=WITH_TUNNEL)
     assert "proof: " in app.run("test", str(app.spec))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_has_the_fewest_grants_with_which_its_tests_pass(workshop: Tool, name: str) -> None:
+    app = replace(example(workshop, name), prefix=WITH_TUNNEL)
+    learnt = json.loads(app.run("app", "learn", str(app.spec), "--json").splitlines()[-1])["policy"]
+    asked = json.loads(app.run("app", "show", str(app.spec), "--json").splitlines()[-1])["asked"]
+    assert learnt == asked
 
 
 @contextmanager

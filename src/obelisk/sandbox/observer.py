@@ -110,7 +110,7 @@ class Observer:
         if name == "bind":
             if not self.policy.has(Listen(port)):
                 yield Refusal("network", f"listening at port {port}", Listen(port))
-        elif not address.is_loopback:
+        elif not (address.is_loopback or address.is_unspecified):  # both lead to itself
             power = Connect(str(ipaddress.ip_network(address)), port)
             if not self.policy.has(power):
                 yield Refusal("network", f"connecting to {address}, port {port}", power)
