@@ -481,6 +481,13 @@ def _() -> bool:
     return bool(LIBC.mprotect(ctypes.c_void_p(area), 4096, 5) == 0)
 
 
+@probe("kernel", "write to its own code by /proc/self/mem")
+def _() -> bool:
+    address = ctypes.cast(LIBC.getpid, ctypes.c_void_p).value or 0
+    descriptor = os.open("/proc/self/mem", os.O_RDWR)
+    return os.pwrite(descriptor, os.pread(descriptor, 1, address), address) == 1
+
+
 @probe("kernel", "attach shared memory that is executable")
 def _() -> bool:
     segment = LIBC.shmget(0, 4096, 0o1700)

@@ -226,7 +226,8 @@ def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machin
 def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
     run = Files.EXECUTE if policy.has(WriteExecute()) else Files(0)
     rules = [Rule(top, READ | (Files.EXECUTE if runs else Files(0))) for top, runs in _IMAGE.items()]
-    rules += [Rule("/", Files.READ_DIR), Rule("/proc", READ | Files.WRITE_FILE)]
+    # By /proc/self/mem a process writes to its own memory, whatever the protection of that is. Sandboxes of its own want their uid_map.
+    rules += [Rule("/", Files.READ_DIR), Rule("/proc", READ | (Files.WRITE_FILE if policy.has(Nest()) else Files(0)))]
     rules += [Rule("/dev", READ | Files.WRITE_FILE | Files.TRUNCATE | Files.IOCTL_DEV)]
     for mount in mounts:
         rights = READ | run | (CHANGE if mount.writable else Files(0))
