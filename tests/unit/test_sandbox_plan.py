@@ -81,7 +81,7 @@ def string(argument: program.Argument) -> str:
 def shown(one: Policy) -> dict[str, tuple[str, int]]:
     """What of the machine is shown where in the stage, and with which attributes."""
     calls = outside(one)
-    found = {}
+    found: dict[str, tuple[str, int]] = {}
     for number, call in enumerate(calls):
         if call.number == NUMBERS["mount"] and isinstance(call.arguments[0], program.Data) and string(call.arguments[0]) != "tmpfs":
             restricted = calls[number + 1]
@@ -104,13 +104,16 @@ def test_of_the_machine_nothing_is_shown_but_what_is_granted(one: Policy) -> Non
     image = {f"/{name}" for name in ("usr", "etc", "opt", "srv", "var")}
     wanted = {plan.inside_path(power.path) for power in one.of(Read) + one.of(Write)}
     names = {"/etc/resolv.conf"} if one.of(Connect) else set()
-    assert set(shown(one)) == image | wanted | names | {"/var/lib/app", "/.confine"}
+    nodes = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
+    assert set(shown(one)) == image | wanted | names | nodes | {"/var/lib/app", "/.confine"}
 
 
 @given(policies)
 def test_only_what_is_granted_for_writing_can_be_written_and_nothing_that_can_be_runs(one: Policy) -> None:
     writable = {plan.inside_path(power.path) for power in one.of(Write)} | {"/var/lib/app"}
     for place, (_source, attributes) in shown(one).items():
+        if place.startswith("/dev/"):
+            continue
         assert bool(attributes & READ_ONLY) == (place not in writable), place
         if place in writable and WriteExecute() not in one.powers:
             assert attributes & NO_EXECUTION, place
@@ -176,6 +179,8 @@ def test_bubblewrap_is_told_every_namespace_and_what_a_grant_takes_back() -> Non
     assert plain[plain.index("--cap-drop") + 1] == "ALL"
     assert "--new-session" not in words(policy([Terminal()]))
     assert "--disable-userns" not in words(policy([Nest()]))
+    assert "--dev" not in plain
+    assert "--dev" in words(policy([Terminal()]))
     networked = words(policy([Listen(8080)]))
     assert networked[0] == "pasta"
     assert "--unshare-net" not in networked

@@ -73,7 +73,7 @@ def explain(power: Power) -> str:  # noqa: PLR0911 - a line for each kind
         case Nest():
             return "makes user namespaces, through which more of the kernel can be reached"
         case Terminal():
-            return "shares the session of the terminal that it is started from"
+            return "shares the session of the terminal that it is started from, and has pseudo-terminals"
 
 
 def granted(one: Policy) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ class Nest:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Terminal:
-    """Shares the session of the terminal that it was started from."""
+    """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
 
 
 Power = Read | Write | Use | Listen | Connect | Call | WriteExecute | Nest | Terminal

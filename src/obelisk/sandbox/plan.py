@@ -31,7 +31,9 @@ UID = 1000
 # Parts of the image's root, and whether programs run from them.
 _IMAGE = {"/usr": True, "/etc": False, "/opt": True, "/srv": True, "/var": False}
 _LINKS = ("bin", "sbin", "lib", "lib64")
-MEMORY = {"/run/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
+MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
+_NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
+_DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
@@ -40,7 +42,8 @@ _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HO
 class Place:
     """Where things are on the machine: the checked root, an empty directory, and where the plan and the application's data lie.
 
-    `owner` is whose rights the application has over files; `groups` are those of the devices that it uses. `home` is what `~` means.
+    `owner` is whose rights the application has over files; `groups` are those of the `devices` that it uses, some of which are
+    `directories` of nodes. `home` is what `~` means.
     `resolver` is the file that names the machine's name servers.
     """
 
@@ -52,6 +55,7 @@ class Place:
     owner: confine.Owner
     groups: tuple[int, ...] = ()
     devices: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
     resolver: Path | None = None
 
 
@@ -155,6 +159,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
         calls += confine.bound(f"{place.root}{top}", f"{stage}{top}", writable=False, executable=True)
     for link in _LINKS:
         calls += confine.link(f"usr/{link}", f"{stage}/{link}")
+    calls += _devices(place, stage, made)
     for mount in _mounts(app, policy, place):
         at = f"{stage}{mount.inside}"
         if not mount.exists:
@@ -175,6 +180,17 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
     return calls if network.is_wanted(policy) else calls + confine.no_new_privileges()
 
 
+def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
+    """The nodes that every program needs, and those that are granted."""
+    for link, target in _DEVICE_LINKS.items():
+        yield from confine.link(target, f"{stage}/dev/{link}")
+    for node in (*_NODES, *place.devices):
+        for parent in _missing(node.rpartition("/")[0], made):
+            yield from confine.directory(f"{stage}{parent}")
+        yield from confine.directory(f"{stage}{node}") if node in place.directories else confine.file(f"{stage}{node}")
+        yield from confine.device(node, f"{stage}{node}")
+
+
 def _missing(path: str, made: set[str]) -> Iterator[str]:
     """The directories down to `path` that are not there yet, which then are."""
     if path not in made:
@@ -193,12 +209,15 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     if not policy.has(Terminal()):
         words += ["--new-session"]
     stage = place.plan / "stage"
-    words += ["--bind", str(stage), "/", "--proc", "/proc", "--dev", "/dev", "--bind", f"{stage}/run/shm", "/dev/shm"]  # noqa: S108
+    words += ["--dev-bind", str(stage), "/", "--proc", "/proc"]
     for name in machine.masked_files:
         words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
-    for device in place.devices:
-        words += ["--dev-bind", device, device]
-    words += ["--remount-ro", "/dev", "--chdir", "/", "--", _CONFINE]
+    if policy.has(Terminal()):
+        # A place of its own for pseudo-terminals comes with all of bubblewrap's /dev.
+        words += ["--dev", "/dev", "--bind", f"{stage}/dev/shm", "/dev/shm"]  # noqa: S108
+        words += [word for device in place.devices for word in ("--dev-bind", device, device)]
+        words += ["--remount-ro", "/dev"]
+    words += ["--chdir", "/", "--", _CONFINE]
     if not network.is_wanted(policy):
         return Execute(machine.bubblewrap, tuple(words))
     rules = str(place.plan / "network.nft")

@@ -115,7 +115,10 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener])[:16]
     names = Path("/etc/resolv.conf")
-    seat = Place(name, place / "root", place / key, data, home, owner, groups, nodes, names if names.is_file() else None)
+    directories_of_nodes = tuple(node for node in nodes if Path(node).is_dir())
+    seat = Place(
+        name, place / "root", place / key, data, home, owner, groups, nodes, directories_of_nodes, names if names.is_file() else None
+    )
     plan = compile_plan(app, policy, seat, machine, listener=listener)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
     for file, content in (("confine", plan.confine), ("network.nft", plan.rules.encode()), ("start", plan.start)):

@@ -97,6 +97,15 @@ def bound(source: str, place: str, *, writable: bool, executable: bool) -> list[
     ]
 
 
+def device(node: str, place: str) -> list[Call]:
+    """Show a device node of the machine, or a directory of them, at `place`."""
+    settings = Data((struct.pack("<QQQQ", _ATTRIBUTE_NOSUID | _ATTRIBUTE_NOEXEC, 0, 0, 0),))
+    return [
+        _call("mount", (text(node), text(place), 0, _BIND | _RECURSIVE, 0), f"show {node}"),
+        _call("mount_setattr", (_AT_FDCWD, text(place), _AT_RECURSIVE, settings, 32), f"restrict what is shown of {node}"),
+    ]
+
+
 def become(owner: Owner, groups: Sequence[int]) -> list[Call]:
     """Give up root's ids for these, and no others."""
     return [
