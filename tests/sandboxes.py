@@ -13,6 +13,10 @@ from tool import ROOT, Tool
 PRIVATE = ("unshare", "--mount", "--propagation", "private")
 """What a command mounts goes with it."""
 
+# A tunnel as other systems have it: open to everybody.
+_TUNNEL = "mknod /run/tun-$$ c 10 200; chmod 666 /run/tun-$$; mount --bind /run/tun-$$ /dev/net/tun; rm /run/tun-$$; exec"
+WITH_TUNNEL = (*PRIVATE, "sh", "-euc", f'{_TUNNEL} "$@"', "sh")
+
 
 @contextmanager
 def places() -> Iterator[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ordinary import ordinary_user
-from sandboxes import PRIVATE, application, places, told
+from sandboxes import PRIVATE, WITH_TUNNEL, application, places, told
 from tool import Tool
 
 SHELL = """
@@ -163,5 +163,13 @@ def test_an_ordinary_user_runs_it_with_the_same_confinement(shell: Tool, tmp_pat
     assert "NoNewPrivs:\t1" in status
     assert "Read-only file system" in status
     assert said(user, "cat /var/lib/shell/file; cat /mnt/home/keys/* 2>&1 | head -n 1").startswith("kept\ncat: ")
+    file = tmp_path / "home/.config/obelisk/apps/shell.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('[override.grants]\nlisten = [18099]\nread = ["~/keys"]\n')
+    subprocess.run(["chown", "--recursive", "54321:54321", tmp_path / "home/.config"], check=True)
+    networked = replace(user, prefix=(*WITH_TUNNEL, *user.prefix))
+    seen = said(networked, "ls /home/app/keys; grep -c : /proc/net/dev; perl -e 'print socket(S, 2, 1, 0) ? 1 : 0'")
+    assert "attestation.key\n" in seen
+    assert seen.endswith("2\n1"), seen
     assert "was not in place" not in user.run("app", "clear", str(user.spec))
     shutil.rmtree(tmp_path / "home")

@@ -9,13 +9,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from sandboxes import PRIVATE, example, places
+from sandboxes import WITH_TUNNEL, example, places
 from tool import ROOT, Tool
 
 EXAMPLES = sorted(path.name for path in (ROOT / "examples/apps").iterdir())
-# A tunnel as other systems have it: open to everybody.
-TUNNEL = "mknod /run/tun-$$ c 10 200; chmod 666 /run/tun-$$; mount --bind /run/tun-$$ /dev/net/tun; rm /run/tun-$$; exec"
-WITH_TUNNEL = (*PRIVATE, "sh", "-euc", f'{TUNNEL} "$@"', "sh")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,7 @@ from obelisk.model.policy import (
     policy,
 )
 
-PATHS = ("~", "~/Documents", "~/Documents/a", "/work", "/work/a", "/work/a/b", "/work/ab", "/mnt/disk")
+PATHS = ("~", "~/Documents", "~/Documents/a", "/data", "/data/a", "/data/a/b", "/data/ab", "/mnt/disk")
 NETWORKS = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "192.0.2.0/24", "::/0", "2001:db8::/32")
 PORTS = (0, 80, 443)
 

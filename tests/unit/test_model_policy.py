@@ -61,8 +61,8 @@ def holds(power: Power) -> Question:
 
 plain = powers.filter(lambda power: not isinstance(power, Read | Write | Connect))
 questions: st.SearchStrategy[Question] = st.one_of(
-    st.builds(reads, st.sampled_from((*PATHS, "/work/a/b/c", "~/Music", "/workshop"))),
-    st.builds(writes, st.sampled_from((*PATHS, "/work/a/b/c", "~/Music", "/workshop"))),
+    st.builds(reads, st.sampled_from((*PATHS, "/data/a/b/c", "~/Music", "/datashop"))),
+    st.builds(writes, st.sampled_from((*PATHS, "/data/a/b/c", "~/Music", "/datashop"))),
     st.builds(
         connects,
         st.sampled_from(("10.1.2.3", "10.1.9.9", "10.9.9.9", "192.0.2.1", "8.8.8.8", "2001:db8::1", "fe80::1")),
@@ -128,9 +128,9 @@ def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_only_by_saying
 
 
 def test_what_another_power_covers_is_no_second_power() -> None:
-    both = policy([Write("/work"), Read("/work/a"), Connect("10.0.0.0/8"), Connect("10.1.0.0/16", 80)])
-    assert both == policy([Write("/work"), Connect("10.0.0.0/8")])
-    assert policy([Read("/work"), Write("/work/a")]).powers == {Read("/work"), Write("/work/a")}
+    both = policy([Write("/data"), Read("/data/a"), Connect("10.0.0.0/8"), Connect("10.1.0.0/16", 80)])
+    assert both == policy([Write("/data"), Connect("10.0.0.0/8")])
+    assert policy([Read("/data"), Write("/data/a")]).powers == {Read("/data"), Write("/data/a")}
 
 
 def test_nothing_is_granted_by_default() -> None:
@@ -152,11 +152,11 @@ def test_every_power_has_words_of_its_own(one: Power) -> None:
 
 
 def test_a_change_is_told_in_plain_words() -> None:
-    old = policy([Read("/work"), Listen(80)], may_miss=[Layer.LANDLOCK])
-    new = policy([Write("/work"), Connect("0.0.0.0/0", 443)], Limits(processes=500))
+    old = policy([Read("/data"), Listen(80)], may_miss=[Layer.LANDLOCK])
+    new = policy([Write("/data"), Connect("0.0.0.0/0", 443)], Limits(processes=500))
     change = difference(old, new)
     assert change.gained == (
-        "reads and changes /work of this machine",
+        "reads and changes /data of this machine",
         "opens connections to any address, port 443",
         "processes and threads: 500 where it was 256",
     )
@@ -171,12 +171,12 @@ def test_a_change_is_told_in_plain_words() -> None:
     [
         ({"read": ["/etc"]}, "belongs to the image"),
         ({"read": ["/proc/1"]}, "belongs to the image"),
-        ({"write": ["/work/../etc"]}, "no absolute path"),
+        ({"write": ["/data/../etc"]}, "no absolute path"),
         ({"write": ["/"]}, "no absolute path"),
-        ({"write": ["//work"]}, "no absolute path"),
+        ({"write": ["//data"]}, "no absolute path"),
         ({"write": ["work"]}, "no absolute path"),
         ({"write": ["/home"]}, "belongs to the image"),
-        ({"read": "/work"}, "must be a list"),
+        ({"read": "/data"}, "must be a list"),
         ({"read": [7]}, "cannot stand in read"),
         ({"listen": [0]}, "cannot stand in listen"),
         ({"listen": [65536]}, "cannot stand in listen"),

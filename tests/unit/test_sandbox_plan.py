@@ -204,7 +204,7 @@ def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
         *(f"ip daddr 10.0.0.0/8 {way} dport 53 accept" for way in ("tcp", "udp")),
         "ip6 daddr 2001:db8::/32 accept",
     ]
-    assert network.rules(policy([Read("/work")])) == ""
+    assert network.rules(policy([Read("/data")])) == ""
 
 
 def test_data_of_different_places_never_shares_a_directory() -> None:
