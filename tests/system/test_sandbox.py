@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ordinary import ordinary_user
+from ordinary import UID, ordinary_user
 from sandboxes import PRIVATE, WITH_TUNNEL, application, places, told
 from tool import Tool
 
@@ -166,7 +166,7 @@ def test_an_ordinary_user_runs_it_with_the_same_confinement(shell: Tool, tmp_pat
     file = tmp_path / "home/.config/obelisk/apps/shell.toml"
     file.parent.mkdir(parents=True)
     file.write_text('[override.grants]\nlisten = [18099]\nread = ["~/keys"]\n')
-    subprocess.run(["chown", "--recursive", "54321:54321", tmp_path / "home/.config"], check=True)
+    subprocess.run(["chown", "--recursive", f"{UID}:{UID}", tmp_path / "home/.config"], check=True)
     networked = replace(user, prefix=(*WITH_TUNNEL, *user.prefix))
     seen = said(networked, "ls /home/app/keys; grep -c : /proc/net/dev; perl -e 'print socket(S, 2, 1, 0) ? 1 : 0'")
     assert "attestation.key\n" in seen
