@@ -100,6 +100,17 @@ def test_run_gives_a_shell_in_the_terminal_and_forwards_ports(tool: Tool) -> Non
         terminal.close()
 
 
+def test_run_asks_a_machine_one_command_and_serves_it_a_directory(tool: Tool, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "said").write_text("hello")
+    fetch = f"import urllib.request as u; print(u.urlopen('{qemu.SITE}said').read().decode())"
+    said = tool.run(
+        "run", str(tool.spec), "--site", str(site), "--command", f'python3 -c "{fetch}"; findmnt -no FSTYPE /; exit 3', status=3
+    )
+    assert said.splitlines()[:2] == ["hello", "erofs"]
+
+
 @pytest.mark.parametrize(
     ("room_bytes", "damaged", "reason"),
     [(0, 0, "has no room for all slots and the state volume"), (8 << 30, 4096, "the root file system cannot be")],

@@ -49,7 +49,7 @@ _COMMANDS = {
     "build": _Command("making", "build the image of a spec", "obelisk build shop --reproduce"),
     "keys": _Command("making", "make or show the keys that sign images", "obelisk keys"),
     "test": _Command("proving", "boot an image in a VM, try it, sign a proof", "obelisk test shop --junit report.xml"),
-    "run": _Command("proving", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
+    "run": _Command("running", "boot an image in a VM to look at it", "obelisk run shop --port 8080:80"),
     "images": _Command("showing", "list the images in the store", "obelisk images --json"),
     "show": _Command("showing", "tell what an image is and holds", "obelisk show shop"),
     "diff": _Command("showing", "tell two images apart", "obelisk diff shop@1 shop@2"),
@@ -104,6 +104,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.command is None:
         parser.print_help()
+        return 2
+    if "action" in arguments and arguments.action is None:
+        arguments.explain.print_help()
         return 2
     command = importlib.import_module(f"obelisk.cli.{_commands()[arguments.command].module}")
     try:
@@ -168,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _host_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    parser.set_defaults(explain=parser)
     parsers = {}
     for name, (summary, example) in _HOST_COMMANDS.items():
         parsers[name] = actions.add_parser(
@@ -241,7 +245,17 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     )
     parsers["run"].add_argument("--memory", type=int, default=1024, metavar="MIB")
     parsers["run"].add_argument(
-        "--disk", metavar="FILE", help="keep the machine's disk, state included, in this qcow2 file, and beside it its TPM, if it has one"
+        "--disk",
+        metavar="FILE",
+        help="keep the machine's disk, state included, in this qcow2 file, and beside it the firmware's variables and the TPM, if any",
+    )
+    parsers["run"].add_argument(
+        "--site", metavar="DIR", help="serve this directory, such as a repository, to the machine: http://10.0.2.80/"
+    )
+    ways = parsers["run"].add_mutually_exclusive_group()
+    ways.add_argument("--command", dest="inside", metavar="COMMAND", help="run this in the machine, print what it says, and switch off")
+    ways.add_argument(
+        "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
     )
     for side in ("before", "after"):
         parsers["diff"].add_argument(side, metavar=side.upper())

@@ -1,47 +1,25 @@
-"""Commands that boot: test and run."""
+"""The command that proves an image: test."""
 
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from obelisk import spec as specs
-from obelisk.build import slots
-from obelisk.build.image import disk_of
 from obelisk.build.lockfile import read_lock
 from obelisk.cli.making import signing_key, tools_room
-from obelisk.cli.places import find_image, find_machine, open_store
+from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.events import Sink
-from obelisk.machine import HOOK, initrd_with
-from obelisk.model import uki
-from obelisk.model.image import PartKind
 from obelisk.model.spec import Spec, TestCase
-from obelisk.model.state import Encryption
 from obelisk.store import StoredImage
-from obelisk.system import qemu
-from obelisk.system.bubblewrap import Bind, Room, read_only, writable
+from obelisk.system.bubblewrap import Room
 from obelisk.system.files import written_by_name
 from obelisk.trial import Maker, as_json, as_junit, proof, to_json
 from obelisk.trial import run as run_trial
 from obelisk.trial.plan import case, planned_for_application
 from obelisk.trial.report import Outcome, Report
-
-_SHELL = """[Service]
-ExecStart=
-ExecStart=-/bin/bash --login
-StandardInput=tty
-StandardOutput=tty
-StandardError=tty
-WorkingDirectory=/root
-Environment=HOME=/root USER=root LOGNAME=root
-"""
-_HOOK = """drop_in=/run/systemd/system/serial-getty@ttyS0.service.d
-mkdir -p $drop_in
-cat /usr/lib/obelisk-shell/conf >$drop_in/shell.conf
-"""
 
 
 def test(arguments: Namespace) -> int:
@@ -89,38 +67,6 @@ def report_on_application(image: StoredImage, cases: Sequence[TestCase], room: R
     found = try_application(image, {case(each.name): each for each in cases}, room, sink)
     outcomes = tuple(Outcome(*each) for each in found)
     return Report(image.id, image.manifest.label, "none", planned_for_application(cases), outcomes)
-
-
-def run(arguments: Namespace) -> int:
-    """Boot an image in this terminal."""
-    store = open_store(arguments)
-    image = find_machine(store, arguments.image)
-    forwards = tuple(qemu.forward(text) for text in arguments.port)
-    credentials = dict(qemu.credential(text) for text in arguments.credential)
-    with reporting(json_wanted=arguments.json) as sink:
-        room = tools_room(None, store, sink)
-    with store.workspace() as work:
-        raw = disk_of(image, store, room, work)
-        binds: list[Bind] = [writable(work), read_only(raw.parent, "/image")]
-        disk = Path(arguments.disk).absolute() if arguments.disk else work / "disk.qcow2"
-        if arguments.disk:
-            binds.append(writable(disk.parent))
-        if not disk.exists():
-            size = slots.host_disk_bytes(slots.layout_of(image.manifest))
-            qemu.overlay(room, Path("/image") / raw.name, disk, size, binds=binds)
-        sections = uki.sections(image.part_path(PartKind.UKI).read_bytes())
-        (work / "linux").write_bytes(sections["linux"])
-        shell = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode()}
-        (work / "initrd").write_bytes(initrd_with(sections["initrd"], shell))
-        kernel = qemu.Kernel(work / "linux", work / "initrd", sections["cmdline"].rstrip(b"\0").decode())
-        # Beside the disk, for each is of no use without the other.
-        tpm = disk.with_name(f"{disk.name}.tpm") if image.manifest.state_encryption is Encryption.TPM2 else None
-        settings = qemu.Settings(disk, work, arguments.memory, kernel=kernel, tpm=tpm, forwards=forwards, credentials=credentials)
-        accel = qemu.acceleration()
-        print(f"booting {image.manifest.label} by {accel}; a root shell opens by itself; leave with Ctrl-A X", file=sys.stderr)
-        for forward in forwards:
-            print(f"127.0.0.1:{forward.host} leads to port {forward.guest} of the machine", file=sys.stderr)
-        return qemu.start(room, settings, binds=binds, accel=accel).wait()
 
 
 def _spec_of(name: str, image_id: str, refs: list[str]) -> Spec:

@@ -9,10 +9,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from time import monotonic
 
 from obelisk.events import Event, Failed, Finished, Note, Output, Progress, Sink, Started
+
+_EVERY_S = 0.2
 
 
 @contextmanager
@@ -110,29 +113,59 @@ def _bars() -> Iterator[Sink]:
 @contextmanager
 def _percent() -> Iterator[Sink]:
     """For hosts, which have no library for bars: one line that moves, of the task that said something last."""
-    titles: dict[str, str] = {}
-    totals: dict[str, int | None] = {}
+    begun: dict[str, _Begun] = {}
+    shown = 0.0
 
     def line(text: str, *, end: str) -> None:
         print(f"\r\033[K{text}", end=end, file=sys.stderr, flush=True)
 
     def sink(event: Event) -> None:
+        nonlocal shown
         match event:
-            case Started(task, title, total):
-                titles[task], totals[task] = title, total
+            case Started(task, title, total, unit):
+                begun[task] = _Begun(title, monotonic(), total, unit)
                 line(f"… {title}", end="")
-            case Progress(task, done, total) if of := total or totals.get(task):
-                line(f"… {titles.get(task, task)} {100 * done // of} %", end="")
+            case Progress(task, done, total) if task in begun and (of := total or begun[task].total):
+                # Consoles are slow: each line costs what a few hundred blocks do.
+                if monotonic() - shown >= _EVERY_S:
+                    shown = monotonic()
+                    line(f"… {begun[task].title} {_how_far(begun[task], done, of, shown)}", end="")
             case Finished(task, seconds, cached, detail):
-                line(f"✓ {titles.get(task, task)}{_how(seconds, cached=cached, detail=detail)}", end="\n")
+                line(f"✓ {_title(begun, task)}{_how(seconds, cached=cached, detail=detail)}", end="\n")
             case Failed(task):
-                line(f"✗ {titles.get(task, task)}", end="\n")
+                line(f"✗ {_title(begun, task)}", end="\n")
             case Note(message):
                 line(f"· {message}", end="\n")
             case _:
                 pass
 
     yield sink
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A task under way: since when, by the monotonic clock, and how much of what there is to do."""
+
+    title: str
+    since: float
+    total: int | None
+    unit: str
+
+
+def _title(begun: dict[str, _Begun], task: str) -> str:
+    return begun[task].title if task in begun else task
+
+
+def _how_far(task: _Begun, done: int, total: int, now: float) -> str:
+    """What is done, in hundredths and, where the unit is bytes, in bytes; and how long the rest takes at this pace."""
+    words = [f"{100 * done // total} %"]
+    if task.unit == "B":
+        words.append(f"{size(done)} of {size(total)}")
+    elapsed = now - task.since
+    if done and elapsed > 1:
+        left = round(elapsed * (total - done) / done)
+        words.append(f"{left // 60}:{left % 60:02} left")
+    return ", ".join(words)
 
 
 def _how(seconds: float, *, cached: bool, detail: str) -> str:

@@ -52,6 +52,7 @@ _TITLES = {
     Phase.INSTALL: "Making it bootable",
     Phase.PENDING: "Noting the switch",
 }
+_IN_BYTES = frozenset({Phase.STAGE, Phase.VERIFY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class _Upgrade:
     def _do(self, phase: Phase) -> None:
         self._note(Event.STARTED, phase=phase)
         began = time.monotonic()
-        with task(self.sink, f"upgrade/{phase}", _TITLES[phase]) as running:
+        with task(self.sink, f"upgrade/{phase}", _TITLES[phase], unit="B" if phase in _IN_BYTES else "") as running:
             match phase:
                 case Phase.CHECK:
                     self.check()

@@ -25,6 +25,12 @@ PROGRAM = "qemu-system-x86_64"
 LATE_TIMER = "IO-APIC + timer doesn't work"
 """What a kernel says that waited in vain for the emulated timer, on a busy machine: that says nothing about the image."""
 
+_SITE_ADDRESS = "10.0.2.80"
+SITE = f"http://{_SITE_ADDRESS}/"
+"""Where a guest finds the directory that its machine serves it."""
+_SITE_SERVER = "/obelisk-webserver.py"
+_SITE_PLACE = "/obelisk-site"
+
 FIRMWARE = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 # Without the quick string instructions, which are emulated byte by byte: a boot takes a tenth less without them.
@@ -75,7 +81,7 @@ class Settings:
     `ports` are virtio-serial ports by name, each a file that takes what the guest writes; `sockets` likewise, each a Unix socket that
     one program can connect to and talk with the guest. `credentials` are systemd's, by name. `attached` are read-only raw disks more,
     `spares` qcow2 disks.
-    `isolated`: no traffic but the forwards.
+    `isolated`: no traffic but the forwards. `site` is a directory that the guest finds at `SITE`, isolated or not.
     `typed` is a Unix socket by which somebody types at the console. `tpm` is the directory of a TPM 2's state, which is made when missing;
     `tpm_log` takes all that it is told and answers, which has secrets in it.
     `write_log` takes every write and flush of the disk, which is a raw file then, in the format of dm-log-writes. `raw`: the disk is one
@@ -102,6 +108,7 @@ class Settings:
     restarts: bool = True
     forwards: tuple[Forward, ...] = ()
     isolated: bool = True
+    site: Path | None = None
     graphics: bool = False
 
 
@@ -140,6 +147,9 @@ def argv(settings: Settings, accel: str) -> list[str]:
         words += ["-smbios", f"type=11,value=io.systemd.credential.binary:{name}={b64encode(value.encode()).decode()}"]
     words += _ports(settings)
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host}-:{forward.guest}" for forward in settings.forwards)
+    if settings.site is not None:
+        # For each connection of the guest's, QEMU starts a program that serves it.
+        forwards += f",guestfwd=tcp:{_SITE_ADDRESS}:80-cmd:python3 -I {_SITE_SERVER} {_SITE_PLACE}"
     words += ["-netdev", f"user,id=net,restrict={'on' if settings.isolated else 'off'}{forwards}", "-device", "virtio-net-pci,netdev=net"]
     return words if settings.restarts else [*words, "-no-reboot"]
 
@@ -253,6 +263,10 @@ def start(room: "Room", settings: Settings, *, binds: Sequence["Bind"], accel: s
     network = bool(settings.forwards) or not settings.isolated
     if settings.tpm is not None:
         settings.tpm.mkdir(exist_ok=True)
+    if settings.site is not None:
+        from obelisk.system.bubblewrap import read_only  # noqa: PLC0415 - hosts have no rooms
+
+        binds = (*binds, read_only(Path(__file__).with_name("webserver.py"), _SITE_SERVER), read_only(settings.site, _SITE_PLACE))
     words = room.argv(command_line(settings, accel), binds=binds, network=network, devices=devices, cwd=str(settings.directory))
     if settings.console is None:
         return subprocess.Popen(words, env=MINIMAL_ENVIRONMENT)

@@ -72,5 +72,6 @@ for file in /run/obelisk/credentials/*.cred; do
 done
 rm -rf /run/obelisk/credentials
 
-# systemd takes nothing more where this is set.
+# systemd takes nothing more where this is set. Its generators complain of a place that does not exist.
+mkdir -p "$credentials"
 export CREDENTIALS_DIRECTORY="$credentials"
