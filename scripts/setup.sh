@@ -57,6 +57,9 @@ install_programs() {
         need rsync rsync
         # For keys on tokens.
         need softhsm2-util softhsm2
+        # For applications with a network.
+        need nft nftables
+        need pasta passt
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

@@ -14,7 +14,7 @@ from obelisk.spec import digest_inputs, load, schema, template, tree_entries
 from obelisk.spec.reference import reference
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/obelisk.toml"))
+EXAMPLES = sorted(path.parent for place in ("examples", "examples/apps") for path in ROOT.glob(f"{place}/*/obelisk.toml"))
 
 
 def written(directory: Path, name: str, role: Role) -> Spec:
@@ -33,7 +33,7 @@ def written(directory: Path, name: str, role: Role) -> Spec:
 def test_a_new_spec_loads_and_says_its_name_role_and_how_it_is_tested(tmp_path: Path, role: Role) -> None:
     spec = written(tmp_path, "my-shop", role)
     assert (spec.name, spec.role) == ("my-shop", role)
-    assert spec.health
+    assert bool(spec.health) == (role is not Role.APP)
     assert spec.tests
     assert tree_entries(spec)
     assert len(digest_inputs(spec)) == 64
@@ -72,7 +72,7 @@ def test_every_example_is_valid_by_schema_and_parser_and_finds_the_schema(exampl
     assert list(Draft202012Validator(schema()).iter_errors(tomllib.loads(text))) == []
     spec = load(example)
     assert spec.name == example.name
-    assert spec.health
+    assert bool(spec.health) == (spec.role is not Role.APP)
     hint = re.match(r"#:schema (.+)\n", text)
     assert hint is not None
     assert json.loads((example / hint[1]).read_text()) == schema()

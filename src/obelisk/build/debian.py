@@ -67,6 +67,9 @@ _EVERY_IMAGE = (
     "udev",
 )
 
+# What an application finds besides the essential packages: names of hosts and services, certificates, time zones.
+_EVERY_APP = ("ca-certificates", "netbase", "tzdata")
+
 # Debian 12 ships in `systemd` what later releases split off.
 _BY_SUITE = {
     "bookworm": ("systemd-timesyncd", "systemd-resolved", "cryptsetup-bin"),
@@ -77,7 +80,7 @@ _BY_SUITE = {
 # What systemd loads by name when it talks to a TPM.
 _TPM2 = ("libtss2-esys-3.0.2-0t64", "libtss2-mu-4.0.1-0t64", "libtss2-rc0t64", "libtss2-tcti-device0t64")
 
-_BY_ROLE: dict[Role, tuple[str, ...]] = {Role.SERVER: (), Role.WORKSTATION: ("dbus-user-session", "polkitd")}
+_BY_ROLE: dict[Role, tuple[str, ...]] = {Role.APP: (), Role.SERVER: (), Role.WORKSTATION: ("dbus-user-session", "polkitd")}
 
 # What rehearsals of upgrades run.
 _REHEARSAL = ("dosfstools", "qemu-system-x86")
@@ -88,7 +91,7 @@ _SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "forky": {"debian": ("forky",), "debian-security": ("forky-security",)},
 }
 
-DEFAULT_TARGET = {Role.SERVER: "multi-user.target", Role.WORKSTATION: "graphical.target"}
+DEFAULT_TARGET = {Role.APP: "", Role.SERVER: "multi-user.target", Role.WORKSTATION: "graphical.target"}
 
 # Whoever brings one of these manages the network with it.
 _NETWORK_PACKAGES = frozenset({"network-manager", "ifupdown", "ifupdown2", "connman", "netplan.io"})
@@ -98,6 +101,8 @@ DEFAULT_KERNEL = "linux-image-amd64"
 
 def foundation_packages(spec: Spec) -> tuple[str, ...]:
     """The packages that every image of the spec's distribution, role and kernel has."""
+    if spec.role is Role.APP:
+        return _EVERY_APP
     return tuple(sorted({*_EVERY_IMAGE, *_BY_SUITE[spec.distribution.suite], *_BY_ROLE[spec.role], spec.boot.kernel or DEFAULT_KERNEL}))
 
 

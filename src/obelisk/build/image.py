@@ -6,7 +6,7 @@ from pathlib import Path
 from obelisk.build.disk import assemble_disk, disk_step
 from obelisk.build.graph import Step, execute
 from obelisk.build.keys import SigningKey
-from obelisk.build.manifest import PARTS, manifest_of
+from obelisk.build.manifest import manifest_of, parts_of
 from obelisk.build.provenance import provenance
 from obelisk.build.sbom import sbom_step
 from obelisk.build.seal import initrd_step, loader_step, root_step, uki_step
@@ -25,6 +25,9 @@ def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> d
     foundation = foundation_step(spec, lock, tools, store, sink)
     base = base_step(spec, lock, foundation, tools, store, sink)
     configured = configured_step(spec, lock, foundation, base, tools)
+    if spec.application is not None:
+        steps = {step.name: step for step in (tools, foundation, base, sbom_step(spec, lock), configured)}
+        return steps | {"root": root_step(spec, lock, steps)}
     beside = (initrd_step(foundation, tools), loader_step(lock, key, tools), sbom_step(spec, lock))
     steps = {step.name: step for step in (tools, foundation, base, *beside, configured)}
     steps["root"] = root_step(spec, lock, steps)
@@ -34,27 +37,28 @@ def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> d
 
 
 def build(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> StoredImage:
-    """The image of `spec`: found where every step is done already, else built. Its disk is in the step `disk`.
+    """The image of `spec`: found where every step is done already, else built. A machine's disk is in the step `disk`.
 
     Raises:
         ObeliskError: a step failed; what was finished stays, and the next build goes on from there.
     """
     steps = plan(spec, lock, key, store, sink)
     outputs = execute(tuple(steps.values()), store, sink, jobs=jobs())
-    return seal(spec, lock, key, outputs, store, sink, disk=steps["disk"].key)
+    return seal(spec, lock, key, outputs, store, sink, disk=steps["disk"].key if "disk" in steps else None)
 
 
 def seal(  # noqa: PLR0913 - what identifies an image
-    spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], store: Store, sink: Sink, *, disk: str
+    spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path], store: Store, sink: Sink, *, disk: str | None
 ) -> StoredImage:
     """Write the manifest over finished steps and keep the image in the store."""
     ref = str(spec.file.resolve())
     with task(sink, "image", "Image") as running:
-        files = {file: outputs[step] / file for _, step, file in PARTS}
+        files = {file: outputs[step] / file for _, step, file in parts_of(spec)}
+        disk_note = {} if disk is None else {"disk-step": disk.encode()}
         manifest = manifest_of(spec, lock, key, outputs)
         known = next((image for image in store.images() if image.id == manifest.id), None)
         if known is None:
-            store.add_image(manifest, files, {"provenance.dsse.json": provenance(manifest, spec, lock, key), "disk-step": disk.encode()})
+            store.add_image(manifest, files, {"provenance.dsse.json": provenance(manifest, spec, lock, key), **disk_note})
             known = store.image(manifest.id)
         store.set_ref(ref, known.id)
         running.detail = known.id[:12]
@@ -71,7 +75,7 @@ def sibling(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink, t
     manifest = manifest_of(spec, lock, key, outputs)
     target.mkdir()
     (target / "manifest.json").write_bytes(manifest.to_bytes())
-    for part, (_, step, file) in zip(manifest.parts, PARTS, strict=True):
+    for part, (_, step, file) in zip(manifest.parts, parts_of(spec), strict=True):
         clone_or_copy(outputs[step] / file, target / part.file)
     return outputs["disk"] / "disk.raw"
 

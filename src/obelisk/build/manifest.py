@@ -15,7 +15,8 @@ from obelisk.system.files import hash_file
 
 ARCHITECTURE = "amd64"
 
-PARTS = (
+_BILLS = ((PartKind.SBOM_SPDX, "sbom", "sbom.spdx.json"), (PartKind.SBOM_CYCLONEDX, "sbom", "sbom.cdx.json"))
+MACHINE = (
     (PartKind.ROOT, "root", "root.erofs"),
     (PartKind.VERITY, "root", "root.verity"),
     (PartKind.UKI, "uki", "uki.efi"),
@@ -23,21 +24,33 @@ PARTS = (
     (PartKind.ENROL_PK, "loader", "PK.auth"),
     (PartKind.ENROL_KEK, "loader", "KEK.auth"),
     (PartKind.ENROL_DB, "loader", "db.auth"),
-    (PartKind.SBOM_SPDX, "sbom", "sbom.spdx.json"),
-    (PartKind.SBOM_CYCLONEDX, "sbom", "sbom.cdx.json"),
+    *_BILLS,
+)
+APPLICATION = (
+    (PartKind.ROOT, "root", "root.erofs"),
+    (PartKind.VERITY, "root", "root.verity"),
+    (PartKind.APPLICATION, "configured", "application.json"),
+    *_BILLS,
 )
 
 
-STEPS = tuple(sorted({"base", "configured", *(step for _, step, _ in PARTS)}))
+STEPS = tuple(sorted({"base", "configured", *(step for _, step, _ in MACHINE)}))
+"""The steps that a machine's manifest speaks of."""
+
+
+def parts_of(spec: Spec) -> tuple[tuple[PartKind, str, str], ...]:
+    """The parts of an image of `spec`: kind, step, and file in its output."""
+    return MACHINE if spec.application is None else APPLICATION
 
 
 def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path]) -> Manifest:
-    """The manifest; `outputs` are the directories of the steps that it speaks of (see `STEPS`)."""
-    parts = tuple(_part(kind, outputs[step], file) for kind, step, file in PARTS)
+    """The manifest; `outputs` are the directories of the steps that it speaks of: those of its parts, `base` and `configured`."""
+    parts = tuple(_part(kind, outputs[step], file) for kind, step, file in parts_of(spec))
+    is_machine = spec.application is None
     base = json.loads((outputs["base"] / "result.json").read_text())
     configured = json.loads((outputs["configured"] / "result.json").read_text())
     root_hash = json.loads((outputs["root"] / "result.json").read_text())["root_hash"]
-    root_bytes = slots.root_bytes(spec)
+    root_bytes = slots.root_bytes(spec) if is_machine else 0
     return Manifest(
         name=spec.name,
         version=spec.version,
@@ -46,10 +59,10 @@ def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, P
         role=spec.role.value,
         epoch=lock.system.epoch,
         kernel=base["kernel"],
-        cmdline=command_line(spec, root_hash),
+        cmdline=command_line(spec, root_hash) if is_machine else "",
         root_hash=root_hash,
         root_slot_bytes=root_bytes,
-        verity_slot_bytes=slots.verity_bytes(root_bytes),
+        verity_slot_bytes=slots.verity_bytes(root_bytes) if is_machine else 0,
         slot_count=spec.upgrade.slots,
         secure_boot_certificate=key.certificate_sha256,
         test_key=key.test_key,

@@ -31,6 +31,8 @@ def reproduce(  # noqa: PLR0913 - what is built, where, and who hears of it
         second = build(spec, lock, key, fresh, sink)
         if second.id != first.id:
             return tuple(_differences(first, second, keep=store.root / "differs"))
+        if spec.application is not None:
+            return ()
         with store.workspace() as work:
             one, other = disk_of(first, store, room, work), disk_of(second, fresh, room, work)
             at = _first_difference(one, other)

@@ -59,6 +59,8 @@ def layout_of(manifest: Manifest) -> Layout:
 
 def outgrown(manifest: Manifest, others: Iterable[Manifest]) -> tuple[str, ...]:
     """What to say, releases ahead, of an image that fills its slot; and of hosts of other versions whose slots it no longer fits into."""
+    if manifest.is_application:
+        return ()
     said = []
     size = manifest.part(PartKind.ROOT).size_bytes
     share = size / manifest.root_slot_bytes

@@ -1,7 +1,8 @@
 """The root trees of a build: tools; and the image's own in three layers, which are foundation, base and what the spec configures.
 
-Layout of the outputs: tools/tree; foundation/tree, foundation/vmlinuz, foundation/result.json; base/upper, base/result.json, an overlay on
-the foundation; configured/upper, configured/result.json, an overlay on both.
+Layout of the outputs: tools/tree; foundation/tree, foundation/vmlinuz (a machine's), foundation/result.json; base/upper,
+base/result.json, an overlay on the foundation; configured/upper, configured/result.json, an overlay on both;
+configured/application.json, an application's.
 """
 
 import hashlib
@@ -70,7 +71,7 @@ def foundation_step(spec: Spec, lock: Lock, tools: Step, store: Store, sink: Sin
         with _prepared(work, lock.foundation, (users, groups), store) as seen:
             request = Bootstrap(*seen, Path("/step/tree"), lock.foundation.epoch, spec.documentation)
             room.run(request.argv(), binds=[writable(work, "/step")], env=request.environment(), on_line=running.output, durable=False)
-        scrub: Json = {"tree": "/step/tree", "kernel": "/step/vmlinuz", "documentation": spec.documentation}
+        scrub = _scrub(spec, "/step/tree", "/step/vmlinuz")
         _keep(work, run_program(room, "scrub", scrub, binds=[writable(work, "/step")], running=running))
 
     options = _installed(spec, lock.foundation, users, groups)
@@ -96,11 +97,15 @@ def base_step(spec: Spec, lock: Lock, foundation: Step, tools: Step, store: Stor
                         on_line=running.output,
                         durable=False,
                     )
-            scrub: Json = {"tree": layers.inside, "kernel": None, "documentation": spec.documentation}
+            scrub = _scrub(spec, layers.inside, None)
             _keep(work, run_program(room, "scrub", scrub, binds=binds, running=running, overlay=layers))
 
     options = _installed(spec, lock.base, users, groups) | {"epoch": lock.system.epoch}
     return Step("base", "Base tree", options, (foundation, tools), produce, revision=BASE_REVISION)
+
+
+def _scrub(spec: Spec, tree: str, kernel: str | None) -> Json:
+    return {"tree": tree, "kernel": kernel, "documentation": spec.documentation, "machine": spec.application is None}
 
 
 def _installed(spec: Spec, packages: PackageSet, users: Sequence[Account], groups: Sequence[Account]) -> dict[str, Json]:
@@ -157,6 +162,12 @@ def layer_binds(needs: Mapping[str, Path]) -> list[Bind]:
     return [read_only(needs[name], f"/{name}") for name in ("foundation", "base", "configured") if name in needs]
 
 
+def _migrations(spec: Spec) -> dict[str, Path]:
+    """The programs that change the form of the state, by their names in the image."""
+    ways = ((f"{each.to}.{way}", source) for each in spec.state.migrations for way, source in (("up", each.up), ("down", each.down)))
+    return {name: source for name, source in ways if source is not None}
+
+
 def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools: Step) -> Step:
     """What the spec lays over the base, as an overlay's upper directory."""
     root_bytes = slots.root_bytes(spec)
@@ -205,6 +216,9 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         "mounts": hostpart.mounts(spec.state, spec.hardening.state_mounts),
         "python": "python3" in {package.name for package in lock.system.packages},
     }
+    application = spec.application
+    if application is not None:
+        request["application"] = application.to_json()
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")
@@ -214,12 +228,8 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         for index, script in enumerate(spec.scripts):
             binds.append(read_only(script.source, f"/scripts/{index}"))
             scripts.append({"name": script.name, "source": f"/scripts/{index}"})
-        migrations: list[Json] = []
-        for each in spec.state.migrations:
-            for way, source in (("up", each.up), ("down", each.down)):
-                if source is not None:
-                    binds.append(read_only(source, f"/migrations/{each.to}.{way}"))
-                    migrations.append(f"{each.to}.{way}")
+        migrations = _migrations(spec)
+        binds += (read_only(source, f"/migrations/{name}") for name, source in migrations.items())
         guest = ["/obelisk/guest/root", "/obelisk/guest/both"]
         if spec.state.encryption is not Encryption.NONE:
             guest.append("/obelisk/guest/encrypted")
@@ -236,7 +246,7 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
             "code": "/obelisk/inside",
             "files": files,
             "scripts": scripts,
-            "migrations": migrations,
+            "migrations": list(migrations),
         }
         env = {"SOURCE_DATE_EPOCH": str(lock.system.epoch)}
         with _upper(room, work, LAYERS[1:]) as layers:
@@ -245,6 +255,8 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
             raise InputError(
                 f"{spec.directory}: a file of the spec changed while it was read", code="spec-moved", hint="build again when it is settled"
             )
+        if application is not None:
+            (work / "application.json").write_bytes(application.to_bytes())
         _keep(work, result)
 
     options: Json = {"request": request, "inputs": inputs, "epoch": lock.system.epoch, "code": digest_of_code()}

@@ -84,6 +84,7 @@ _COMMANDS = {
     "install": _Command("showing", "write an image onto a disk", "obelisk install shop /dev/sdb --erase sdb"),
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
+    "app": _Command("sandboxing", "run applications in sandboxes", "obelisk app run calc -- '6 * 7'"),
     "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade stable --reboot"),
 }
 
@@ -130,6 +131,19 @@ _HOST_COMMANDS = {
     "follow": ("do what the followed channel asks, and restart; the machine itself runs this", "obelisk host follow"),
     "damaged": ("leave the running image, of which a block is damaged; the machine itself runs this", "obelisk host damaged"),
     "migrate": ("bring the state to the version of the image; the machine itself runs this before systemd", "obelisk host migrate"),
+}
+
+_APP_COMMANDS = {
+    "run": ("start an application, confined to what it is granted", "obelisk app run calc -- '6 * 7'"),
+    "ready": ("check and compile it; prints a program that starts it without Obelisk", "obelisk app ready calc"),
+    "show": ("what it may do, and which layers of confinement hold on this machine", "obelisk app show calc"),
+    "diff": ("what the second of two images may do that the first may not, and the reverse", "obelisk app diff calc@1 calc@2"),
+    "audit": (
+        "start it, and tell what it was refused, by which layer, and the grant that would allow it",
+        "obelisk app audit calc -- '6 * 7'",
+    ),
+    "learn": ("the fewest grants with which its tests pass, each shown to be needed", "obelisk app learn calc"),
+    "clear": ("undo `ready`; data is kept", "obelisk app clear calc"),
 }
 
 
@@ -191,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name] = commands.add_parser(
             name, help=command.summary, description=f"{command.summary}.", epilog=f"example: {command.example}", formatter_class=formatter
         )
-        if name != "host":
+        if name not in {"app", "host"}:
             parsers[name].add_argument("--json", action="store_true", help=_JSON)
             if builder:
                 parsers[name].add_argument("--store", metavar="DIR", help="use this store")
@@ -244,6 +258,25 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["reset"].add_argument("--yes", action="store_true", help="delete the state of this machine")
 
 
+def _app_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    parsers = {}
+    for name, (summary, example) in _APP_COMMANDS.items():
+        parsers[name] = actions.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}.",
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parsers[name].add_argument("--json", action="store_true", help=_JSON)
+        parsers[name].add_argument("--store", metavar="DIR", help="use this store")
+        parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
+    for name in ("run", "audit"):
+        parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
+    parsers["diff"].add_argument("other", metavar="NEW")
+
+
 def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     def spec_argument(name: str) -> None:
         parsers[name].add_argument("spec", nargs="?", default=".", metavar="SPEC", help="directory of an obelisk.toml (default: this one)")
@@ -251,8 +284,9 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     def image_argument(name: str) -> None:
         parsers[name].add_argument("image", metavar="IMAGE", help=_IMAGE)
 
+    _app_arguments(parsers["app"])
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
-    parsers["new"].add_argument("--role", choices=("server", "workstation"), default="server")
+    parsers["new"].add_argument("--role", choices=("server", "workstation", "app"), default="server")
     for name in ("lock", "build"):
         spec_argument(name)
     parsers["lock"].add_argument(

@@ -22,6 +22,22 @@ def key_directory() -> Path:
     return Path(named).absolute() if named else base / "obelisk/keys"
 
 
+def find_machine(store: Store, name: str) -> StoredImage:
+    """The image of a machine that `name` means.
+
+    Raises:
+        InputError: there is none, or it is an application's.
+    """
+    image = find_image(store, name)
+    if image.manifest.is_application:
+        raise InputError(
+            f"{image.manifest.label} is an application, which neither boots nor has a disk",
+            code="image-application",
+            hint=f"obelisk app run {name}",
+        )
+    return image
+
+
 def find_image(store: Store, name: str) -> StoredImage:
     """The image that `name` means: the last one of the spec in that directory, or what the store knows by the name.
 

@@ -47,7 +47,7 @@ def pull(arguments: Namespace) -> int:
     store = open_store(arguments)
 
     def judge(manifest: Manifest, proofs: tuple[bytes, ...]) -> None:
-        if required and not any(_signers(proof, manifest.id, required) for proof in proofs):
+        if required and not any(_signers(proof, manifest, required) for proof in proofs):
             raise TrustError(
                 f"{place} ({manifest.label}) has {len(proofs)} proofs, and none by the testers that are asked for",
                 code="proof-missing",
@@ -56,7 +56,7 @@ def pull(arguments: Namespace) -> int:
 
     with reporting(json_wanted=arguments.json) as sink, _registry(place, arguments) as registry:
         pulled = registries.pull(place, registry, store, sink, judge=judge)
-    signers = [_signers(proof, pulled.image_id, testers) for proof in pulled.proofs]
+    signers = [_signers(proof, pulled.manifest, testers) for proof in pulled.proofs]
     lines = [f"{pulled.manifest.label} is in the store: {pulled.image_id}", f"fetched {size(pulled.fetched_bytes)}"]
     lines += [
         f"proof: {'holds, signed with ' + ', '.join(names) if names else 'signed with a key that is not known here'}" for names in signers
@@ -91,12 +91,12 @@ def _public_key(file: Path) -> bytes:
     return data
 
 
-def _signers(proof: bytes, image_id: str, testers: dict[str, bytes]) -> tuple[str, ...]:
+def _signers(proof: bytes, manifest: Manifest, testers: dict[str, bytes]) -> tuple[str, ...]:
     """The testers with whose keys the proof holds."""
     found = []
     for name, key in testers.items():
         try:
-            verify_proof(proof, key, image_id)
+            verify_proof(proof, key, manifest.id, application=manifest.is_application)
         except TrustError:
             continue
         found.append(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from obelisk.build import slots
 from obelisk.build.image import disk_of
 from obelisk.cli.making import tools_room
-from obelisk.cli.places import find_image, open_store
+from obelisk.cli.places import find_machine, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError, StateError
 from obelisk.events import task
@@ -44,7 +44,7 @@ _WITH_SHELL = {HOOK: _HOOK.encode(), "usr/lib/obelisk-shell/conf": _SHELL.encode
 def run(arguments: Namespace) -> int:
     """Boot an image: in this terminal, or for one command."""
     store = open_store(arguments)
-    image = find_image(store, arguments.image)
+    image = find_machine(store, arguments.image)
     site = Path(arguments.site).absolute() if arguments.site else None
     if site is not None and not site.is_dir():
         raise InputError(f"{arguments.site} is no directory", code="site-missing", hint="name one, such as a repository of releases")

@@ -9,7 +9,7 @@ from obelisk.build.compare import Side, compare
 from obelisk.build.export import export as write_export
 from obelisk.build.install import install as write_disk
 from obelisk.cli.making import tools_room
-from obelisk.cli.places import find_image, open_store
+from obelisk.cli.places import find_image, find_machine, open_store
 from obelisk.cli.terminal import answer, reporting, size
 from obelisk.errors import InputError
 from obelisk.events import Note
@@ -98,7 +98,7 @@ def _side(store: Store, name: str, work: Path, *, json_wanted: bool) -> Side:
 def export(arguments: Namespace) -> int:
     """Write an image to a file in a format of others."""
     store = open_store(arguments)
-    image = find_image(store, arguments.image)
+    image = (find_image if arguments.format in {"erofs", "oci"} else find_machine)(store, arguments.image)
     with reporting(json_wanted=arguments.json) as sink:
         room = tools_room(None, store, sink)
         write_export(image, store, room, arguments.format, Path(arguments.output).absolute(), sink)
@@ -109,7 +109,7 @@ def export(arguments: Namespace) -> int:
 def install(arguments: Namespace) -> int:
     """Write an image onto a disk."""
     store = open_store(arguments)
-    image = find_image(store, arguments.image)
+    image = find_machine(store, arguments.image)
     target = Path(arguments.target).absolute()
     with reporting(json_wanted=arguments.json) as sink:
         room = tools_room(None, store, sink)

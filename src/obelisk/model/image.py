@@ -28,6 +28,7 @@ class PartKind(StrEnum):
     ENROL_DB = "enrol-db"
     SBOM_SPDX = "sbom-spdx"
     SBOM_CYCLONEDX = "sbom-cyclonedx"
+    APPLICATION = "application"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class ImagePackage:
 class Manifest:
     """Everything that identifies an image. `slot_bytes` are the sizes of the root and verity partitions that hold any of its versions.
 
-    It works with state of version `state_version`, and migrates to it what is of `state_oldest` or later.
+    It works with state of version `state_version`, and migrates to it what is of `state_oldest` or later. An application (role `app`) has
+    neither kernel nor command line nor slots: these are empty and 0.
     """
 
     name: str
@@ -111,6 +113,11 @@ class Manifest:
     def id(self) -> str:
         """The image's id: SHA-256 of the canonical manifest."""
         return digest(self.to_json())
+
+    @property
+    def is_application(self) -> bool:
+        """Whether it runs in a sandbox, and is no machine."""
+        return self.role == "app"
 
     @property
     def label(self) -> str:

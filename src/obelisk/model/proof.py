@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from obelisk.errors import TrustError
+from obelisk.model.application import CONFINED, SOUND
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
@@ -24,7 +25,9 @@ ROLLED_BACK = "and goes back when it is told to"
 SABOTAGED = "a host leaves a sibling that does not work, by itself"
 
 FIXED = (SEALED, READ_ONLY, TAMPERED, STATE, UNITS, FOREIGN, UPGRADED, ROLLED_BACK, SABOTAGED)
-"""The scenarios that every image has to pass."""
+"""The scenarios that every image of a machine has to pass."""
+FIXED_FOR_APPLICATION = (SOUND, CONFINED)
+"""Those of every application's."""
 
 
 def refusal() -> TrustError:

@@ -118,6 +118,12 @@ def admit(contents: Contents, manifest: Manifest, channel: str, terms: Terms) ->
         raise InputError(
             f"{manifest.name!r} cannot be released under that name", code="release-name", hint="letters, digits, '.', '_' and '-'"
         )
+    if manifest.is_application:
+        raise InputError(
+            f"{manifest.label} is an application, and a repository has images that machines upgrade to",
+            code="release-application",
+            hint="`obelisk push` sends it to a registry",
+        )
     if manifest.test_key and not terms.allow_test_key:
         raise TrustError(
             f"{manifest.label} is signed by a test key, which anybody's Secure Boot may know",

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from obelisk.model.application import Application
 from obelisk.model.state import FIRST, Encryption
 
 
 class Role(StrEnum):
-    """What the machine is for; decides the packages and defaults that come along."""
+    """What the image is for; decides the packages and defaults that come along. An app is no machine: it runs in a sandbox."""
 
     SERVER = "server"
     WORKSTATION = "workstation"
+    APP = "app"
 
 
 class Compression(StrEnum):
@@ -259,6 +261,7 @@ class Spec:
 
     `tree` is a directory laid over the root, `hostname` None lets each machine have its own, `size_budget_bytes` bounds the root
     file system. `mirror` and `snapshot` are archive base addresses: they decide where bytes come from, never what they are.
+    `application` is there exactly when the role is `APP`.
     """
 
     file: Path
@@ -291,6 +294,7 @@ class Spec:
     hardening: Hardening = field(default_factory=Hardening)
     allow: Allowed = field(default_factory=Allowed)
     documentation: bool = False
+    application: Application | None = None
 
     @property
     def directory(self) -> Path:

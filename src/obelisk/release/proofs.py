@@ -9,10 +9,10 @@ from obelisk.model import proof
 from obelisk.model.release import Testers
 
 
-def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[str, Any]:
+def verify_proof(envelope: bytes, public_key: bytes, image_id: str, *, application: bool = False) -> Mapping[str, Any]:
     """The predicate of a proof, once its signature, its subject and its result are known to be right.
 
-    `public_key` is the tester's Ed25519 key as PEM.
+    `public_key` is the tester's Ed25519 key as PEM. The image is a machine's, or an `application`'s.
 
     Raises:
         TrustError: the proof does not hold for that image.
@@ -28,7 +28,8 @@ def verify_proof(envelope: bytes, public_key: bytes, image_id: str) -> Mapping[s
         signed.verify([SSlibKey.from_crypto(load_pem_public_key(public_key))], 1)
     except (Error, UnsupportedAlgorithm, ValueError, KeyError, TypeError) as error:
         raise proof.refusal() from error
-    return proof.judge(signed.payload, signed.payload_type, image_id)
+    required = proof.FIXED_FOR_APPLICATION if application else proof.FIXED
+    return proof.judge(signed.payload, signed.payload_type, image_id, required=required)
 
 
 def counts(testers: Testers, envelope: bytes, image_id: str) -> bool:

@@ -58,6 +58,7 @@ def digest_inputs(spec: Spec) -> str:
             "allow": {"setuid": sorted(allow.setuid), "devices": sorted(allow.devices), "replace": sorted(allow.replace)},
             "documentation": spec.documentation,
         }
+        | ({} if spec.application is None else {"application": spec.application.to_json()})
     )
 
 

@@ -6,7 +6,7 @@ and goes on. What only the packages can answer (whether a unit, a group or a pac
 
 import zoneinfo
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,15 +39,15 @@ from obelisk.model.spec import (
 )
 from obelisk.model.state import FIRST, Encryption
 from obelisk.spec.accounts import accounts
+from obelisk.spec.applications import application
 from obelisk.spec.cmdline import refused
 from obelisk.spec.places import image_path, refusal, undeclarable
 from obelisk.spec.positions import KeyPath
 from obelisk.spec.problems import Findings, nearest
-from obelisk.spec.reader import Table
+from obelisk.spec.reader import Table, size
 from obelisk.spec.tree import collisions, scan_tree
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 _HIGHEST_PORT = 65535
 _LARGEST_ROOT_BYTES = 512_000  # more is not read by clients
 _SPECIAL_BITS = 0o6000
@@ -66,7 +66,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         findings.report(key, reason, code="spec-conflict", hint="keep one of them")
     distribution, _, suite = root.get("distribution", str).partition(":")
     boot = root.table("boot")
-    return Spec(
+    spec = Spec(
         file=file,
         name=_name(root, findings),
         version=root.get("version", str),
@@ -89,7 +89,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         scripts=_scripts(root, beside),
         health=tuple(_health(name, table, findings) for name, table in root.tables("health")),
         tests=tuple(_test(name, table) for name, table in root.tables("tests")),
-        size_budget_bytes=_size(budget) if (budget := root.find("size_budget", str)) else None,
+        size_budget_bytes=size(budget) if (budget := root.find("size_budget", str)) else None,
         compression=Compression(root.get("compression", str)),
         upgrade=_upgrade(root.table("upgrade")),
         release=_release(root.table("release"), beside),
@@ -98,6 +98,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         allow=allow,
         documentation=root.get("documentation", bool),
     )
+    return replace(spec, application=application(root, spec, findings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +339,7 @@ def _release(table: Table, beside: _Beside) -> Subscription | None:
         table.get("channel", str),
         table.texts("repositories"),
         read[0] if read else beside.directory,
-        _size(bandwidth) if bandwidth else None,
+        size(bandwidth) if bandwidth else None,
         proxy or "",
         _seconds(follow) if (follow := table.find("follow", str)) else 0,
     )
@@ -406,7 +407,3 @@ def _hardening(table: Table, findings: Findings) -> Hardening:
 def _seconds(text: str) -> int:
     number = text.rstrip("smihn")
     return int(number) * _SECONDS[text.removeprefix(number)]
-
-
-def _size(text: str) -> int:
-    return int(text[:-1]) * int(1024 ** _POWERS[text[-1]])

@@ -18,6 +18,7 @@ T = TypeVar("T")
 _WORDS = {Kind.TEXT: "text", Kind.WHOLE: "a whole number", Kind.FLAG: "true or false", Kind.LIST: "a list", Kind.TABLE: "a table"}
 _TYPES: Mapping[Kind, type] = {Kind.TEXT: str, Kind.WHOLE: int, Kind.FLAG: bool, Kind.LIST: list, Kind.TABLE: dict}
 _SHOWN_CHARACTERS = 60
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +222,11 @@ def inline(value: object) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{spell((key,))} = {inline(inner)}" for key, inner in value.items()) + " }"
     return str(value)
+
+
+def size(text: str) -> int:
+    """The bytes that a size such as `2G` means."""
+    return int(text[:-1]) * int(1024 ** _POWERS[text[-1]])
 
 
 def _type_word(value: object) -> str:

@@ -121,13 +121,17 @@ def _table(shapes: Mapping[str, Shape], required: tuple[str, ...]) -> Iterator[s
 
 def _type(shape: Shape) -> str:
     if shape.items is not None:
-        return "list of texts"
+        return "list of whole numbers" if shape.items.kind is Kind.WHOLE else "list of texts"
     return " or ".join(f"`{word}`" for word in shape.enum) or _TYPES[shape.kind]
 
 
 def _must(shape: Shape) -> str:
-    rule = shape.rule or (shape.items.rule if shape.items else "")
+    rule = shape.rule or (shape.items.rule or _choice(shape.items) if shape.items else "")
     return f"{'Each is' if shape.items else 'It is'} {rule}." if rule else ""
+
+
+def _choice(shape: Shape) -> str:
+    return f"one of {', '.join(f'`{word}`' for word in shape.enum)}" if shape.enum else ""
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from obelisk.errors import CommandError, MissingFeatureError
 
@@ -102,6 +102,19 @@ def run(  # noqa: PLR0913 - keywords name each
     if status != 0:
         raise CommandError(named, status, output)
     return Completed("".join(stdout), output)
+
+
+def go_on_as(program: Path, words: Sequence[str]) -> NoReturn:
+    """Become another program, with the same environment and open files.
+
+    Raises:
+        MissingFeatureError: it cannot be started.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, which is inherited, and which others do not expect
+    try:
+        os.execv(program, [program.name, *words])  # noqa: S606 - an argument list
+    except OSError as error:
+        raise MissingFeatureError(f"{program} cannot be started: {error.strerror}", code="program-missing") from error
 
 
 def find_program(name: str) -> Path | None:

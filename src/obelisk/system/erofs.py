@@ -1,11 +1,13 @@
 """mkfs.erofs(1): a directory as a read-only file system image."""
 
+import ctypes
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from obelisk.system.bubblewrap import Room, read_only, writable
+from obelisk.system.command import run
 from obelisk.system.namespace import remove_tree
 
 # Once a write has failed, mkfs.erofs 1.8 waits for ever for its own writer, which has ended.
@@ -40,6 +42,26 @@ class Make:
     def environment(self) -> dict[str, str]:
         """With this set, times are clamped to the epoch and not replaced by it."""
         return {"SOURCE_DATE_EPOCH": str(self.epoch)}
+
+
+def extract(room: Room, image: Path, target: Path) -> None:
+    """Copy what is in an image to `target`, a directory that does not exist yet, as files of whoever does it."""
+    binds = [read_only(image, "/image"), writable(target.parent, "/out")]
+    room.run(["fsck.erofs", f"--extract=/out/{target.name}", "--no-preserve-owner", "/image"], binds=binds)
+
+
+def mount(image: Path, place: Path) -> None:
+    """Mount an image read-only at `place`, until `obelisk.system.mounts.unmount_all`. Takes root rights.
+
+    Linux 6.12 and later read the file itself, older kernels through a loop device that goes with the mount.
+
+    Raises:
+        CommandError: the kernel cannot mount it.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    read_only = 1 | 2 | 4  # MS_RDONLY, MS_NOSUID, MS_NODEV
+    if library.mount(bytes(image), bytes(place), b"erofs", read_only, None) != 0:
+        run(["mount", "-t", "erofs", "-o", "ro,nosuid,nodev,loop", image, place], timeout_s=60)
 
 
 _LISTING = """

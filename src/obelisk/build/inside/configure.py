@@ -52,6 +52,9 @@ UNUSED_PYTHON = (
     "_test*",
     "readline*",
 )
+# The account that an application has, and places that are memory when it runs.
+APP_ID = "1000"
+VOLATILE = ("/run/", "/tmp/", "/var/tmp/", "/home/app/")  # noqa: S108 - paths inside the image
 # Generators of systemd, and the file without which they have nothing to do. Those of fstab and cryptsetup also read the command line and
 # credentials, which may bring something at any boot.
 GENERATORS = {
@@ -67,6 +70,9 @@ GENERATORS = {
 def main() -> None:
     request = json.load(sys.stdin)
     tree = Path(request["tree"])
+    if "application" in request:
+        json.dump(application(tree, request), sys.stdout, sort_keys=True)
+        return
     owned = package_files(tree)
     before = special_files(tree)
     for guest in request["guest"]:
@@ -89,6 +95,35 @@ def main() -> None:
     setuid, devices = special_files(tree)
     inspect(tree, request, {*setuid} - {*before[0]}, {*devices} - {*before[1]})
     json.dump({"setuid": setuid, "os_release": (tree / "usr/lib/os-release").read_text()}, sys.stdout, sort_keys=True)
+
+
+def application(tree: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The root of an application: nothing boots or is set-id in it, and every place that is mounted over exists."""
+    owned = package_files(tree)
+    identify(tree, request)
+    for name, entry in (("passwd", ["app", "x", APP_ID, APP_ID, "", "/home/app", "/bin/sh"]), ("group", ["app", "x", APP_ID, ""])):
+        entries = table(tree / "etc" / name)
+        if "app" in entries or any(fields[2] == APP_ID for fields in entries.values()):
+            refuse("uid-taken", f"a package has the account 'app' or the id {APP_ID}, which are the application's")
+        write(tree / "etc" / name, "".join(":".join(fields) + "\n" for fields in [*entries.values(), entry]).encode())
+    place_files(tree, request, owned)
+    for script in request["scripts"]:
+        run_script(tree, script)
+    empty_devices(tree / "dev")
+    for name in ("home", "var/tmp", "tmp", "run", "proc", "dev", "srv", "opt"):
+        (tree / name).mkdir(parents=True, exist_ok=True)
+    write(tree / "etc/resolv.conf", b"")  # a run with a network has its own there
+    for place in (*request["application"]["scratch"], *request["application"]["data"]):
+        if not place.startswith(VOLATILE):
+            (tree / settle(tree, place).lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for path in special_files(tree)[0]:
+        program = tree / path.lstrip("/")
+        program.chmod(stat.S_IMODE(program.stat().st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
+    subprocess.run(["ldconfig", "-r", str(tree)], check=True)
+    (tree / "var/cache/ldconfig/aux-cache").unlink(missing_ok=True)  # inode numbers and times, to make the cache anew sooner
+    setuid, devices = special_files(tree)
+    inspect(tree, {**request, "module_signatures": False}, {*setuid}, {*devices})
+    return {"setuid": setuid, "os_release": (tree / "usr/lib/os-release").read_text()}
 
 
 def overlay(source: Path, tree: Path) -> None:

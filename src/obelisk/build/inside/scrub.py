@@ -1,7 +1,8 @@
 """Turns a freshly installed root tree into one that any number of machines can share: nothing in it says where or when it was made.
 
-Input: {"tree": path, "kernel": where the kernel is to be put, or null for a tree that is complete, "documentation": whether to keep it}.
-Output: {"kernel": version, "users": {name: "uid:gid:comment:home:shell"}, "groups": {name: gid}}.
+Input: {"tree": path, "kernel": where the kernel is to be put, or null for a tree that is complete, "documentation": whether to keep it,
+"machine": whether it has a kernel at all}.
+Output: {"kernel": version, empty without one, "users": {name: "uid:gid:comment:home:shell"}, "groups": {name: gid}}.
 """
 
 import json
@@ -53,7 +54,7 @@ REMOVED = (
 def main() -> None:
     request = json.load(sys.stdin)
     tree = Path(request["tree"])
-    kernel = settle_kernel(tree, request["kernel"] and Path(request["kernel"]))
+    kernel = settle_kernel(tree, request["kernel"] and Path(request["kernel"])) if request["machine"] else ""
     for pattern in REMOVED:
         for path in tree.glob(pattern):
             remove(path)

@@ -1,0 +1,194 @@
+"""`obelisk app …`: applications in sandboxes."""
+
+import os
+import sys
+import tomllib
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from obelisk import spec as specs
+from obelisk.cli.making import tools_room
+from obelisk.cli.places import find_image, open_store
+from obelisk.cli.terminal import answer, reporting
+from obelisk.errors import InputError
+from obelisk.model import exposure
+from obelisk.model.application import effective
+from obelisk.model.exposure import sorted_powers
+from obelisk.model.policy import Policy, spelled
+from obelisk.sandbox.learning import learn
+from obelisk.sandbox.machine import Machine, this_machine
+from obelisk.sandbox.observer import NETWORK, Observer, Refusal
+from obelisk.sandbox.plan import layers_of
+from obelisk.sandbox.ready import Directories, Ready, application_of, clear, home_of_user, make_ready
+from obelisk.store import Store, StoredImage
+from obelisk.system.command import go_on_as
+from obelisk.system.notices import Channel, run_observed
+
+
+def app(arguments: Namespace) -> int:
+    """Run one of the commands about applications."""
+    actions = {"run": _run, "ready": _ready, "show": _show, "diff": _diff, "audit": _audit, "learn": _learn, "clear": _clear}
+    return actions[arguments.action](open_store(arguments), arguments)
+
+
+def _run(store: Store, arguments: Namespace) -> int:
+    ready = _made_ready(store, find_image(store, arguments.image), arguments)
+    go_on_as(ready.start, _words(arguments))
+
+
+def _ready(store: Store, arguments: Namespace) -> int:
+    ready = _made_ready(store, find_image(store, arguments.image), arguments)
+    answer(str(ready.start), json_wanted=arguments.json, start=str(ready.start), layers=dict(ready.plan.layers))
+    return 0
+
+
+def _show(store: Store, arguments: Namespace) -> int:
+    image = find_image(store, arguments.image)
+    asked = application_of(image).policy
+    held = policy_of(image)
+    machine = this_machine()
+    layers = layers_of(held, machine)
+    exposed = exposure.score(held)
+    lines = [
+        f"{image.manifest.label}: {exposed} of 100 is open",
+        "it",
+        *(f"  {line}" for line in exposure.granted(held) or ("does nothing else",)),
+    ]
+    narrowed = exposure.difference(held, asked).gained
+    lines += ["the image also asks, and is not given:", *(f"  {line}" for line in narrowed)] if narrowed else []
+    widened = exposure.difference(asked, held).gained
+    lines += ["given although the image does not ask:", *(f"  {line}" for line in widened)] if widened else []
+    lines += ["at most", *(f"  {line}" for line in exposure.limits(held)), "layers on this machine"]
+    lines += [f"  {layer:<14} {text}" for layer, text in layers]
+    answer(
+        "\n".join(lines),
+        json_wanted=arguments.json,
+        id=image.id,
+        policy=held.to_json(),
+        asked=asked.to_json(),
+        granted=list(exposure.granted(held)),
+        score=exposed,
+        layers=dict(layers),
+        missing=sorted(machine.missing),
+    )
+    return 0
+
+
+def _diff(store: Store, arguments: Namespace) -> int:
+    before, after = (application_of(find_image(store, name)).policy for name in (arguments.image, arguments.other))
+    change = exposure.difference(before, after)
+    lines = [*(f"+ {line}" for line in change.gained), *(f"- {line}" for line in change.lost)]
+    answer(
+        "\n".join(lines) or "both may do the same",
+        json_wanted=arguments.json,
+        gained=list(change.gained),
+        lost=list(change.lost),
+        score=[exposure.score(before), exposure.score(after)],
+    )
+    return 1 if change.gained else 0
+
+
+def _audit(store: Store, arguments: Namespace) -> int:
+    image = find_image(store, arguments.image)
+    application, held = application_of(image), policy_of(image)
+    observer = Observer(application, held, home_of_user())
+    channel = Channel.open()
+    ready = _made_ready(store, image, arguments, listener=channel.theirs.fileno())
+    status = run_observed([ready.start, *_words(arguments)], channel, observer)
+    refusals = sorted(observer.refusals.items())
+    lines = [f"it ended with status {status}; refused were", *(_refused(refusal, count) for refusal, count in refusals)]
+    if not refusals:
+        lines = [f"it ended with status {status}; nothing was refused"]
+    found = [
+        {"layer": refusal.layer, "what": refusal.what, "count": count, "grant": None if refusal.power is None else spelled(refusal.power)}
+        for refusal, count in refusals
+    ]
+    if arguments.json:
+        answer(json_wanted=True, status=status, refused=found)
+    else:
+        sys.stdout.flush()
+        print("\n".join(lines), file=sys.stderr)
+    return status
+
+
+def _refused(refusal: Refusal, count: int) -> str:
+    remedy = "no grant allows it" if refusal.power is None else f"allowed by {spelled(refusal.power)}"
+    if refusal.what == NETWORK:
+        remedy = "allowed by any grant of `connect` or `listen`"
+    return f"  {count:>5}  {refusal.layer:<8} {refusal.what}: {remedy}"
+
+
+def _learn(store: Store, arguments: Namespace) -> int:
+    image = find_image(store, arguments.image)
+    file = next((Path(ref.name) for ref in store.refs() if ref.image_id == image.id), None)
+    if file is None or not file.exists():
+        raise InputError("the spec of the image is not known", code="spec-unknown", hint="name the directory of its spec")
+    cases = specs.load(file).tests
+    with reporting(json_wanted=arguments.json) as sink:
+        room = tools_room(None, store, sink)
+        learnt = learn(image, cases, room, sink)
+    lines = ["[grants]", *(spelled(power) for power in sorted_powers(learnt.policy))]
+    if not learnt.policy.powers:
+        lines = ["# its tests need no grant"]
+    lines += [f"# without {spelled(power)}: {why}" for power, why in learnt.needed]
+    answer(
+        "\n".join(lines),
+        json_wanted=arguments.json,
+        policy=learnt.policy.to_json(),
+        needed=[{"grant": spelled(power), "without": why} for power, why in learnt.needed],
+    )
+    return 0
+
+
+def _words(arguments: Namespace) -> list[str]:
+    words: list[str] = arguments.words
+    return words[1:] if words[:1] == ["--"] else words
+
+
+def _clear(store: Store, arguments: Namespace) -> int:
+    image = find_image(store, arguments.image)
+    machine = this_machine()
+    cleared = clear(image, _directories(machine))
+    text = f"{image.manifest.label} is no longer in place; its data is kept" if cleared else f"{image.manifest.label} was not in place"
+    answer(text, json_wanted=arguments.json, cleared=cleared)
+    return 0
+
+
+def _made_ready(store: Store, image: StoredImage, arguments: Namespace, *, listener: int | None = None) -> Ready:
+    machine = this_machine()
+    with reporting(json_wanted=arguments.json) as sink:
+        return make_ready(
+            image,
+            policy_of(image),
+            machine,
+            directories=_directories(machine),
+            home=home_of_user(),
+            room=lambda: tools_room(None, store, sink),
+            listener=listener,
+        )
+
+
+def policy_of(image: StoredImage) -> Policy:
+    """What the image is granted on this machine: what it asks for, as the operators' files narrow and widen it."""
+    held = application_of(image).policy
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    for place in (Path("/etc"), home):
+        file = place / "obelisk/apps" / f"{image.manifest.name}.toml"
+        if file.is_file():
+            held = _told(file, held)
+    return held
+
+
+def _told(file: Path, asked: Policy) -> Policy:
+    try:
+        told: dict[str, Any] = tomllib.loads(file.read_text())
+        return effective(asked, told)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"this is no TOML: {error}", place=str(file), code="policy-syntax", hint="correct it, or remove it") from error
+    except InputError as error:
+        raise InputError(error.message, place=str(file), code=error.code, hint=error.hint) from error
+
+
+def _directories(machine: Machine) -> Directories:
+    return Directories.of(os.environ, root=machine.is_root)

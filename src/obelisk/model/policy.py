@@ -1,0 +1,391 @@
+"""What an application may do: powers, granted one by one, and limits. What is not granted is refused.
+
+A policy is a set of powers. Two policies compose in two ways, and both are lattice operations: `meet` allows what both allow, and is how
+an operator narrows what an image asks for; `join` allows what either allows, and is used only where the operator says so. Neither
+allows anything that no operand allows. Powers that another one covers are dropped, so equal policies are equal values with equal digests.
+
+Paths are absolute, or begin with `~/` for the home of whoever runs the application; the two kinds are never compared with each other.
+"""
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Self, TypeVar
+
+from obelisk.errors import InputError
+from obelisk.model.canonical import Json, canonical, digest
+
+E = TypeVar("E", bound=StrEnum)
+
+SCHEMA = "obelisk.policy/1"
+_HIGHEST_PORT = 65535
+_PATH = re.compile(r"(~|(~?(/(?!\.{1,2}(/|\Z))[^/\x00-\x1f\x7f]+)+))")
+# The image's own, or the kernel's: nothing of the host appears there.
+_CLOSED = (
+    "bin",
+    "boot",
+    "dev",
+    "etc",
+    "lib",
+    "lib32",
+    "lib64",
+    "libx32",
+    "opt",
+    "proc",
+    "root",
+    "run",
+    "sbin",
+    "srv",
+    "sys",
+    "tmp",
+    "usr",
+    "var",
+)
+_OWN_HOME = "/home/app"
+
+
+class Device(StrEnum):
+    """Classes of devices of the host."""
+
+    AUDIO = "audio"
+    CAMERA = "camera"
+    KVM = "kvm"
+
+
+class Calls(StrEnum):
+    """Groups of system calls that no application has by default."""
+
+    DEBUG = "debug"
+    IO_URING = "io-uring"
+    KEYRING = "keyring"
+    MEMORY_LOCK = "memory-lock"
+    SCHEDULING = "scheduling"
+
+
+class Layer(StrEnum):
+    """Layers of confinement that a policy may do without, where a machine has none. All others are never done without."""
+
+    LANDLOCK = "landlock"
+    NESTING = "nesting"
+    WRITE_EXECUTE = "write-execute"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Read:
+    """Sees a file or directory of the host, with all that is below."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Write:
+    """Sees and changes a file or directory of the host, with all that is below."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Use:
+    """Uses the host's devices of a class."""
+
+    device: Device
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Listen:
+    """Accepts connections at a TCP port of this machine, one below 1024 included."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Connect:
+    """Opens connections to a network (CIDR, in its canonical spelling), at one port or, where that is 0, at any."""
+
+    network: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.network}:{self.port or '*'}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Call:
+    """Makes the system calls of a group."""
+
+    calls: Calls
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WriteExecute:
+    """Runs what it has written, in memory or in a file: compilers that work just in time need that."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Nest:
+    """Makes further user namespaces: sandboxes of its own."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Terminal:
+    """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
+
+
+Power = Read | Write | Use | Listen | Connect | Call | WriteExecute | Nest | Terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that an application takes. `memory_bytes` is for the data of each process, `scratch_bytes` for each directory in memory."""
+
+    memory_bytes: int = 2 << 30
+    processes: int = 256
+    open_files: int = 4096
+    scratch_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is granted. Made by `policy`, which brings the powers into their one form."""
+
+    powers: frozenset[Power] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    may_miss: frozenset[Layer] = frozenset()
+
+    def to_json(self) -> Json:
+        """The policy as plain data, ready for `canonical`."""
+        grants: dict[str, Json] = {}
+        for key, kind in _LISTS.items():
+            values = sorted(_value(power) for power in self.powers if isinstance(power, kind))
+            if values:
+                grants[key] = values
+        for key, flag in _FLAGS.items():
+            if flag in self.powers:
+                grants[key] = True
+        limits: dict[str, Json] = {each.name: getattr(self.limits, each.name) for each in fields(Limits)}
+        return {"schema": SCHEMA, "grants": grants, "limits": limits, "may_miss": sorted(layer.value for layer in self.may_miss)}
+
+    def to_bytes(self) -> bytes:
+        """The policy as it is stored."""
+        return canonical(self.to_json())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form."""
+        return digest(self.to_json())
+
+    def has(self, power: Power) -> bool:
+        """Whether the policy allows all that `power` does."""
+        return any(_meet(power, held) == power for held in self.powers)
+
+    def of(self, kind: type[Any]) -> tuple[Any, ...]:
+        """The powers of one kind, in order."""
+        return tuple(sorted(power for power in self.powers if isinstance(power, kind)))
+
+    def with_powers(self, powers: Iterable[Power]) -> Self:
+        """The same limits with other powers."""
+        return replace(self, powers=_normal(powers))
+
+
+_LISTS: Mapping[str, type] = {
+    "read": Read,
+    "write": Write,
+    "devices": Use,
+    "listen": Listen,
+    "connect": Connect,
+    "syscalls": Call,
+}
+_FLAGS: Mapping[str, Power] = {"write_execute": WriteExecute(), "namespaces": Nest(), "terminal": Terminal()}
+
+
+def policy(powers: Iterable[Power] = (), limits: Limits | None = None, may_miss: Iterable[Layer] = ()) -> Policy:
+    """A policy in its one form."""
+    return Policy(_normal(powers), limits or Limits(), frozenset(may_miss))
+
+
+def meet(one: Policy, other: Policy) -> Policy:
+    """What both allow; of two limits the smaller."""
+    powers = {both for mine in one.powers for theirs in other.powers if (both := _meet(mine, theirs)) is not None}
+    return Policy(_normal(powers), _limits(min, one, other), one.may_miss & other.may_miss)
+
+
+def join(one: Policy, other: Policy) -> Policy:
+    """What either allows; of two limits the larger. Only an operator's word leads here."""
+    return Policy(_normal(one.powers | other.powers), _limits(max, one, other), one.may_miss | other.may_miss)
+
+
+def _meet(one: Power, other: Power) -> Power | None:
+    """What both powers allow, or None when that is nothing."""
+    match one, other:
+        case ((Read(mine) | Write(mine)), (Read(theirs) | Write(theirs))):
+            deeper = mine if _is_below(mine, theirs) else theirs if _is_below(theirs, mine) else None
+            if deeper is None:
+                return None
+            return Write(deeper) if isinstance(one, Write) and isinstance(other, Write) else Read(deeper)
+        case Connect(mine, port), Connect(theirs, their_port):
+            smaller = _common(mine, theirs)
+            if smaller is None or (port and their_port and port != their_port):
+                return None
+            return Connect(smaller, port or their_port)
+        case _:
+            return one if one == other else None
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
+def _common(mine: str, theirs: str) -> str | None:
+    one, other = ipaddress.ip_network(mine), ipaddress.ip_network(theirs)
+    if one.version != other.version or not one.overlaps(other):
+        return None
+    return mine if one.prefixlen >= other.prefixlen else theirs
+
+
+def _normal(powers: Iterable[Power]) -> frozenset[Power]:
+    """Without powers that another one covers."""
+    every = frozenset(powers)
+    return frozenset(one for one in every if not any(other != one and _meet(one, other) == one for other in every))
+
+
+def _limits(choose: Any, one: Policy, other: Policy) -> Limits:  # noqa: ANN401 - min or max
+    return Limits(**{each.name: choose(getattr(one.limits, each.name), getattr(other.limits, each.name)) for each in fields(Limits)})
+
+
+# Reading
+
+
+def parse(data: bytes) -> Policy:
+    """The policy in stored bytes.
+
+    Raises:
+        InputError: they are none, or of a schema that this version does not read.
+    """
+    try:
+        raw = json.loads(data)
+        known = isinstance(raw, dict) and raw.get("schema") == SCHEMA
+    except ValueError:
+        known, raw = False, {}
+    if not known:
+        raise InputError("this is no policy that this version reads", code="policy-schema", hint=f"it wants the schema {SCHEMA!r}")
+    return from_json(raw)
+
+
+def from_json(raw: Mapping[str, Any]) -> Policy:
+    """The policy that `raw` describes, with `grants`, `limits` and `may_miss` as `to_json` writes them; what is absent is default.
+
+    Raises:
+        InputError: something in it is unknown or cannot be granted.
+    """
+    try:
+        _refuse_unknown(raw, ("schema", "grants", "limits", "may_miss"), "key")
+        powers = tuple(powers_of(raw.get("grants", {})))
+        limits = _limits_of(raw.get("limits", {}))
+        may_miss = frozenset(Layer(layer) for layer in raw.get("may_miss", ()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"the policy is wrong: {error}", code="policy-value", hint="docs/sandbox.md has every key") from error
+    return policy(powers, limits, may_miss)
+
+
+def powers_of(grants: Mapping[str, Any]) -> Iterable[Power]:
+    """The powers that a table of grants names.
+
+    Raises:
+        ValueError: one that does not exist, or cannot be granted; the message says which.
+    """
+    _refuse_unknown(grants, (*_LISTS, *_FLAGS), "grant")
+    for key in _LISTS:
+        values = grants.get(key, ())
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"{key} must be a list")  # noqa: TRY004 - wrong content of a file, not a wrong call
+        for value in values:
+            yield power_of(key, value)
+    for key, flag in _FLAGS.items():
+        if type(grants.get(key, False)) is not bool:
+            raise ValueError(f"{key} must be true or false")
+        if grants.get(key, False):
+            yield flag
+
+
+def power_of(key: str, value: object) -> Power:
+    """The power that one element of the list `key` names.
+
+    Raises:
+        ValueError: it names none, or one that cannot be granted.
+    """
+    match key, value:
+        case "read", str():
+            return Read(_path(value))
+        case "write", str():
+            return Write(_path(value))
+        case "devices", str():
+            return Use(_member(Device, value, "class of devices"))
+        case "listen", int() if type(value) is int and 1 <= value <= _HIGHEST_PORT:
+            return Listen(value)
+        case "connect", str():
+            return _destination(value)
+        case "syscalls", str():
+            return Call(_member(Calls, value, "group of system calls"))
+        case _:
+            raise ValueError(f"{value!r} cannot stand in {key}")
+
+
+def _path(path: str) -> str:
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"{path!r} is no absolute path without `..`, doubled or trailing slashes, and does not begin with ~/")
+    top = path.split("/")[1] if path.startswith("/") else ""
+    if top in _CLOSED or _is_below(path, _OWN_HOME) or path == "/home":
+        raise ValueError(f"{path!r} cannot be granted: what is there in the sandbox belongs to the image or to the kernel")
+    return path
+
+
+def _destination(text: str) -> Connect:
+    address, _, port = text.rpartition(":")
+    bare = address.removeprefix("[").removesuffix("]")
+    try:
+        network = ipaddress.ip_network(bare)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no destination such as 10.0.0.0/8:5432, [2001:db8::/32]:443 or 192.0.2.1/32:*") from error
+    if port != "*" and not (port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT):
+        raise ValueError(f"{text!r} has no port from 1 to {_HIGHEST_PORT}, nor `*` for any")
+    return Connect(str(network), 0 if port == "*" else int(port))
+
+
+def _member(kind: type[E], value: str, what: str) -> E:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no {what}: there are {', '.join(kind)}") from error
+
+
+def _limits_of(raw: Mapping[str, Any]) -> Limits:
+    _refuse_unknown(raw, [each.name for each in fields(Limits)], "limit")
+    for key, value in raw.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"the limit {key} must be a whole number above 0")
+    return Limits(**raw)
+
+
+def _value(power: Any) -> Any:  # noqa: ANN401 - of any of the kinds that have one
+    if isinstance(power, Connect):
+        network = f"[{power.network}]" if ":" in power.network else power.network
+        return f"{network}:{power.port or '*'}"
+    value = getattr(power, fields(power)[0].name)
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def _refuse_unknown(raw: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    if unknown := raw.keys() - set(known):
+        raise ValueError(f"there is no {what} {', '.join(f'`{name}`' for name in sorted(unknown))}; there are {', '.join(known)}")
+
+
+def spelled(power: Power) -> str:
+    """A power as a line of `[grants]`."""
+    for key, flag in _FLAGS.items():
+        if power == flag:
+            return f"{key} = true"
+    key = next(key for key, kind in _LISTS.items() if isinstance(power, kind))
+    return f"{key} = [{json.dumps(_value(power))}]"

@@ -1,0 +1,73 @@
+"""A network of the application's own: pasta connects it to the machine's, nftables keeps it to what is granted. Pure.
+
+pasta needs no rights: it speaks for the application with sockets of whoever started it. Its own ways around are closed: nothing of the
+machine's loopback is reachable, neither by the gateway's address nor by ports. The rules are loaded before the application exists, in a
+network that belongs to a user namespace above the application's, which therefore cannot change them.
+
+Source: passt(1), nft(8).
+"""
+
+import ipaddress
+from collections.abc import Sequence
+
+from obelisk.model.policy import Connect, Listen, Policy
+
+# $0 holds the rules, $1 is nft, $2 the first port that can be listened at without privileges.
+_GUARD = '"$1" -f "$0"; echo "$2" >/proc/sys/net/ipv4/ip_unprivileged_port_start; shift 2; exec "$@"'
+_FIRST_FREE_PORT = 1024
+
+
+def is_wanted(policy: Policy) -> bool:
+    """Whether the policy grants any network."""
+    return bool(policy.of(Listen) or policy.of(Connect))
+
+
+def rules(policy: Policy) -> str:
+    """The rules, as nft(8) reads them; nothing without a network."""
+    if not is_wanted(policy):
+        return ""
+    into = [f"    tcp dport {power.port} accept" for power in policy.of(Listen)]
+    out = [f"    {line} accept" for power in policy.of(Connect) for line in _destination(power)]
+    # Neighbours have to find each other before anything else can be said.
+    both = [
+        "    meta l4proto ipv6-icmp icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-router-solicit } accept"
+    ]
+    both.append("    ct state established,related accept")
+    return "\n".join(
+        (
+            "table inet obelisk {",
+            "  chain input {",
+            "    type filter hook input priority 0; policy drop;",
+            '    iifname "lo" accept',
+            *both,
+            *into,
+            "  }",
+            "  chain output {",
+            "    type filter hook output priority 0; policy drop;",
+            '    oifname "lo" accept',
+            *both,
+            *out,
+            "    reject with icmpx type admin-prohibited",
+            "  }",
+            "}",
+            "",
+        )
+    )
+
+
+def words(policy: Policy, rules_file: str, nft: str, command: Sequence[str]) -> tuple[str, ...]:
+    """The words of the pasta that runs `command` in the network."""
+    listens = [power.port for power in policy.of(Listen)]
+    ports = ",".join(map(str, listens)) or "none"
+    first = min((_FIRST_FREE_PORT, *listens))
+    settings = ("--config-net", "--quiet", "--foreground", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
+    closed = ("--tcp-ports", ports, "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none")
+    return ("pasta", *settings, *closed, "--", "/bin/sh", "-euc", _GUARD, rules_file, nft, str(first), *command)
+
+
+def _destination(power: Connect) -> tuple[str, ...]:
+    family = "ip" if ipaddress.ip_network(power.network).version == 4 else "ip6"  # noqa: PLR2004 - of the protocol
+    where = f"{family} daddr {power.network}"
+    if not power.port:
+        return (where,)
+    return (f"{where} tcp dport {power.port}", f"{where} udp dport {power.port}")

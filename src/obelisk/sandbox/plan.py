@@ -1,0 +1,282 @@
+"""From an application, its policy and a machine to a launch plan: two programs that start it confined, without Python or a shell.
+
+    start     as whoever launches: own mounts, memory where the application writes, root's rights given up; then bubblewrap
+    pasta     with a network: one of its own, which rules of nftables keep to what is granted
+    bwrap     own user, mount, process, IPC, host name, control group and network namespaces; the application's root, read-only
+    confine   inside: limits, Landlock, no writable executable memory, filter of system calls; then the application
+
+`compile_plan` is pure. Every layer holds by itself: that a path is not mounted does not rely on Landlock, nor the reverse. What a machine
+lacks stops the compilation, unless the policy says that it may be missing.
+"""
+
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from obelisk.errors import MissingFeatureError
+from obelisk.model.application import Application
+from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
+from obelisk.sandbox import network
+from obelisk.sandbox.calls import WATCHED, filter_of
+from obelisk.sandbox.machine import Machine
+from obelisk.system import confine, landlock
+from obelisk.system.landlock import CHANGE, READ, Files, Rule, Ruleset
+from obelisk.system.program import Call, Execute, assemble
+
+HOME = "/home/app"
+UID = 1000
+"""The application's user inside; which one it is outside says `Place.owner`."""
+
+# Parts of the image's root, and whether programs run from them.
+_IMAGE = {"/usr": True, "/etc": False, "/opt": True, "/srv": True, "/var": False}
+_LINKS = ("bin", "sbin", "lib", "lib64")
+MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755, HOME: 0o700}  # noqa: S108 - inside the sandbox
+_NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
+_DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+_CONFINE = "/.confine"
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where things are on the machine: the checked root, an empty directory, and where the plan and the application's data lie.
+
+    `owner` is whose rights the application has over files; `groups` are those of the `devices` that it uses, some of which are
+    `directories` of nodes. `home` is what `~` means.
+    `resolver` is the file that names the machine's name servers.
+    """
+
+    name: str
+    root: Path
+    plan: Path
+    data: Path
+    home: Path
+    owner: confine.Owner
+    groups: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
+    resolver: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why."""
+
+    start: bytes
+    confine: bytes
+    rules: str
+    layers: tuple[tuple[str, str], ...]
+
+
+def compile_plan(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None) -> Plan:
+    """The plan. With `listener`, an open socket, refused system calls are put before an observer (see `obelisk.sandbox.observer`).
+
+    Raises:
+        MissingFeatureError: the machine lacks a layer that the policy does not allow to be missing.
+    """
+    refused = sorted(machine.missing - policy.may_miss)
+    if refused:
+        raise MissingFeatureError(
+            f"this machine lacks {', '.join(f'the layer `{layer}`' for layer in refused)} of confinement",
+            code="layer-missing",
+            hint="run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
+        )
+    if network.is_wanted(policy) and machine.network:
+        raise MissingFeatureError("this machine cannot give it the network that is granted", code="no-network", hint=machine.network)
+    for power in policy.of(Listen):
+        if power.port < machine.first_port:
+            raise MissingFeatureError(
+                f"port {power.port} of this machine is kept for root",
+                code="port-privileged",
+                hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
+            )
+    outside = assemble(_outside(app, policy, place, machine, listener=listener), _bubblewrap(policy, place, machine))
+    mounts = tuple(_mounts(app, policy, place))
+    inside = assemble(
+        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, _environment(app, policy))
+    )
+    return Plan(outside, inside, network.rules(policy), layers_of(policy, machine))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    """Something of the machine, or of its memory where `source` is None, at `inside`. `exists`: the image has a place for it."""
+
+    inside: str
+    source: Path | None
+    writable: bool
+    mode: int
+    exists: bool
+
+    @property
+    def is_file(self) -> bool:
+        return self.source is not None and not self.source.is_dir()
+
+
+def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
+    """Everything besides the image, parents before what is in them."""
+    wanted: dict[str, tuple[Path | None, bool, int]] = {path: (None, True, mode) for path, mode in MEMORY.items()}
+    wanted |= dict.fromkeys(app.scratch, (None, True, 493))
+    for grant in policy.of(Read) + policy.of(Write):
+        wanted[inside_path(grant.path)] = (host_path(grant.path, place.home), isinstance(grant, Write), 0)
+    wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
+    if policy.of(Connect) and place.resolver is not None:
+        wanted["/etc/resolv.conf"] = (place.resolver, False, 0)
+    for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
+        exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
+        yield _Mount(path, *wanted[path], exists)
+
+
+def host_path(granted: str, home: Path) -> Path:
+    """The path of the machine that a grant means."""
+    return Path(str(home) + granted.removeprefix("~")) if granted.startswith("~") else Path(granted)
+
+
+def inside_path(granted: str) -> str:
+    """Where the application sees it."""
+    return HOME + granted.removeprefix("~") if granted.startswith("~") else granted
+
+
+def data_directory(data: Path, inside: str) -> Path:
+    """Where what an application keeps at `inside` lies on the machine."""
+    return data / inside.strip("/").replace("-", "--").replace("/", "-")
+
+
+def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None) -> list[Call]:
+    """What `start` does: the whole root is put together here, which takes system calls alone where bubblewrap reads every mount anew."""
+    stage = str(place.plan / "stage")
+    runs = policy.has(WriteExecute())
+    mine = confine.Owner(0, 0) if machine.is_root else machine.owner
+    calls = confine.close_descriptors(keep=listener)
+    calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
+    calls += confine.memory(stage, 1 << 20, mine)
+    made = {""}
+    for top in ("/proc", "/dev", "/var", *_IMAGE):
+        calls += confine.directory(f"{stage}{top}") if top not in made else []
+        made.add(top)
+    for top in _IMAGE:
+        calls += confine.bound(f"{place.root}{top}", f"{stage}{top}", writable=False, executable=True)
+    for link in _LINKS:
+        calls += confine.link(f"usr/{link}", f"{stage}/{link}")
+    calls += _devices(place, stage, made)
+    for mount in _mounts(app, policy, place):
+        at = f"{stage}{mount.inside}"
+        if not mount.exists:
+            for parent in _missing(mount.inside.rpartition("/")[0], made):
+                calls += confine.directory(f"{stage}{parent}")
+            calls += confine.file(at) if mount.is_file else confine.directory(at)
+            made.add(mount.inside)
+        if mount.source is None:
+            calls += confine.memory(at, policy.limits.scratch_bytes, place.owner, mode=mount.mode, executable=runs)
+        else:
+            calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
+    calls += confine.file(f"{stage}{_CONFINE}")
+    calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
+    calls += confine.read_only(stage)
+    if machine.is_root:
+        calls += confine.become(place.owner, place.groups)
+    # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
+    return calls if network.is_wanted(policy) else calls + confine.no_new_privileges()
+
+
+def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
+    """The nodes that every program needs, and those that are granted."""
+    for link, target in _DEVICE_LINKS.items():
+        yield from confine.link(target, f"{stage}/dev/{link}")
+    for node in (*_NODES, *place.devices):
+        for parent in _missing(node.rpartition("/")[0], made):
+            yield from confine.directory(f"{stage}{parent}")
+        yield from confine.directory(f"{stage}{node}") if node in place.directories else confine.file(f"{stage}{node}")
+        yield from confine.device(node, f"{stage}{node}")
+
+
+def _missing(path: str, made: set[str]) -> Iterator[str]:
+    """The directories down to `path` that are not there yet, which then are."""
+    if path not in made:
+        yield from _missing(path.rpartition("/")[0], made)
+        made.add(path)
+        yield path
+
+
+def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
+    """What `start` goes on as."""
+    words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    words += [] if network.is_wanted(policy) else ["--unshare-net"]
+    words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent", "--cap-drop", "ALL"]
+    if machine.no_nesting and not policy.has(Nest()):
+        words += ["--disable-userns"]
+    if not policy.has(Terminal()):
+        words += ["--new-session"]
+    stage = place.plan / "stage"
+    words += ["--dev-bind", str(stage), "/", "--proc", "/proc"]
+    for name in machine.masked_files:
+        words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
+    if policy.has(Terminal()):
+        # A place of its own for pseudo-terminals comes with all of bubblewrap's /dev.
+        words += ["--dev", "/dev", "--bind", f"{stage}/dev/shm", "/dev/shm"]  # noqa: S108
+        words += [word for device in place.devices for word in ("--dev-bind", device, device)]
+        words += ["--remount-ro", "/dev"]
+    words += ["--chdir", "/", "--", _CONFINE]
+    if not network.is_wanted(policy):
+        return Execute(machine.bubblewrap, tuple(words))
+    rules = str(place.plan / "network.nft")
+    return Execute(machine.pasta, network.words(policy, rules, machine.nft, (machine.bubblewrap, *words[1:])))
+
+
+def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, listener: int | None) -> list[Call]:
+    """What `confine` does. The filter comes last: the steps before it use calls that it refuses."""
+    limits = policy.limits
+    calls = confine.limit(resource.RLIMIT_CORE, 0)
+    calls += confine.limit(resource.RLIMIT_DATA, limits.memory_bytes)
+    calls += confine.limit(resource.RLIMIT_NPROC, limits.processes)
+    calls += confine.limit(resource.RLIMIT_NOFILE, min(limits.open_files, machine.open_files))
+    calls += confine.change_directory(app.directory)
+    calls += confine.no_new_privileges()
+    if machine.landlock:
+        calls += _ruleset(mounts, policy).calls(machine.landlock)
+    if machine.no_write_execute and not policy.has(WriteExecute()):
+        calls += confine.refuse_write_execute()
+    return calls + confine.filtered(
+        filter_of(policy).program(ask=listener is not None, watched=frozenset() if listener is None else WATCHED), listener=listener
+    )
+
+
+def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
+    run = Files.EXECUTE if policy.has(WriteExecute()) else Files(0)
+    rules = [Rule(top, READ | (Files.EXECUTE if runs else Files(0))) for top, runs in _IMAGE.items()]
+    # By /proc/self/mem a process writes to its own memory, whatever the protection of that is. Sandboxes of its own want their uid_map.
+    rules += [Rule("/", Files.READ_DIR), Rule("/proc", READ | (Files.WRITE_FILE if policy.has(Nest()) else Files(0)))]
+    rules += [Rule("/dev", READ | Files.WRITE_FILE | Files.TRUNCATE | Files.IOCTL_DEV)]
+    for mount in mounts:
+        rights = READ | run | (CHANGE if mount.writable else Files(0))
+        rules.append(Rule(mount.inside, rights, is_file=mount.is_file))
+    listens = tuple(power.port for power in policy.of(Listen))
+    connects = tuple(power.port for power in policy.of(Connect))
+    # To its own ports it may talk: they are in its own network.
+    return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
+
+
+def _environment(app: Application, policy: Policy) -> tuple[str, ...]:
+    terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
+    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
+
+
+def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
+    """Which layers hold on a machine, and what each means under the policy."""
+    fixed = (
+        ("namespaces", "user, mount, process, IPC, host name, control group, network"),
+        (
+            "files",
+            "the image is read-only; what is writable is memory or granted" + ("" if policy.has(WriteExecute()) else ", and never runs"),
+        ),
+        ("rights", "no capabilities, no new privileges"),
+        ("seccomp", f"{len(filter_of(policy).allowed)} system calls are allowed, all others refused"),
+        ("limits", "data, processes, open files, memory for files"),
+    )
+    may_miss = {
+        Layer.LANDLOCK: f"ABI {machine.landlock}: files" + (", TCP ports" * (machine.landlock >= landlock.NETWORK_SINCE)),
+        Layer.NESTING: "granted: it makes namespaces" if policy.has(Nest()) else "no further user namespaces",
+        Layer.WRITE_EXECUTE: "granted: it runs what it writes" if policy.has(WriteExecute()) else "no memory is writable and executable",
+    }
+    return (*fixed, *((layer.value, "missing on this machine" if layer in machine.missing else text) for layer, text in may_miss.items()))

@@ -1,0 +1,88 @@
+"""The part of a spec that only applications have, and what they have nothing of."""
+
+from collections.abc import Iterator
+
+from obelisk.model.application import Application
+from obelisk.model.policy import Layer, Limits, Policy, Power, policy, power_of, powers_of
+from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
+from obelisk.spec.problems import Findings
+from obelisk.spec.reader import Table, size
+
+_LISTS = ("read", "write", "devices", "listen", "connect", "syscalls")
+_FLAGS = ("write_execute", "namespaces", "terminal")
+# Where an application may have directories of its own; the rest is its image, or the kernel's.
+_WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
+
+
+def application(root: Table, spec: Spec, findings: Findings) -> Application | None:
+    """What `app`, `grants` and `limits` say; None for a machine, which must not have them."""
+    app = root.table("app")
+    command = app.texts("command")
+    granted = _policy(root, findings)
+    if spec.role is not Role.APP:
+        said = {"app": bool(command), "grants": bool(granted.powers or granted.may_miss), "limits": granted.limits != Limits()}
+        for key in (key for key, present in said.items() if present):
+            findings.report((key,), f"`{key}` goes with the role `app` only", code="spec-conflict", hint='role = "app"')
+        return None
+    if not command:
+        findings.report(("role",), "an app needs a command", code="spec-missing", hint='[app], command = ["/usr/bin/git"]')
+    elif not command[0].startswith("/"):
+        findings.report(app.at("command", 0), f"'{command[0]}' is no absolute path", code="spec-value", hint=f"/usr/bin/{command[0]}")
+    for key in _machine_keys(root, spec):
+        findings.report((key,), f"`{key}` is for machines, and an app is none", code="spec-conflict", hint="leave it out")
+    _check_places(app, findings)
+    environment = tuple(sorted((name, value) for name, _, value in (each.partition("=") for each in app.texts("environment"))))
+    return Application(command, environment, app.find("directory", str) or "/", app.texts("scratch"), app.texts("data"), granted)
+
+
+def _check_places(app: Table, findings: Findings) -> None:
+    for key in ("scratch", "data"):
+        for number, path in enumerate(app.texts(key)):
+            if not path.startswith(_WRITABLE):
+                message = f"'{path}' cannot be written: it belongs to the image or to the kernel"
+                findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(_WRITABLE)}")
+    for number, path in enumerate(app.texts("data")):
+        if path in app.texts("scratch"):
+            findings.report(
+                app.at("data", number), f"'{path}' is also listed in app.scratch", code="spec-conflict", hint="keep one of them"
+            )
+
+
+def _policy(root: Table, findings: Findings) -> Policy:
+    grants, limits = root.table("grants"), root.table("limits")
+    return policy(
+        _powers(grants, findings),
+        Limits(
+            memory_bytes=size(limits.get("memory", str)),
+            processes=limits.get("processes", int),
+            open_files=limits.get("open_files", int),
+            scratch_bytes=size(limits.get("scratch", str)),
+        ),
+        (Layer(layer) for layer in grants.texts("may_miss")),
+    )
+
+
+def _powers(grants: Table, findings: Findings) -> Iterator[Power]:
+    for key in _LISTS:
+        for number, value in enumerate(grants.get(key, list)):
+            try:
+                yield power_of(key, value)
+            except ValueError as error:
+                findings.report(grants.at(key, number), str(error), code="spec-value", hint="docs/sandbox.md tells what can be granted")
+    yield from powers_of({key: grants.get(key, bool) for key in _FLAGS})
+
+
+def _machine_keys(root: Table, spec: Spec) -> Iterator[str]:
+    """Keys that say something about a machine."""
+    said = {
+        "boot": spec.boot != Boot(),
+        "services": spec.services != Services(),
+        "users": bool(spec.users),
+        "groups": bool(spec.groups),
+        "health": bool(spec.health),
+        "upgrade": spec.upgrade != Upgrade(),
+        "state": spec.state != State(),
+        "hardening": spec.hardening != Hardening(),
+        "hostname": root.find("hostname", str) is not None,
+    }
+    return (key for key, present in said.items() if present)

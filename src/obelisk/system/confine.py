@@ -1,0 +1,181 @@
+"""Steps by which a process changes what it sees and gives up what it may, as system calls of a program (`obelisk.system.program`).
+
+Source: mount(2), mount_setattr(2), user_namespaces(7), prctl(2), seccomp(2), setrlimit(2).
+"""
+
+import ctypes
+import os
+import resource
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from obelisk.system.program import Call, Data, Kept, text
+from obelisk.system.syscalls import NUMBERS
+
+_NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
+_NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _SLAVE = 2, 4, 8, 4096, 16384, 1 << 19
+_ATTRIBUTE_READ_ONLY, _ATTRIBUTE_NOSUID, _ATTRIBUTE_NODEV, _ATTRIBUTE_NOEXEC = 1, 2, 4, 8
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_WRITE_ONLY, _CREATE = 1, 0o100
+_PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 38, 65, 66
+_SET_FILTER, _NEW_LISTENER = 1, 8
+_SOL_SOCKET, _SCM_RIGHTS = 1, 1
+_MOST_DESCRIPTORS = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whom a directory belongs to."""
+
+    uid: int
+    gid: int
+
+
+def close_descriptors(*, keep: int | None = None) -> list[Call]:
+    """Close what was inherited besides input, output and errors, but one."""
+    ranges = ((3, _MOST_DESCRIPTORS),) if keep is None else ((3, keep - 1), (keep + 1, _MOST_DESCRIPTORS))
+    return [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges if first <= last]
+
+
+def own_mounts() -> list[Call]:
+    """Go on in a mount namespace of its own, from which nothing comes back. Takes root rights."""
+    return [_call("unshare", (_NEW_MOUNTS,), "make a mount namespace"), _separate()]
+
+
+def own_mounts_of_user(owner: Owner) -> list[Call]:
+    """The same for an ordinary user, by a user namespace in which they keep their ids."""
+    calls = [_call("unshare", (_NEW_USERS | _NEW_MOUNTS,), "make a user namespace: the kernel or its settings do not allow that here")]
+    for name, content in (("setgroups", "deny"), ("uid_map", f"{owner.uid} {owner.uid} 1"), ("gid_map", f"{owner.gid} {owner.gid} 1")):
+        calls += [
+            _call("open", (text(f"/proc/self/{name}"), _WRITE_ONLY, 0), f"open its {name}", keep=name),
+            _call("write", (Kept(name), Data((content.encode(),)), len(content)), f"write its {name}"),
+            _call("close", (Kept(name),)),
+        ]
+    return [*calls, _separate()]
+
+
+def memory(place: str, size: int, owner: Owner, *, mode: int = 0o755, executable: bool = False) -> list[Call]:
+    """A new file system in memory at `place`, a directory that is there. Unless `executable`, nothing in it runs."""
+    flags = _NOSUID | _NODEV | (0 if executable else _NOEXEC)
+    options = f"size={size},mode={mode:o},uid={owner.uid},gid={owner.gid}"
+    return [_call("mount", (text("tmpfs"), text(place), text("tmpfs"), flags, text(options)), f"mount memory at {place}")]
+
+
+def directory(place: str) -> list[Call]:
+    """Make a directory."""
+    return [_call("mkdir", (text(place), 0o755), f"make {place}")]
+
+
+def link(target: str, place: str) -> list[Call]:
+    """Make a symbolic link."""
+    return [_call("symlink", (text(target), text(place)), f"make the link {place}")]
+
+
+def read_only(place: str) -> list[Call]:
+    """Let nothing be made or changed any more in what is mounted at `place` itself."""
+    settings = Data((struct.pack("<QQQQ", _ATTRIBUTE_READ_ONLY, 0, 0, 0),))
+    return [_call("mount_setattr", (_AT_FDCWD, text(place), 0, settings, 32), f"make {place} read-only")]
+
+
+def file(place: str) -> list[Call]:
+    """Make an empty file."""
+    return [
+        _call("open", (text(place), _WRITE_ONLY | _CREATE, 0o644), f"make {place}", keep="made"),
+        _call("close", (Kept("made"),)),
+    ]
+
+
+def bound(source: str, place: str, *, writable: bool, executable: bool) -> list[Call]:
+    """Show `source` and all that is mounted below it at `place`, which is there. No device or set-id program counts in it."""
+    attributes = _ATTRIBUTE_NOSUID | _ATTRIBUTE_NODEV
+    attributes |= (0 if writable else _ATTRIBUTE_READ_ONLY) | (0 if executable else _ATTRIBUTE_NOEXEC)
+    settings = Data((struct.pack("<QQQQ", attributes, 0, 0, 0),))
+    return [
+        _call("mount", (text(source), text(place), 0, _BIND | _RECURSIVE, 0), f"show {source}"),
+        _call("mount_setattr", (_AT_FDCWD, text(place), _AT_RECURSIVE, settings, 32), f"restrict what is shown of {source}"),
+    ]
+
+
+def device(node: str, place: str) -> list[Call]:
+    """Show a device node of the machine, or a directory of them, at `place`."""
+    settings = Data((struct.pack("<QQQQ", _ATTRIBUTE_NOSUID | _ATTRIBUTE_NOEXEC, 0, 0, 0),))
+    return [
+        _call("mount", (text(node), text(place), 0, _BIND | _RECURSIVE, 0), f"show {node}"),
+        _call("mount_setattr", (_AT_FDCWD, text(place), _AT_RECURSIVE, settings, 32), f"restrict what is shown of {node}"),
+    ]
+
+
+def become(owner: Owner, groups: Sequence[int]) -> list[Call]:
+    """Give up root's ids for these, and no others."""
+    return [
+        _call("setgroups", (len(groups), Data((struct.pack(f"<{len(groups)}I", *groups),))), "give up root's groups"),
+        _call("setresgid", (owner.gid,) * 3, "give up root's group"),
+        _call("setresuid", (owner.uid,) * 3, "give up root's rights"),
+    ]
+
+
+def no_new_privileges() -> list[Call]:
+    """Nothing that it starts has more rights than it has itself."""
+    return [_call("prctl", (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges")]
+
+
+def change_directory(place: str) -> list[Call]:
+    """Go on in another directory."""
+    return [_call("chdir", (text(place),), f"go to {place}")]
+
+
+def limit(kind: int, value: int) -> list[Call]:
+    """Bound a resource, by its number in the module `resource`."""
+    return [_call("prlimit64", (0, kind, Data((struct.pack("<QQ", value, value),)), 0), f"limit the resource {kind} to {value}")]
+
+
+def refuse_write_execute() -> list[Call]:
+    """Memory that was writable is never executable, for the process and all that it starts."""
+    return [_call("prctl", (_PR_SET_MDWE, 1, 0, 0, 0), "give up writable executable memory")]
+
+
+def filtered(program: bytes, *, listener: int | None = None) -> list[Call]:
+    """Install a filter of system calls. Its listener is sent to the socket `listener`, which is then closed."""
+    content = Data((struct.pack("<HHI", len(program) // 8, 0, 0), Data((program,))))
+    calls = [
+        _call(
+            "seccomp",
+            (_SET_FILTER, _NEW_LISTENER if listener is not None else 0, content),
+            "install its filter of system calls",
+            keep="notices",
+        )
+    ]
+    if listener is not None:
+        rights = Data((struct.pack("<Qii", 20, _SOL_SOCKET, _SCM_RIGHTS), Kept("notices"), bytes(4)))
+        payload = Data((Data((b"!",)), struct.pack("<Q", 1)))
+        message = Data((bytes(16), payload, struct.pack("<Q", 1), rights, struct.pack("<QQ", 24, 0)))
+        calls += [
+            _call("sendmsg", (listener, message, 0), "hand its listener to the observer"),
+            _call("close", (listener,)),
+            _call("close", (Kept("notices"),)),
+        ]
+    return calls
+
+
+def can_refuse_write_execute() -> bool:
+    """Whether the running kernel can (Linux 6.3 and later)."""
+    return int(ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_MDWE, 0, 0, 0, 0)) >= 0
+
+
+def most_open_files() -> int:
+    """The bound on open files that this process may set."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+def myself() -> Owner:
+    """The ids of this process."""
+    return Owner(os.geteuid(), os.getegid())
+
+
+def _separate() -> Call:
+    return _call("mount", (0, text("/"), 0, _SLAVE | _RECURSIVE, 0), "separate its mounts")
+
+
+def _call(name: str, arguments: tuple[int | Data | Kept, ...], what: str = "", *, keep: str = "") -> Call:
+    return Call(NUMBERS[name], arguments, what, keep)

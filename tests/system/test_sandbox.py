@@ -1,0 +1,175 @@
+"""Applications start confined, from a root that was checked, with what the operator leaves them."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ordinary import UID, ordinary_user
+from sandboxes import PRIVATE, WITH_TUNNEL, application, places, told
+from tool import Tool
+
+SHELL = """
+[app]
+command = ["/bin/sh", "-c"]
+environment = ["GREETING=hello there"]
+directory = "/srv"
+data = ["/var/lib/shell"]
+scratch = ["/var/cache/shell", "/run/shell"]
+"""
+
+
+@pytest.fixture(scope="module")
+def shell(workshop: Tool) -> Iterator[Tool]:
+    """A shell as an application."""
+    with places():
+        yield application(workshop, "shell", SHELL)
+
+
+def said(tool: Tool, command: str, *, status: int = 0) -> str:
+    """What the shell says."""
+    return tool.run("app", "run", str(tool.spec), "--", command, status=status)
+
+
+def test_it_gets_its_words_its_directory_and_its_environment_and_gives_its_status(shell: Tool) -> None:
+    assert said(shell, 'pwd; echo "$GREETING"; env | wc -l') == "/srv\nhello there\n6\n"
+    assert "no" in said(shell, "echo no; exit 42", status=42)
+    assert shell.run("app", "run", str(shell.spec), "--", 'echo "$0-$1"', "a b", "--") == "a b---\n"
+
+
+def test_it_reads_what_is_piped_to_it(shell: Tool) -> None:
+    words = [*shell.prefix, str(shell.checkout / "obelisk"), "app", "run", str(shell.spec), "--", "cat"]
+    done = subprocess.run(words, env=shell.environment, input=b"through\n", capture_output=True, check=True)
+    assert done.stdout == b"through\n"
+
+
+def test_data_outlives_a_run_and_memory_does_not(shell: Tool) -> None:
+    said(shell, "for place in /var/lib/shell /var/cache/shell /run/shell /tmp /home/app /var/tmp /dev/shm; do echo kept >$place/file; done")
+    assert (
+        said(shell, "cat /var/*/shell/file /run/shell/file /tmp/file /home/app/file /var/tmp/file /dev/shm/file 2>&1 | grep -c kept")
+        == "1\n"
+    )
+    assert said(shell, "cat /var/lib/shell/file") == "kept\n"
+    assert said(shell, "ls -ld /var/lib/shell | cut -c 1-10; id -un") == "drwx------\napp\n"
+
+
+def test_nothing_of_the_image_can_be_changed(shell: Tool) -> None:
+    for place in ("/", "/usr/bin", "/etc", "/var/lib", "/srv", "/opt", "/home"):
+        assert "Read-only file system" in said(shell, f"touch {place}/file 2>&1; true")
+
+
+def test_what_started_it_can_be_started_again_without_obelisk(shell: Tool) -> None:
+    """By a program that is no script, in one mount namespace with what made it ready."""
+    script = f'start=$("$0" app ready {shell.spec}) && head -c 4 "$start" && "$start" "echo again"'
+    words = [*PRIVATE, "sh", "-euc", script, str(shell.checkout / "obelisk")]
+    done = subprocess.run(words, env=shell.environment, capture_output=True, check=True)
+    assert done.stdout == b"\x7fELFagain\n"
+
+
+def test_a_block_that_was_changed_is_found_before_anything_starts(shell: Tool, tmp_path: Path) -> None:
+    copy = replace(shell, prefix=()).copied_to(tmp_path)
+    image = shell.run("show", str(shell.spec), "--json")
+    root = tmp_path / "store/images" / json.loads(image)["id"] / "root.erofs"
+    content = bytearray(root.read_bytes())
+    content[len(content) // 2] ^= 1
+    root.unlink()
+    root.write_bytes(content)
+    damaged = replace(copy, prefix=PRIVATE, spec=shell.spec)
+    error = damaged.refused("app", "ready", "shell", status=3)
+    assert error["code"] == "root-damaged"
+    assert "obelisk verify --repair" in error["hint"]
+
+
+def test_show_tells_what_it_may_do_and_what_holds_here(shell: Tool) -> None:
+    text = shell.run("app", "show", str(shell.spec))
+    assert "does nothing else" in text
+    assert "0 of 100 is open" in text
+    result = json.loads(shell.run("app", "show", str(shell.spec), "--json"))
+    assert result["score"] == 0
+    assert result["granted"] == result["missing"] == []
+    assert {"namespaces", "files", "seccomp", "landlock", "nesting", "write-execute", "limits", "rights"} == set(result["layers"])
+
+
+def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_by_saying_so(workshop: Tool) -> None:
+    with places() as place:
+        app = application(
+            workshop, "asks", '[app]\ncommand = ["/bin/sh", "-c"]\n[grants]\nread = ["/mnt/a", "/mnt/b"]\n[limits]\nprocesses = 50\n'
+        )
+        setup = "mount -t tmpfs tmpfs /mnt; for name in a b c; do echo $name >/mnt/$name; done; exec"
+        app = replace(app, prefix=(*PRIVATE, "sh", "-euc", f'{setup} "$@"', "sh"))
+        seen = "cat /mnt/a /mnt/b /mnt/c 2>/dev/null; grep processes /proc/self/limits | tr -s ' ' | cut -d ' ' -f 3"
+
+        assert said(app, seen) == "a\nb\n50\n"
+        told(place, "asks", '[allow.grants]\nread = ["/mnt/b", "/mnt/c"]\nlisten = [8080]\n[allow.limits]\nprocesses = 70\n')
+        assert said(app, seen) == "b\n50\n"
+        assert "given although" not in app.run("app", "show", str(app.spec))
+        told(place, "asks", '[override.grants]\nread = ["/mnt/c"]\n[override.limits]\nprocesses = 70\n')
+        assert said(app, seen) == "a\nb\nc\n70\n"
+        assert "reads /mnt/c of this machine" in app.run("app", "show", str(app.spec)).partition("given although the image")[2]
+
+        for text, code in (
+            ("[allow", "policy-syntax"),
+            ("[grants]", "policy-value"),
+            ('[override.grants]\nread = ["/etc"]', "policy-value"),
+        ):
+            told(place, "asks", text)
+            assert app.refused("app", "show", str(app.spec), status=2)["code"] == code
+        told(place, "asks", '[override.grants]\nread = ["/mnt/missing"]\n')
+        assert app.refused("app", "ready", str(app.spec), status=5)["code"] == "grant-missing"
+
+
+def test_a_difference_is_told_in_words_and_growth_by_the_status(workshop: Tool) -> None:
+    plain = '[app]\ncommand = ["/bin/true"]\n'
+    first = application(workshop, "grows", f'version = "1"\n{plain}')
+    application(workshop, "grows", f'version = "2"\n{plain}[grants]\nlisten = [8080]\n')
+    assert first.run("app", "diff", "grows@1", "grows@2", status=1).startswith("+ accepts connections at TCP port 8080 of this machine\n")
+    assert first.run("app", "diff", "grows@2", "grows@1") == "- accepts connections at TCP port 8080 of this machine\n"
+    assert first.run("app", "diff", "grows@2", "grows@2") == "both may do the same\n"
+
+
+def test_machines_and_applications_are_not_taken_for_each_other(workshop: Tool, shell: Tool) -> None:
+    assert workshop.refused("app", "show", str(workshop.spec), status=2)["code"] == "not-application"
+    assert shell.refused("run", str(shell.spec), status=2)["code"] == "image-application"
+    assert shell.refused("install", str(shell.spec), "/dev/null", status=2)["code"] == "image-application"
+    assert shell.refused("export", str(shell.spec), "--output", "/nowhere", status=2)["code"] == "image-application"
+
+
+def test_an_image_of_an_application_is_the_same_to_the_bit_and_its_proof_names_its_tests(workshop: Tool) -> None:
+    with places():
+        tests = '[tests.says]\ncommand = "echo it works"\nexpect = "works"\n[tests.sealed]\ncommand = "! touch /usr/x"\n'
+        app = application(workshop, "proven", f'[app]\ncommand = ["/bin/true"]\n{tests}')
+        assert app.run("build", str(app.spec), "--reproduce").strip()
+        result = json.loads(app.run("test", str(app.spec), "--json").splitlines()[-1])
+        assert result["report"]["passed"]
+        envelope = json.loads(Path(result["proof"]).read_text())
+        assert envelope["payloadType"] == "application/vnd.in-toto+json"
+        names = [scenario["name"] for scenario in result["report"]["scenarios"]]
+        assert names == ["every block of the root is what its hash tree says", "starts in its sandbox", "test says", "test sealed"]
+
+        failing = application(workshop, "failing", '[app]\ncommand = ["/bin/true"]\n[tests.no]\ncommand = "false"\n')
+        assert "FAIL  test no" in failing.run("test", str(failing.spec), status=8)
+
+
+def test_an_ordinary_user_runs_it_with_the_same_confinement(shell: Tool, tmp_path: Path) -> None:
+    user = ordinary_user(shell, tmp_path)
+    user = replace(user, prefix=(*user.prefix, "env", "-u", "OBELISK_RUN", "-u", "OBELISK_DATA", "-u", "XDG_CONFIG_HOME"))
+    user.build()
+    status = said(user, "id -u; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; touch /usr/x 2>&1; echo kept >/var/lib/shell/file")
+    assert status.startswith("1000\n")
+    assert status.count("0000000000000000") == 5
+    assert "NoNewPrivs:\t1" in status
+    assert "Read-only file system" in status
+    assert said(user, "cat /var/lib/shell/file; cat /mnt/home/keys/* 2>&1 | head -n 1").startswith("kept\ncat: ")
+    file = tmp_path / "home/.config/obelisk/apps/shell.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('[override.grants]\nlisten = [18099]\nread = ["~/keys"]\n')
+    subprocess.run(["chown", "--recursive", f"{UID}:{UID}", tmp_path / "home/.config"], check=True)
+    networked = replace(user, prefix=(*WITH_TUNNEL, *user.prefix))
+    seen = said(networked, "ls /home/app/keys; grep -c : /proc/net/dev; perl -e 'print socket(S, 2, 1, 0) ? 1 : 0'")
+    assert "attestation.key\n" in seen
+    assert seen.endswith("2\n1"), seen
+    assert "was not in place" not in user.run("app", "clear", str(user.spec))
+    shutil.rmtree(tmp_path / "home")

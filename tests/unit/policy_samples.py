@@ -1,0 +1,38 @@
+"""Policies to test with: strategies that make every kind of power, few enough values that they meet."""
+
+from hypothesis import strategies as st
+
+from obelisk.model.policy import (
+    Call,
+    Calls,
+    Connect,
+    Device,
+    Layer,
+    Limits,
+    Listen,
+    Nest,
+    Policy,
+    Power,
+    Read,
+    Terminal,
+    Use,
+    Write,
+    WriteExecute,
+    policy,
+)
+
+PATHS = ("~", "~/Documents", "~/Documents/a", "/data", "/data/a", "/data/a/b", "/data/ab", "/mnt/disk")
+NETWORKS = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "192.0.2.0/24", "::/0", "2001:db8::/32")
+PORTS = (0, 80, 443)
+
+powers: st.SearchStrategy[Power] = st.one_of(
+    st.builds(Read, st.sampled_from(PATHS)),
+    st.builds(Write, st.sampled_from(PATHS)),
+    st.builds(Use, st.sampled_from(Device)),
+    st.builds(Listen, st.sampled_from((80, 8080, 65535))),
+    st.builds(Connect, st.sampled_from(NETWORKS), st.sampled_from(PORTS)),
+    st.builds(Call, st.sampled_from(Calls)),
+    st.sampled_from((WriteExecute(), Nest(), Terminal())),
+)
+limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)))
+policies: st.SearchStrategy[Policy] = st.builds(policy, st.frozensets(powers, max_size=8), limits, st.frozensets(st.sampled_from(Layer)))

@@ -1,0 +1,286 @@
+"""From a policy to what confines: system calls, mounts, rules of networks. Nothing more comes out than went in."""
+
+import dataclasses
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from policy_samples import policies
+
+from obelisk.errors import MissingFeatureError
+from obelisk.model.application import Application
+from obelisk.model.policy import (
+    Call,
+    Calls,
+    Connect,
+    Layer,
+    Listen,
+    Nest,
+    Policy,
+    Read,
+    Terminal,
+    Write,
+    WriteExecute,
+    join,
+    meet,
+    policy,
+)
+from obelisk.sandbox import network, plan
+from obelisk.sandbox.calls import filter_of, power_for
+from obelisk.sandbox.machine import Machine
+from obelisk.sandbox.observer import NETWORK, Observer, Refusal
+from obelisk.sandbox.plan import Place, compile_plan, data_directory, layers_of
+from obelisk.system import program
+from obelisk.system.confine import Owner
+from obelisk.system.landlock import Files, Rule, Ruleset, files_known
+from obelisk.system.notices import Notice
+from obelisk.system.syscalls import NUMBERS
+
+APP = Application(("/usr/bin/app",), scratch=("/var/cache/app", "/run/app/deep"), data=("/var/lib/app",))
+MACHINE = Machine(
+    owner=Owner(0, 0),
+    bubblewrap="/usr/bin/bwrap",
+    pasta="/usr/bin/pasta",
+    nft="/usr/sbin/nft",
+    landlock=7,
+    network="",
+    first_port=80,
+    no_nesting=True,
+    no_write_execute=True,
+    open_files=1 << 20,
+    masked_files=("keys",),
+)
+PLACE = Place(
+    "app", Path("/run/root"), Path("/run/plan"), Path("/data"), Path("/home/jo"), Owner(61200, 61200), resolver=Path("/etc/resolv.conf")
+)
+
+
+def outside(one: Policy) -> list[program.Call]:
+    return plan._outside(APP, one, PLACE, MACHINE, listener=None)
+
+
+def words(one: Policy, machine: Machine = MACHINE) -> tuple[str, ...]:
+    return plan._bubblewrap(one, PLACE, machine).words
+
+
+def named(calls: list[program.Call], name: str) -> list[program.Call]:
+    return [call for call in calls if call.number == NUMBERS[name]]
+
+
+def string(argument: program.Argument) -> str:
+    assert isinstance(argument, program.Data)
+    (content,) = argument.parts
+    assert isinstance(content, bytes)
+    return content.rstrip(b"\0").decode()
+
+
+def shown(one: Policy) -> dict[str, tuple[str, int]]:
+    """What of the machine is shown where in the stage, and with which attributes."""
+    calls = outside(one)
+    found: dict[str, tuple[str, int]] = {}
+    for number, call in enumerate(calls):
+        if call.number == NUMBERS["mount"] and isinstance(call.arguments[0], program.Data) and string(call.arguments[0]) != "tmpfs":
+            restricted = calls[number + 1]
+            assert restricted.number == NUMBERS["mount_setattr"]
+            attributes = restricted.arguments[3]
+            assert isinstance(attributes, program.Data)
+            assert isinstance(attributes.parts[0], bytes)
+            found[string(call.arguments[1]).removeprefix("/run/plan/stage")] = (
+                string(call.arguments[0]),
+                struct.unpack_from("<Q", attributes.parts[0])[0],
+            )
+    return found
+
+
+READ_ONLY, NO_EXECUTION = 1, 8
+
+
+@given(policies)
+def test_of_the_machine_nothing_is_shown_but_what_is_granted(one: Policy) -> None:
+    image = {f"/{name}" for name in ("usr", "etc", "opt", "srv", "var")}
+    wanted = {plan.inside_path(power.path) for power in one.of(Read) + one.of(Write)}
+    names = {"/etc/resolv.conf"} if one.of(Connect) else set()
+    nodes = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
+    assert set(shown(one)) == image | wanted | names | nodes | {"/var/lib/app", "/.confine"}
+
+
+@given(policies)
+def test_only_what_is_granted_for_writing_can_be_written_and_nothing_that_can_be_runs(one: Policy) -> None:
+    writable = {plan.inside_path(power.path) for power in one.of(Write)} | {"/var/lib/app"}
+    for place, (_source, attributes) in shown(one).items():
+        if place.startswith("/dev/"):
+            continue
+        assert bool(attributes & READ_ONLY) == (place not in writable), place
+        if place in writable and WriteExecute() not in one.powers:
+            assert attributes & NO_EXECUTION, place
+
+
+@given(
+    policies,
+    policies,
+    st.sampled_from(sorted(NUMBERS.values())) | st.integers(0, 600),
+    st.lists(st.integers(0, 1 << 33), min_size=6, max_size=6),
+)
+def test_what_two_policies_allow_together_makes_no_system_call_that_one_of_them_refuses(
+    one: Policy, other: Policy, number: int, arguments: list[int]
+) -> None:
+    if not filter_of(meet(one, other)).refusal(number, arguments):
+        assert not filter_of(one).refusal(number, arguments)
+        assert not filter_of(other).refusal(number, arguments)
+    if not filter_of(one).refusal(number, arguments):
+        assert not filter_of(join(one, other)).refusal(number, arguments)
+
+
+@given(policies)
+def test_every_policy_compiles_to_programs_of_one_form(one: Policy) -> None:
+    compiled = compile_plan(APP, one, PLACE, MACHINE)
+    assert compiled == compile_plan(APP, one, PLACE, MACHINE)
+    for content in (compiled.start, compiled.confine):
+        assert content.startswith(b"\x7fELF")
+    assert bool(compiled.rules) == bool(one.of(Listen) or one.of(Connect))
+
+
+@pytest.mark.parametrize(
+    ("layer", "machine"),
+    [
+        (Layer.LANDLOCK, dataclasses.replace(MACHINE, landlock=0)),
+        (Layer.NESTING, dataclasses.replace(MACHINE, no_nesting=False)),
+        (Layer.WRITE_EXECUTE, dataclasses.replace(MACHINE, no_write_execute=False)),
+    ],
+)
+def test_a_layer_that_a_machine_lacks_is_an_error_unless_the_policy_says_that_it_may_be_missing(layer: Layer, machine: Machine) -> None:
+    with pytest.raises(MissingFeatureError, match=layer.value):
+        compile_plan(APP, Policy(), PLACE, machine)
+    relaxed = policy((), may_miss=[layer])
+    assert compile_plan(APP, relaxed, PLACE, machine).start
+    assert dict(layers_of(relaxed, machine))[layer.value] == "missing on this machine"
+    assert "missing" not in dict(layers_of(relaxed, MACHINE))[layer.value]
+
+
+def test_a_network_that_the_machine_cannot_give_is_an_error_with_the_remedy() -> None:
+    without = dataclasses.replace(MACHINE, network="install passt")
+    assert compile_plan(APP, Policy(), PLACE, without).rules == ""
+    with pytest.raises(MissingFeatureError) as caught:
+        compile_plan(APP, policy([Listen(8080)]), PLACE, without)
+    assert caught.value.hint == "install passt"
+    with pytest.raises(MissingFeatureError, match="kept for root"):
+        compile_plan(APP, policy([Listen(79)]), PLACE, MACHINE)
+
+
+def test_bubblewrap_is_told_every_namespace_and_what_a_grant_takes_back() -> None:
+    plain = words(Policy())
+    for word in ("user", "pid", "ipc", "uts", "cgroup", "net"):
+        assert f"--unshare-{word}" in plain
+    assert {"--new-session", "--die-with-parent", "--disable-userns"} <= set(plain)
+    assert plain[plain.index("--cap-drop") + 1] == "ALL"
+    assert "--new-session" not in words(policy([Terminal()]))
+    assert "--disable-userns" not in words(policy([Nest()]))
+    assert "--dev" not in plain
+    assert "--dev" in words(policy([Terminal()]))
+    networked = words(policy([Listen(8080)]))
+    assert networked[0] == "pasta"
+    assert "--unshare-net" not in networked
+    assert "--no-map-gw" in networked
+    assert networked[networked.index("--tcp-ports") + 1] == "8080"
+    for way in ("--udp-ports", "--tcp-ns", "--udp-ns"):
+        assert networked[networked.index(way) + 1] == "none"
+
+
+def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
+    rules = network.rules(policy([Listen(80), Connect("10.0.0.0/8", 53), Connect("2001:db8::/32")]))
+    lines = [line.strip() for line in rules.splitlines()]
+    assert (
+        lines.count("type filter hook input priority 0; policy drop;")
+        == lines.count("type filter hook output priority 0; policy drop;")
+        == 1
+    )
+    granted = [line for line in lines if "daddr" in line or "tcp dport 80" in line]
+    assert granted == [
+        "tcp dport 80 accept",
+        *(f"ip daddr 10.0.0.0/8 {way} dport 53 accept" for way in ("tcp", "udp")),
+        "ip6 daddr 2001:db8::/32 accept",
+    ]
+    assert network.rules(policy([Read("/data")])) == ""
+
+
+def test_data_of_different_places_never_shares_a_directory() -> None:
+    places = ["/var/lib/a", "/var/lib-a", "/var-lib/a", "/var/lib--a", "/var/lib/-a", "/var-/lib/a"]
+    assert len({data_directory(Path("/data"), place) for place in places}) == len(places)
+
+
+def test_landlock_asks_a_kernel_only_for_what_its_version_knows() -> None:
+    assert Files.REFER not in files_known(1)
+    assert Files.REFER in files_known(2)
+    assert Files.TRUNCATE not in files_known(2)
+    assert Files.IOCTL_DEV in files_known(5)
+    rules = Ruleset((Rule("/usr", Files.READ_DIR | Files.READ_FILE),), bind=(80,), connect=(80, 443))
+    for version, size, ports in ((1, 8, 0), (3, 8, 0), (4, 16, 2), (5, 16, 2), (6, 24, 2), (7, 24, 2)):
+        calls = rules.calls(version)
+        assert calls[0].arguments[1] == size
+        assert sum("port" in call.what for call in calls) == ports
+        assert calls[-2].number == NUMBERS["landlock_restrict_self"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen(Notice):
+    """A call whose arguments point to these strings."""
+
+    strings: tuple[bytes, ...] = ()
+
+    def memory(self, argument: int, size: int) -> bytes:
+        return self.strings[argument][:size]
+
+    def link(self, name: str) -> str:
+        return {"cwd": "/srv"}.get(name, "")
+
+
+def refusals(held: Policy, name: str, *arguments: int, strings: tuple[bytes, ...] = ()) -> tuple[int, list[Refusal]]:
+    observer = Observer(APP, held, Path("/home/jo"))
+    full = tuple([*arguments, *[0] * 6][:6])
+    error = observer(Seen(os.getpid(), NUMBERS[name], full, strings))
+    return error, [dataclasses.replace(each) for each in observer.refusals]
+
+
+def test_a_refused_call_gets_its_error_and_is_told_with_the_grant_for_it() -> None:
+    error, (told,) = refusals(Policy(), "ptrace")
+    assert (error, told.layer, told.power) == (errno.EPERM, "seccomp", Call(Calls.DEBUG))
+    assert refusals(policy([Call(Calls.DEBUG)]), "ptrace") == (0, [])
+    error, (told,) = refusals(Policy(), "mount")
+    assert (error, told.power) == (errno.EPERM, Nest())
+    error, (told,) = refusals(Policy(), "reboot")
+    assert (error, told.power) == (errno.EPERM, None)
+    assert refusals(Policy(), "clone3") == (errno.ENOSYS, [])
+    assert [each.what for each in refusals(Policy(), "socket", 2, 1)[1]] == [NETWORK]
+
+
+def test_what_other_layers_refuse_goes_on_and_is_told() -> None:
+    inet = struct.pack("<H", 2) + struct.pack(">H", 443) + bytes([192, 0, 2, 7])
+    networked = policy([Listen(8080)])
+    assert refusals(networked, "connect", 3, 0, 16, strings=(b"", inet))[1][0].power == Connect("192.0.2.7/32", 443)
+    assert refusals(policy([Connect("192.0.2.0/24", 443)]), "connect", 3, 0, 16, strings=(b"", inet)) == (0, [])
+    assert refusals(networked, "bind", 3, 0, 16, strings=(b"", inet))[1][0].power == Listen(443)
+    loopback = inet[:4] + bytes([127, 0, 0, 1])
+    assert refusals(networked, "connect", 3, 0, 16, strings=(b"", loopback)) == (0, [])
+    assert refusals(Policy(), "execve", strings=(b"/tmp/x\0",))[1][0].power == WriteExecute()
+    assert refusals(Policy(), "execve", strings=(b"/usr/bin/env\0",)) == (0, [])
+
+
+def test_writing_is_told_where_nothing_may_be_written_and_the_grant_is_the_one_that_reads_there() -> None:
+    opened = (0, os.O_WRONLY | os.O_CREAT)
+    assert refusals(Policy(), "open", *opened, strings=(b"/usr/x\0",))[1][0].power is None
+    assert refusals(Policy(), "open", *opened, strings=(b"/tmp/x\0",)) == (0, [])
+    assert refusals(Policy(), "open", *opened, strings=(b"/var/lib/app/x\0",)) == (0, [])
+    assert refusals(policy([Read("/mnt")]), "open", *opened, strings=(b"/mnt/x\0",))[1][0].power == Write("/mnt")
+    assert refusals(Policy(), "open", 0, os.O_RDONLY, strings=(b"/usr/does-not-exist\0",)) == (0, [])
+
+
+def test_every_call_that_a_grant_allows_is_found_by_its_name() -> None:
+    for calls in Calls:
+        held = filter_of(policy([Call(calls)])).allowed.keys() - filter_of(Policy()).allowed.keys()
+        names = {name for name, number in NUMBERS.items() if number in held}
+        assert names
+        assert {power_for(name) for name in names} == {Call(calls)}
