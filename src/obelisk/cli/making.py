@@ -113,14 +113,15 @@ def signing_key(pinned: Lock, store: Store, sink: Sink) -> SigningKey:
     return load(key_directory()) or create(key_directory(), tools_room(pinned, store, sink), test_key=True)
 
 
+def lock_at_hand(store: Store) -> Lock | None:
+    """The lock of any image's spec in the store."""
+    files = (Path(ref.name).with_suffix(".lock") for ref in store.refs())
+    return next((read_lock(file) for file in files if file.exists()), None)
+
+
 def tools_room(pinned: Lock | None, store: Store, sink: Sink) -> Room:
     """The tools tree of a lock; without a lock, that of any image's spec in the store, or the newest."""
-    if pinned is None:
-        for ref in store.refs():
-            file = Path(ref.name).with_suffix(".lock")
-            if file.exists():
-                pinned = read_lock(file)
-                break
+    pinned = pinned or lock_at_hand(store)
     step = tools_step(pinned.tools if pinned is not None else locking.newest_tools(store, sink), store, sink)
     found = store.find_step(step.key)
     if found is None:

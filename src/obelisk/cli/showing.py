@@ -8,10 +8,9 @@ from pathlib import Path
 from obelisk.build.compare import Side, compare
 from obelisk.build.export import export as write_export
 from obelisk.build.install import install as write_disk
-from obelisk.cli.making import tools_room
+from obelisk.cli.making import lock_at_hand, tools_room
 from obelisk.cli.places import find_image, find_machine, open_store
 from obelisk.cli.terminal import answer, reporting, size
-from obelisk.errors import InputError
 from obelisk.events import Note
 from obelisk.model.image import PartKind
 from obelisk.store import Store
@@ -66,9 +65,9 @@ def diff(arguments: Namespace) -> int:
         before, after = (_side(store, name, work, json_wanted=arguments.json) for name in (arguments.before, arguments.after))
         room = None
         if before.manifest.root_hash != after.manifest.root_hash:
-            try:
-                room = tools_room(None, store, sink)
-            except InputError:
+            if pinned := lock_at_hand(store):
+                room = tools_room(pinned, store, sink)
+            else:
                 sink(Note("files, services, users and sockets are left out: no tools are locked here yet"))
         changes = compare(before, after, room)
     lines = [f"{change.kind:<9} {change.name}: {change.before or '-'} -> {change.after or '-'}" for change in changes]
