@@ -128,6 +128,7 @@ def test_a_second_archive_starts_at_a_multiple_of_four_and_is_whole() -> None:
     ("said", "code"),
     [
         ("Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug", LATE_TIMER),
+        ("rcu: rcu_preempt kthread timer wakeup didn't happen for 5251 jiffies! g-1135 f0x0", LATE_TIMER),
         ("Kernel panic - not syncing: VFS: Unable to mount root fs", "machine-failed"),
         ("obelisk: STOPPED: the disk has no room", "machine-failed"),
     ],

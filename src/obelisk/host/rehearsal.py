@@ -216,7 +216,7 @@ def _boot(here: Here, source: Source, machine: qemu.Settings, accel: str, *, dea
             with qemu.confined(machine, accel) as ended:
                 verdict = _watch(here, ended, running, deadline_s=deadline_s)
             tries -= 1
-            if isinstance(verdict, Healthy) or not tries or qemu.LATE_TIMER not in _console(here):
+            if isinstance(verdict, Healthy) or not tries or not qemu.LATE_TIMER.search(_console(here)):
                 break
             sink(Note("this busy machine's emulated timer came too late for the kernel: booting again"))
         running.detail = verdict.reason if isinstance(verdict, Unfit) else "healthy"

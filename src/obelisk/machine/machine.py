@@ -101,10 +101,10 @@ class Machine:
         return re.sub(r"\x1b(\[[0-9;?=]*[A-Za-z]|\][^\x07\x1b]*(\x07|\x1b\\)|c|!p)", "", self.console.read_bytes().decode(errors="replace"))
 
     def _refuse_panic(self, text: str) -> None:
-        if stopped := _PANIC.search(text):
+        if stopped := _PANIC.search(text) or qemu.LATE_TIMER.search(text):
             time.sleep(1)
             text = self.text()
-            code = LATE_TIMER if qemu.LATE_TIMER in text else "machine-failed"
+            code = LATE_TIMER if qemu.LATE_TIMER.search(text) else "machine-failed"
             raise self._failed(f"the machine said: {stopped[0]}", text, code=code)
 
     def _failed(self, reason: str, text: str, *, code: str = "machine-failed") -> CommandError:

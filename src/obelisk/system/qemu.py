@@ -5,6 +5,7 @@ Hosts have this module too, and with it neither bubblewrap nor the library for t
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from obelisk.system.bubblewrap import Bind, Room
 
 PROGRAM = "qemu-system-x86_64"
-LATE_TIMER = "IO-APIC + timer doesn't work"
-"""What a kernel says that waited in vain for the emulated timer, on a busy machine: that says nothing about the image."""
+LATE_TIMER = re.compile(r"IO-APIC \+ timer doesn't work|rcu_preempt kthread timer wakeup didn't happen")
+"""What a kernel says that waited in vain for an emulated timer, on a busy machine, and stands still: that says nothing about the image."""
 
 _SITE_ADDRESS = "10.0.2.80"
 SITE = f"http://{_SITE_ADDRESS}/"
