@@ -38,6 +38,7 @@ from obelisk.trial.report import Outcome
 _SHELF = "/run/obelisk-shelf"
 _MOUNT = f"mkdir -p {_SHELF} && mount -t erofs -o ro /dev/vdb {_SHELF}"
 _UPGRADE_S = 900
+_ASK_S = 180  # of a command that takes a second, on machines that are emulated beside others
 LOST = Finding(255, 0, "the guest did not report this")
 """What stands for the finding of a probe that never came."""
 SABOTAGE = "sabotage"
@@ -165,7 +166,7 @@ class HostTrial:
         how = f"{before.manifest.label} to {label}: {found.output.splitlines()[-1]}"
         outcomes = [Outcome(UPGRADED, passed=True, duration_ms=since(began), detail=how)]
         began = time.monotonic()
-        asked = [Probe("history", "obelisk host history"), Probe("rollback", "obelisk host rollback --no-reboot", _UPGRADE_S)]
+        asked = [Probe("history", "obelisk host history", _ASK_S), Probe("rollback", "obelisk host rollback --no-reboot", _UPGRADE_S)]
         inside = replace(machine, attached=(), console=artefacts / "console-rollback.log")
         said = lab.inside(inside, self.image.part_path(PartKind.UKI), asked, timeout_s=self.limit_s + _UPGRADE_S)
         told = said.get("rollback", LOST)
@@ -190,7 +191,7 @@ class HostTrial:
             self._watch(self.lab, settings, pattern)
         except CommandError as error:
             return Outcome(SABOTAGED, passed=False, duration_ms=since(began), detail=str(error)), ()
-        asked = [Probe("history", "obelisk host history"), Probe("status", "obelisk host status --json")]
+        asked = [Probe("history", "obelisk host history", _ASK_S), Probe("status", "obelisk host status --json", _ASK_S)]
         found = self.lab.inside(
             replace(self.settings, console=artefacts / "console-history.log"),
             self.image.part_path(PartKind.UKI),
