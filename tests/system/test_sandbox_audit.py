@@ -8,7 +8,7 @@ import pytest
 from sandboxes import PRIVATE, application, places, told
 from tool import Tool
 
-SETUP = "mount -t tmpfs tmpfs /mnt; mkdir -m 777 /mnt/work; echo words >/mnt/work/file; chmod 666 /mnt/work/file; exec"
+SETUP = "mount -t tmpfs tmpfs /mnt; mkdir -m 777 /mnt/desk; echo words >/mnt/desk/file; chmod 666 /mnt/desk/file; exec"
 TESTS = """
 packages = ["strace"]
 [app]
@@ -16,12 +16,12 @@ command = ["/bin/sh", "-c"]
 [limits]
 processes = 40
 [tests.reads]
-command = "cat /mnt/work/file"
+command = "cat /mnt/desk/file"
 expect = "words"
 [tests.traces]
 command = "strace -o /tmp/trace -e trace=getpid true && cat /tmp/trace"
 [tests.looks-around]
-command = "cat /mnt/work/other /etc/passwd; unshare -U true; true"
+command = "cat /mnt/desk/other /etc/passwd; unshare -U true; true"
 """
 
 
@@ -44,9 +44,9 @@ def audit(worker: Tool, command: str, *, status: int) -> dict[str, dict[str, obj
 
 def test_each_refusal_names_its_layer_how_often_and_the_grant_for_it(worker: Tool) -> None:
     commands = (
-        "cat /mnt/work/file",
-        "cat /mnt/work/file",
-        "echo x >>/mnt/work/file",
+        "cat /mnt/desk/file",
+        "cat /mnt/desk/file",
+        "echo x >>/mnt/desk/file",
         "touch /usr/x",
         "cp /bin/true /tmp/t; /tmp/t",
         "strace true",
@@ -57,7 +57,7 @@ def test_each_refusal_names_its_layer_how_often_and_the_grant_for_it(worker: Too
     )
     found = audit(worker, "; ".join(f"({command}) 2>/dev/null" for command in commands[:-1]) + "; exit 3", status=3)
     expected = {
-        "/mnt/work/file, which it does not see": ("files", 'read = ["/mnt/work/file"]'),
+        "/mnt/desk/file, which it does not see": ("files", 'read = ["/mnt/desk/file"]'),
         "changing /usr/x": ("files", None),
         "running /tmp/t, which it can write": ("files", "write_execute = true"),
         "the system call ptrace": ("seccomp", 'syscalls = ["debug"]'),
@@ -66,7 +66,7 @@ def test_each_refusal_names_its_layer_how_often_and_the_grant_for_it(worker: Too
         "the system call reboot": ("seccomp", None),
     }
     assert {what: (each["layer"], each["grant"]) for what, each in found.items()} == expected
-    assert found["/mnt/work/file, which it does not see"]["count"] == 3
+    assert found["/mnt/desk/file, which it does not see"]["count"] == 3
 
 
 def test_a_program_that_is_refused_nothing_is_told_so_and_runs_as_ever(worker: Tool) -> None:
@@ -75,17 +75,17 @@ def test_a_program_that_is_refused_nothing_is_told_so_and_runs_as_ever(worker: T
 
 def test_what_a_grant_allows_is_no_longer_refused(worker: Tool) -> None:
     with places() as place:
-        told(place, "worker", '[override.grants]\nread = ["/mnt/work"]\nsyscalls = ["debug"]\n')
-        found = audit(worker, "cat /mnt/work/file; strace true 2>/dev/null; (echo x >/mnt/work/file) 2>/dev/null; exit 4", status=4)
-        assert {what: each["grant"] for what, each in found.items()} == {"changing /mnt/work/file": 'write = ["/mnt/work"]'}
+        told(place, "worker", '[override.grants]\nread = ["/mnt/desk"]\nsyscalls = ["debug"]\n')
+        found = audit(worker, "cat /mnt/desk/file; strace true 2>/dev/null; (echo x >/mnt/desk/file) 2>/dev/null; exit 4", status=4)
+        assert {what: each["grant"] for what, each in found.items()} == {"changing /mnt/desk/file": 'write = ["/mnt/desk"]'}
 
 
 def test_learning_finds_the_fewest_grants_and_shows_that_each_is_needed(worker: Tool) -> None:
     text = worker.run("app", "learn", str(worker.spec))
-    assert text.splitlines()[:3] == ["[grants]", 'read = ["/mnt/work/file"]', 'syscalls = ["debug"]']
+    assert text.splitlines()[:3] == ["[grants]", 'read = ["/mnt/desk/file"]', 'syscalls = ["debug"]']
     assert "# without" in text
     result = json.loads(worker.run("app", "learn", str(worker.spec), "--json").splitlines()[-1])
-    assert result["policy"]["grants"] == {"read": ["/mnt/work/file"], "syscalls": ["debug"]}
+    assert result["policy"]["grants"] == {"read": ["/mnt/desk/file"], "syscalls": ["debug"]}
     assert result["policy"]["limits"]["processes"] == 40
     assert [each["without"] for each in result["needed"]] == ["the test reads fails", "the test traces fails"]
 

@@ -66,7 +66,7 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         (f'{APP}[grants]\nconnect = ["10.0.0.1/8:80"]', "grants.connect[0]", "no destination"),
         (f'{APP}[grants]\nconnect = ["10.0.0.0/8:70000"]', "grants.connect[0]", "no port"),
         (f'{APP}[grants]\nconnect = ["example.org:80"]', "grants.connect[0]", "a network and a port"),
-        (f'{APP}[grants]\nwrite = ["/work/../etc"]', "grants.write[0]", "absolute path"),
+        (f'{APP}[grants]\nwrite = ["/desk/../etc"]', "grants.write[0]", "absolute path"),
         (f"{APP}[grants]\nlisten = [0]", "grants.listen[0]", "from 1 to 65535"),
         (f'{APP}[grants]\ndevices = ["disk"]', "grants.devices[0]", "one of audio"),
     ],

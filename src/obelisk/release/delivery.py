@@ -111,7 +111,7 @@ class Blocks:
         return frozenset(index.decode(front, release.root_hash, release.root_bytes).packs)
 
     def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path | None:
-        """See `Delivery`. Between images that have hardly a block in common, finding similar files takes an hour and saves little."""
+        """See `Delivery`. Between images that have hardly a block in common, what is similar in them takes very long to find."""
         path = work / f"edge-{before.manifest.id}-{after.manifest.id}"
         total = after.root.stat().st_size
         title = f"Edge from {before.manifest.version} to {after.manifest.version}"

@@ -332,7 +332,7 @@ def _release(table: Table, beside: _Beside) -> Subscription | None:
         _port(address, path, beside.findings)
     read = beside.read(table.at("root"), name)
     if read is not None and (reason := _root_fault(read[0])):
-        hint = "copy metadata/1.root.json of the repository: `obelisk release` makes it"
+        hint = "copy metadata/1.root.json of the repository: `obelisk repo init` makes it"
         beside.findings.report(table.at("root"), f"'{name}' {reason}", code="spec-file", hint=hint)
     bandwidth = table.find("bandwidth", str)
     return Subscription(
