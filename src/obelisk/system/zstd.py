@@ -2,11 +2,15 @@
 
 import ctypes
 import threading
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from obelisk.errors import MissingFeatureError, TrustError
 
 _UNKNOWN = (1 << 64) - 2  # what the size of a frame's content begins with, from here on, when it is not told or the frame is none
+
+Functions = Iterable[tuple[str, type[object], Sequence[type[object]]]]
+"""Functions of the library: name, type of the result, types of the arguments."""
 
 
 def compress(data: bytes | memoryview, level: int) -> bytes:
@@ -70,14 +74,26 @@ def _contexts(_of: ctypes.CDLL) -> _Contexts:
     return _Contexts()
 
 
-@cache
-def _library() -> ctypes.CDLL:
+def load(functions: Functions) -> ctypes.CDLL:
+    """The library, with these functions of it.
+
+    Raises:
+        MissingFeatureError: there is no libzstd.
+    """
     try:
         library = ctypes.CDLL("libzstd.so.1")
     except OSError as error:
         raise MissingFeatureError("libzstd.so.1 is missing", code="zstd-missing", hint="install Debian's libzstd1, or its like") from error
+    for name, result, arguments in functions:
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@cache
+def _library() -> ctypes.CDLL:
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
-    for name, result, arguments in (
+    functions: Functions = (
         ("ZSTD_compressBound", size, [size]),
         ("ZSTD_isError", ctypes.c_uint, [size]),
         ("ZSTD_getErrorName", ctypes.c_char_p, [size]),
@@ -88,7 +104,5 @@ def _library() -> ctypes.CDLL:
         ("ZSTD_freeDCtx", size, [pointer]),
         ("ZSTD_compressCCtx", size, [pointer, pointer, size, ctypes.c_char_p, size, ctypes.c_int]),
         ("ZSTD_decompressDCtx", size, [pointer, pointer, size, ctypes.c_char_p, size]),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    )
+    return load(functions)

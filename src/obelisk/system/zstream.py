@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from obelisk.errors import MissingFeatureError, TrustError
+from obelisk.errors import TrustError
+from obelisk.system import zstd
 
 _CHUNK_BYTES = 1 << 20
 _LEVEL, _CHECKSUM, _WORKERS = 100, 201, 400  # ZSTD_cParameter
@@ -104,12 +105,8 @@ def _check(result: int) -> int:
 
 @cache
 def _library() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL("libzstd.so.1")
-    except OSError as error:
-        raise MissingFeatureError("libzstd.so.1 is missing", code="zstd-missing", hint="install Debian's libzstd1, or its like") from error
     size, pointer, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-    for name, result, arguments in (
+    functions: zstd.Functions = (
         ("ZSTD_isError", ctypes.c_uint, [size]),
         ("ZSTD_getErrorName", ctypes.c_char_p, [size]),
         ("ZSTD_createCCtx", pointer, []),
@@ -121,7 +118,5 @@ def _library() -> ctypes.CDLL:
         ("ZSTD_freeDCtx", size, [pointer]),
         ("ZSTD_DCtx_setParameter", size, [pointer, number, number]),
         ("ZSTD_decompressStream", size, [pointer, pointer, pointer]),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    )
+    return zstd.load(functions)
