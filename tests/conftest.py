@@ -1,8 +1,12 @@
 """What holds for every tier: nothing is skipped, nothing runs for ever, and a run that is told to stop still cleans up behind itself."""
 
+import ctypes
+import fcntl
+import os
 import signal
 import subprocess
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -11,8 +15,11 @@ import hypothesis
 import pytest
 from hypothesis.database import DirectoryBasedExampleDatabase
 from tool import Tool
+from xdist.workermanage import NodeManager  # type: ignore[import-untyped]
 
 HERE = Path(__file__).parent
+_PR_SET_PDEATHSIG = 1
+_FIXTURES_S = 60  # what processes that share a run have to clean up in, once they are told to stop
 TIMEOUT_S = {"lint": 300, "unit": 120, "system": 600, "vm": 1800}
 
 # Seconds are for ./bench: on a busy machine a deadline fails examples that are right.
@@ -23,19 +30,56 @@ hypothesis.settings.load_profile("obelisk")
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
-    """examples/web, locked and built: the tools and the base that other builds start from. Work on a copy of it."""
-    home = tmp_path_factory.mktemp("workshop")
-    tool = Tool.with_example(home, "web")
-    tool.run("lock", str(tool.spec))
-    tool.build()
-    yield tool
+    """examples/web, locked and built: the tools and the base that other builds start from. Nobody changes it: work on a copy.
+
+    The processes of a run share it. The first that asks makes it, the last that is done with it takes it away.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    home, made = place / "workshop", place / "workshop.made"
+    with (place / "workshop.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            tool = Tool(home, home / "web")
+        else:
+            subprocess.run(["rm", "-rf", home], check=True)
+            tool = Tool.with_example(home, "web")
+            tool.run("lock", str(tool.spec))
+            tool.build()
+            made.touch()
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield tool
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            made.unlink()
+            subprocess.run(["rm", "-rf", home], check=True)
+
+
+@pytest.fixture(scope="session")
+def applications(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """A copy of the workshop into which this process builds applications."""
+    home = tmp_path_factory.mktemp("applications")
+    yield workshop.copied_to(home)
     subprocess.run(["rm", "-rf", home], check=True)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Turn the signals that ask for an end into one that lets fixtures finish; only SIGKILL leaves that to the tool under test."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
+    if hasattr(config, "workerinput"):  # one of the processes that share a run
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    elif config.getoption("dist") != "no":
+        NodeManager.EXIT_TIMEOUT = _FIXTURES_S
+        signal.signal(signal.SIGTERM, _stop_all)
+        signal.signal(signal.SIGHUP, _stop_all)
+
+
+def _stop_all(number: int, frame: FrameType | None) -> NoReturn:
+    for worker in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        os.kill(int(worker), signal.SIGTERM)
+    _stop(number, frame)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

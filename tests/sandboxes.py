@@ -33,25 +33,25 @@ def places() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def application(workshop: Tool, name: str, text: str, files: dict[str, str] | None = None) -> Tool:
-    """An application with this spec, built in the workshop's store."""
-    spec = workshop.home / name
+def application(applications: Tool, name: str, text: str, files: dict[str, str] | None = None) -> Tool:
+    """An application with this spec, built in the store of those."""
+    spec = applications.home / name
     spec.mkdir(exist_ok=True)
     (spec / "obelisk.toml").write_text(f'name = "{name}"\nrole = "app"\n{text}')
     for path, content in (files or {}).items():
         (spec / path).parent.mkdir(parents=True, exist_ok=True)
         (spec / path).write_text(content)
         (spec / path).chmod(0o755 if content.startswith("#!") else 0o644)
-    tool = replace(workshop, spec=spec, prefix=PRIVATE)
+    tool = replace(applications, spec=spec, prefix=PRIVATE)
     tool.build()
     return tool
 
 
-def example(workshop: Tool, name: str) -> Tool:
-    """An example of an application, built in the workshop's store."""
-    spec = workshop.home / name
+def example(applications: Tool, name: str) -> Tool:
+    """An example of an application, built in the store of those."""
+    spec = applications.home / name
     shutil.copytree(ROOT / "examples/apps" / name, spec, dirs_exist_ok=True)
-    tool = replace(workshop, spec=spec, prefix=PRIVATE)
+    tool = replace(applications, spec=spec, prefix=PRIVATE)
     tool.build()
     return tool
 

@@ -23,10 +23,10 @@ scratch = ["/var/cache/shell", "/run/shell"]
 
 
 @pytest.fixture(scope="module")
-def shell(workshop: Tool) -> Iterator[Tool]:
+def shell(applications: Tool) -> Iterator[Tool]:
     """A shell as an application."""
     with places():
-        yield application(workshop, "shell", SHELL)
+        yield application(applications, "shell", SHELL)
 
 
 def said(tool: Tool, command: str, *, status: int = 0) -> str:
@@ -93,10 +93,10 @@ def test_show_tells_what_it_may_do_and_what_holds_here(shell: Tool) -> None:
     assert {"namespaces", "files", "seccomp", "landlock", "nesting", "write-execute", "limits", "rights"} == set(result["layers"])
 
 
-def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_by_saying_so(workshop: Tool) -> None:
+def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_by_saying_so(applications: Tool) -> None:
     with places() as place:
         app = application(
-            workshop, "asks", '[app]\ncommand = ["/bin/sh", "-c"]\n[grants]\nread = ["/mnt/a", "/mnt/b"]\n[limits]\nprocesses = 50\n'
+            applications, "asks", '[app]\ncommand = ["/bin/sh", "-c"]\n[grants]\nread = ["/mnt/a", "/mnt/b"]\n[limits]\nprocesses = 50\n'
         )
         setup = "mount -t tmpfs tmpfs /mnt; for name in a b c; do echo $name >/mnt/$name; done; exec"
         app = replace(app, prefix=(*PRIVATE, "sh", "-euc", f'{setup} "$@"', "sh"))
@@ -121,26 +121,26 @@ def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_by_saying_so(w
         assert app.refused("app", "ready", str(app.spec), status=5)["code"] == "grant-missing"
 
 
-def test_a_difference_is_told_in_words_and_growth_by_the_status(workshop: Tool) -> None:
+def test_a_difference_is_told_in_words_and_growth_by_the_status(applications: Tool) -> None:
     plain = '[app]\ncommand = ["/bin/true"]\n'
-    first = application(workshop, "grows", f'version = "1"\n{plain}')
-    application(workshop, "grows", f'version = "2"\n{plain}[grants]\nlisten = [8080]\n')
+    first = application(applications, "grows", f'version = "1"\n{plain}')
+    application(applications, "grows", f'version = "2"\n{plain}[grants]\nlisten = [8080]\n')
     assert first.run("app", "diff", "grows@1", "grows@2", status=1).startswith("+ accepts connections at TCP port 8080 of this machine\n")
     assert first.run("app", "diff", "grows@2", "grows@1") == "- accepts connections at TCP port 8080 of this machine\n"
     assert first.run("app", "diff", "grows@2", "grows@2") == "both may do the same\n"
 
 
-def test_machines_and_applications_are_not_taken_for_each_other(workshop: Tool, shell: Tool) -> None:
-    assert workshop.refused("app", "show", str(workshop.spec), status=2)["code"] == "not-application"
+def test_machines_and_applications_are_not_taken_for_each_other(applications: Tool, shell: Tool) -> None:
+    assert applications.refused("app", "show", str(applications.spec), status=2)["code"] == "not-application"
     assert shell.refused("run", str(shell.spec), status=2)["code"] == "image-application"
     assert shell.refused("install", str(shell.spec), "/dev/null", status=2)["code"] == "image-application"
     assert shell.refused("export", str(shell.spec), "--output", "/nowhere", status=2)["code"] == "image-application"
 
 
-def test_an_image_of_an_application_is_the_same_to_the_bit_and_its_proof_names_its_tests(workshop: Tool) -> None:
+def test_an_image_of_an_application_is_the_same_to_the_bit_and_its_proof_names_its_tests(applications: Tool) -> None:
     with places():
         tests = '[tests.says]\ncommand = "echo it works"\nexpect = "works"\n[tests.sealed]\ncommand = "! touch /usr/x"\n'
-        app = application(workshop, "proven", f'[app]\ncommand = ["/bin/true"]\n{tests}')
+        app = application(applications, "proven", f'[app]\ncommand = ["/bin/true"]\n{tests}')
         assert app.run("build", str(app.spec), "--reproduce").strip()
         result = json.loads(app.run("test", str(app.spec), "--json").splitlines()[-1])
         assert result["report"]["passed"]
@@ -149,7 +149,7 @@ def test_an_image_of_an_application_is_the_same_to_the_bit_and_its_proof_names_i
         names = [scenario["name"] for scenario in result["report"]["scenarios"]]
         assert names == ["every block of the root is what its hash tree says", "starts in its sandbox", "test says", "test sealed"]
 
-        failing = application(workshop, "failing", '[app]\ncommand = ["/bin/true"]\n[tests.no]\ncommand = "false"\n')
+        failing = application(applications, "failing", '[app]\ncommand = ["/bin/true"]\n[tests.no]\ncommand = "false"\n')
         assert "FAIL  test no" in failing.run("test", str(failing.spec), status=8)
 
 

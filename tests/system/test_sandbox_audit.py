@@ -26,11 +26,11 @@ command = "cat /mnt/desk/other /etc/passwd; unshare -U true; true"
 
 
 @pytest.fixture(scope="module")
-def worker(workshop: Tool) -> Iterator[Tool]:
+def worker(applications: Tool) -> Iterator[Tool]:
     """An application whose tests need two grants, on a machine with something to read."""
     with places() as place:
         told(place, "none", "")
-        app = application(workshop, "worker", TESTS)
+        app = application(applications, "worker", TESTS)
         yield replace(app, prefix=(*PRIVATE, "sh", "-euc", f'{SETUP} "$@"', "sh"))
 
 
@@ -90,9 +90,9 @@ def test_learning_finds_the_fewest_grants_and_shows_that_each_is_needed(worker: 
     assert [each["without"] for each in result["needed"]] == ["the test reads fails", "the test traces fails"]
 
 
-def test_what_cannot_be_learnt_is_an_error(workshop: Tool, worker: Tool) -> None:
-    untested = application(workshop, "untested", '[app]\ncommand = ["/bin/true"]\n')
+def test_what_cannot_be_learnt_is_an_error(applications: Tool, worker: Tool) -> None:
+    untested = application(applications, "untested", '[app]\ncommand = ["/bin/true"]\n')
     assert untested.refused("app", "learn", str(untested.spec), status=2)["code"] == "learn-untested"
-    hopeless = application(workshop, "hopeless", '[app]\ncommand = ["/bin/true"]\n[tests.no]\ncommand = "false"\n')
+    hopeless = application(applications, "hopeless", '[app]\ncommand = ["/bin/true"]\n[tests.no]\ncommand = "false"\n')
     assert hopeless.refused("app", "learn", str(hopeless.spec), status=5)["code"] == "learn-failed"
     assert worker.spec != untested.spec

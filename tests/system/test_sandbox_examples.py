@@ -27,14 +27,14 @@ def test_there_are_examples_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_it_passes_its_tests_inside_its_sandbox(workshop: Tool, name: str) -> None:
-    app = replace(example(workshop, name), prefix=WITH_TUNNEL)
+def test_it_passes_its_tests_inside_its_sandbox(applications: Tool, name: str) -> None:
+    app = replace(example(applications, name), prefix=WITH_TUNNEL)
     assert "proof: " in app.run("test", str(app.spec))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_it_has_the_fewest_grants_with_which_its_tests_pass(workshop: Tool, name: str) -> None:
-    app = replace(example(workshop, name), prefix=WITH_TUNNEL)
+def test_it_has_the_fewest_grants_with_which_its_tests_pass(applications: Tool, name: str) -> None:
+    app = replace(example(applications, name), prefix=WITH_TUNNEL)
     learnt = json.loads(app.run("app", "learn", str(app.spec), "--json").splitlines()[-1])["policy"]
     asked = json.loads(app.run("app", "show", str(app.spec), "--json").splitlines()[-1])["asked"]
     assert learnt == asked
@@ -66,12 +66,12 @@ def fetched(url: str, data: bytes | None = None) -> str:
             time.sleep(0.2)
 
 
-def test_a_server_is_reached_at_its_port_and_keeps_its_data(workshop: Tool) -> None:
-    app = example(workshop, "notes")
+def test_a_server_is_reached_at_its_port_and_keeps_its_data(applications: Tool) -> None:
+    app = example(applications, "notes")
     with running(app):
         assert fetched("http://127.0.0.1:8000/", b"the first") == "kept\n"
     with running(app):
         assert fetched("http://127.0.0.1:8000/") == "the first\n"
-    app = example(workshop, "nginx")
+    app = example(applications, "nginx")
     with running(app):
         assert "Hello from a sandbox" in fetched("http://127.0.0.1:8080/")

@@ -57,11 +57,11 @@ OPENS = {
 
 
 @pytest.fixture(scope="module")
-def found(workshop: Tool) -> Iterator[dict[str, dict[str, list[str]]]]:
+def found(applications: Tool) -> Iterator[dict[str, dict[str, list[str]]]]:
     """What every probe found: with the default policy, with each grant alone, and without any confinement."""
     with places() as place:
         text = 'packages = ["python3"]\ntree = "tree"\n[app]\ncommand = ["/usr/bin/python3", "-I", "/usr/local/lib/probe.py"]\n'
-        app = application(workshop, "probes", text, {"tree/usr/local/lib/probe.py": PROBE})
+        app = application(applications, "probes", text, {"tree/usr/local/lib/probe.py": PROBE})
         argv = [str(app.checkout / "obelisk"), "app", "run", str(app.spec), "--"]
         runs: list[dict[str, object]] = [{"name": "default", "argv": argv, "env": {"XDG_CONFIG_HOME": str(place / "none")}}]
         for number, grant in enumerate(OPENS):

@@ -113,7 +113,18 @@ def test_nothing_wrong_gets_a_name_and_the_next_try_has_it_right(tmp_path: Path,
     assert (tmp_path / "x").read_bytes() == DATA
 
 
-@pytest.mark.parametrize("left", [b"", DATA[:5], DATA[:-1], DATA, b"wrong" * 100, DATA + b"more", bytes(len(DATA))])
+LEFT = {
+    "nothing": b"",
+    "its beginning": DATA[:5],
+    "nearly all": DATA[:-1],
+    "all": DATA,
+    "another": b"wrong" * 100,
+    "more": DATA + b"more",
+    "zeros": bytes(len(DATA)),
+}
+
+
+@pytest.mark.parametrize("left", LEFT.values(), ids=LEFT)
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_whatever_lies_there_from_before_the_file_gets_right(tmp_path: Path, left: bytes, *, ranges: bool) -> None:
     (tmp_path / "x.part").write_bytes(left)

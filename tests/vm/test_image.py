@@ -72,8 +72,8 @@ def test_image_passes_its_trial_and_gets_a_proof(tool: Tool, built: str) -> None
         "test page-is-sealed",
     }
     assert 'failures="0"' in (tool.home / "junit.xml").read_text()
-    (proof,) = (tool.store / "proofs").rglob("*.json")
-    assert proof.parent.name == built
+    (proof,) = (tool.store / "proofs" / built).iterdir()
+    assert proof.name.endswith(".dsse.json")
     (console,) = (tool.store / "trials").glob("*/console-1.log")
     assert "FAILED" not in console.read_text(errors="replace")
 
