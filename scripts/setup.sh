@@ -53,8 +53,9 @@ install_programs() {
         need gpg gpg
         need gpg-agent gpg-agent
         need gpgconf gpgconf
-        # For repositories on other machines.
+        # For repositories elsewhere.
         need rsync rsync
+        need rclone rclone
         # For keys on tokens.
         need softhsm2-util softhsm2
         # For applications with a network.

@@ -38,20 +38,21 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = place.parent
     home, made = place / "workshop", place / "workshop.made"
-    with (place / "workshop.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if made.exists():
-            tool = Tool(home, home / "web")
-        else:
+    tool = Tool(home, home / "web")
+    with (place / "workshop.used").open("w") as used, (place / "workshop.lock").open("w") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)
+        if not made.exists():
             subprocess.run(["rm", "-rf", home], check=True)
-            tool = Tool.with_example(home, "web")
-            tool.run("lock", str(tool.spec))
+            home.mkdir()
+            Tool.with_example(home, "web").run("lock", str(tool.spec))
             tool.build()
             made.touch()
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        fcntl.flock(used, fcntl.LOCK_SH)
+        fcntl.flock(making, fcntl.LOCK_UN)
         yield tool
+        fcntl.flock(making, fcntl.LOCK_EX)
         with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
             made.unlink()
             subprocess.run(["rm", "-rf", home], check=True)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from obelisk.model.release import File
 from obelisk.release.client import blocks, edge, hashtree, planning
-from obelisk.release.client.delivery import Directory
 from obelisk.release.client.planning import Have, Wanted
+from obelisk.release.client.remote import DirectoryMirror, Mirrors
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         source = edge.Old(Path(old), old_tree, Path(old).with_name("none"))
         edge.apply(Path(given), source, edge.New(slot, tree, root_hash, root_bytes, None), on_bytes=_ignore)
     else:
-        remote = Directory(Path(repository))
+        remote = Mirrors([DirectoryMirror(Path(repository))])
         haves = (Have(old_tree, Path(old)),)
         plan = planning.plan(remote, Wanted(root_hash, root_bytes, File(given, int(size))), slot, haves, on_bytes=_ignore)
         blocks.carry_out(remote, plan, slot, tree, haves, on_bytes=_ignore)

@@ -14,20 +14,20 @@ from obelisk.errors import TransportError, TrustError
 from obelisk.model.release import File
 from obelisk.release.client import blocks as client
 from obelisk.release.client import index, planning
-from obelisk.release.client.delivery import Directory
 from obelisk.release.client.hashtree import Run
 from obelisk.release.client.planning import Have, Plan, Wanted
+from obelisk.release.client.remote import DirectoryMirror, Mirrors
 from obelisk.release.packing import compact, read_index, uses
 
 OLD = tuple(range(1, 601))
 NEW = (*range(1, 200), *range(1000, 1100), 0, 0, *range(250, 600), 1000, *range(1, 50))
 
 
-class Counting(Directory):
+class Counting(Mirrors):
     """A repository that knows what was fetched, and may lie or break."""
 
     def __init__(self, top: Path) -> None:
-        super().__init__(top)
+        super().__init__([DirectoryMirror(top)])
         self.fetched = 0
         self.requests = 0
         self.spoil: Callable[[File, range, bytes], bytes] = lambda _file, _range, data: data

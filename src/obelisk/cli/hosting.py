@@ -107,14 +107,14 @@ def _is_directory(source: str) -> bool:
     return "/" in source or Path(source).exists()
 
 
-def _mend(this: Here, channel: str, labels: tuple[str, ...], sink: "Sink") -> int:
+def _mend(this: Here, channel: str, labels: tuple[str, ...], asked: list[str], sink: "Sink") -> int:
     """Write again what is damaged of these images, out of the repository; how many bytes that were."""
     from obelisk.host import channel as channels
     from obelisk.host import subscription
     from obelisk.host.delivery import mending
     from obelisk.host.inspection import repair
 
-    followed = subscription.require()
+    followed = subscription.require(asked)
     written = 0
     with channels.mirrors(followed, sink) as mirrors:
         wish = channels.Wish(channel, mirrors, followed.root)
@@ -268,12 +268,15 @@ def _verify(this: Here, arguments: Namespace) -> int:
 
     written = 0
     given: str | None = arguments.repair
+    if arguments.mirrors and (given is None or _is_directory(given)):
+        raise InputError("--from names mirrors of a channel, and none is named", code="channel-unnamed", hint="add --repair CHANNEL")
     with reporting(json_wanted=arguments.json) as sink:
         if given is not None and _is_directory(given):
             written = repair(this, open_source(Path(given)), sink)
         findings = verify(this, sink)
         if given is not None and not _is_directory(given) and findings:
-            written = _mend(this, given, tuple(dict.fromkeys(finding.image for finding in findings if finding.image)), sink)
+            labels = tuple(dict.fromkeys(finding.image for finding in findings if finding.image))
+            written = _mend(this, given, labels, arguments.mirrors, sink)
             findings = verify(this, sink)
     lines = [f"{finding.image or 'ESP'}: {finding.what}" for finding in findings]
     if findings and arguments.repair is None:

@@ -11,7 +11,7 @@ from obelisk import __version__
 from obelisk.errors import ObeliskError
 
 _IMAGE = "directory of a spec, image id or its beginning, name, or name@version"
-_REPO = "directory of a repository, or HOST:PATH or rsync://… (default: $OBELISK_REPO, or ./repo)"
+_REPO = "directory of a repository, or HOST:PATH, rsync://… or rclone:REMOTE:PATH (default: $OBELISK_REPO, or ./repo)"
 _EXPIRE = "for how long a role's metadata is signed, such as timestamp=7d; may be repeated"
 _EDGES = "from what to make ready-made upgrades: previous, the last N, versions (@VERSION), none (default: previous)"
 _JSON = "events and results as JSON lines, for programs"
@@ -231,14 +231,15 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a channel (default: the one that the image follows), or a directory with an image's manifest.json and parts",
     )
-    parsers["upgrade"].add_argument(
-        "--from",
-        dest="mirrors",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="ask this mirror, http(s)://… or a directory, in the place of those that the image names; may be given again",
-    )
+    for name in ("upgrade", "verify"):
+        parsers[name].add_argument(
+            "--from",
+            dest="mirrors",
+            action="append",
+            default=[],
+            metavar="ADDRESS",
+            help="ask this mirror, http(s)://… or a directory, in the place of those that the image names; may be given again",
+        )
     # As if somebody had asked for an upgrade with a restart, and for nothing else.
     parsers["follow"].set_defaults(source=None, mirrors=[], check=False, retry=None, rehearse=False, reboot=True)
     parsers["upgrade"].add_argument("--check", action="store_true", help="only say what the channel has for this host")

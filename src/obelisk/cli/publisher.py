@@ -19,13 +19,12 @@ from obelisk.model.publication import Act
 from obelisk.model.release import Testers
 from obelisk.release.delivery import Blocks, Delivery
 from obelisk.release.keys import Keyring, Role, passphrase_from, public_key
-from obelisk.release.mirror import Mirror
+from obelisk.release.mirror import Mirror, is_elsewhere
 from obelisk.release.publisher import Publisher, warnings
 from obelisk.release.repository import Repository
 from obelisk.release.shelf import Shelf
 from obelisk.release.sysupdate import kept
 from obelisk.store import Store, StoredImage
-from obelisk.system.rsync import is_target
 
 _TIME = re.compile(r"([0-9]+)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -76,7 +75,7 @@ def publishing(arguments: Namespace, store: Store) -> Iterator[Publisher]:
 def _opened(arguments: Namespace, store: Store) -> tuple[Path, Mirror | None]:
     """The directory of the repository, and what it is a working copy of."""
     named = _named(arguments)
-    if not is_target(named) or Path(named).exists():
+    if not is_elsewhere(named) or Path(named).exists():
         return Path(named).absolute(), None
     place = store.root / "repositories" / hashlib.sha256(named.encode()).hexdigest()[:16]
     return place, Mirror(named, place)

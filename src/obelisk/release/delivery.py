@@ -10,7 +10,7 @@ from obelisk.model.image import Manifest
 from obelisk.model.release import File, Release
 from obelisk.release import edges, packing
 from obelisk.release.client import blocks, hashtree, index, planning
-from obelisk.release.client.delivery import Directory
+from obelisk.release.client.remote import DirectoryMirror, Mirrors
 from obelisk.system.blocks import BLOCK_BYTES
 
 _LEAST_EQUAL = 0.1
@@ -126,15 +126,15 @@ class Blocks:
 
     def restore(self, release: Release, find: Find, target: Path) -> None:
         """See `Delivery`. Each block is checked against the root hash."""
-        top = find(release.index).parents[2]
+        mirrors = Mirrors([DirectoryMirror(find(release.index).parents[2])])
         tree = target.with_name(f"{target.name}.tree")
         for path, size in ((target, release.root_bytes), (tree, hashtree.tree_bytes(release.root_bytes // BLOCK_BYTES))):
             with path.open("xb") as file:
                 file.truncate(size)
         try:
             wanted = planning.Wanted(release.root_hash, release.root_bytes, release.index)
-            plan = planning.plan(Directory(top), wanted, target, (), on_bytes=_unseen)
-            blocks.carry_out(Directory(top), plan, target, tree, (), on_bytes=_unseen)
+            plan = planning.plan(mirrors, wanted, target, (), on_bytes=_unseen)
+            blocks.carry_out(mirrors, plan, target, tree, (), on_bytes=_unseen)
         except BaseException:
             target.unlink()
             raise

@@ -1,4 +1,4 @@
-"""A repository on another machine: a working copy here, brought up to date before a change, and sent after it.
+"""A repository elsewhere: a working copy here, brought up to date before a change, and sent after it, by rsync or by rclone.
 
 What is sent goes in the order in which a repository is written, so that readers there see the old state or the new one; what is to be
 removed goes last. A sending that was cut is finished by the next command.
@@ -10,25 +10,49 @@ removed goes last. A sending that was cut is finished by the next command.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from obelisk.errors import StateError, TrustError
 from obelisk.events import Sink, task
 from obelisk.release.repository import Repository
 from obelisk.release.shelf import FILES, METADATA, TARGETS, Shelf
-from obelisk.system import rsync
+from obelisk.system import rclone, rsync
+from obelisk.system.command import OnLine
 from obelisk.system.files import locked, write_durably, written_by_name
 
 _TIMESTAMP = f"{METADATA}/timestamp.json"
 
 
+class Carrier(Protocol):
+    """A program that copies files to and from places elsewhere; see `obelisk.system.rsync`."""
+
+    def push(self, source: Path, target: str, names: Sequence[str], *, named_by_content: bool, on_line: OnLine | None = None) -> None:
+        """Send files and directories."""
+
+    def remove(self, source: Path, target: str, names: Sequence[str]) -> None:
+        """Take away there what is not here."""
+
+    def pull(self, target: str, place: Path, *, by_content: str, known: Path, on_line: OnLine | None = None) -> None:
+        """Copy all into an empty directory."""
+
+    def fetch(self, target: str, name: str) -> bytes | None:
+        """Read one small file, if it is there."""
+
+
+def is_elsewhere(target: str) -> bool:
+    """Whether that names a place which is not a directory of this machine."""
+    return rclone.is_target(target) or rsync.is_target(target)
+
+
 class Mirror:
-    """`target` on another machine, whose working copy is `place`."""
+    """`target` elsewhere, whose working copy is `place`."""
 
     def __init__(self, target: str, place: Path) -> None:
         self.target = target.rstrip("/")
+        self._carrier: Carrier = rclone if rclone.is_target(target) else rsync
         self.shelf = Shelf(place)
 
     @contextmanager
@@ -58,7 +82,7 @@ class Mirror:
         """
         with written_by_name(self.shelf.root):
             self.shelf.root.mkdir(parents=True, exist_ok=True)
-        there = rsync.fetch(self.target, _TIMESTAMP) or b""
+        there = self._carrier.fetch(self.target, _TIMESTAMP) or b""
         here = self.shelf.metadata("timestamp.json")
         ahead = here is not None and hashlib.sha256(there).hexdigest() == self._last_seen()
         if there and there != here and not ahead:
@@ -73,7 +97,7 @@ class Mirror:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir()
-        rsync.pull(self.target, fresh, by_content=FILES, known=place, on_line=on_line)
+        self._carrier.pull(self.target, fresh, by_content=FILES, known=place, on_line=on_line)
         found = Repository.open(Shelf(fresh))
         if not found.documents:
             raise TrustError(f"{self.target} says nothing", code="document-damaged", hint="restore it from a copy of the repository")
@@ -88,7 +112,7 @@ class Mirror:
         self._see()
 
     def _send(self, sink: Sink, expected: bytes) -> None:
-        there = rsync.fetch(self.target, _TIMESTAMP) or b""
+        there = self._carrier.fetch(self.target, _TIMESTAMP) or b""
         if there != expected:
             raise StateError(
                 f"{self.target} was changed by somebody else meanwhile",
@@ -99,11 +123,11 @@ class Mirror:
             return
         with task(sink, "mirror", f"Sending to {self.target}") as running:
             if self.shelf.path(FILES).exists():
-                rsync.push(self.shelf.root, self.target, [FILES], named_by_content=True, on_line=running.output)
+                self._carrier.push(self.shelf.root, self.target, [FILES], named_by_content=True, on_line=running.output)
             signed = [name for name in self.shelf.names(METADATA) if name != _TIMESTAMP]
             for names in ([TARGETS], signed, [_TIMESTAMP]):
-                rsync.push(self.shelf.root, self.target, names, named_by_content=False, on_line=running.output)
-            rsync.remove(self.shelf.root, self.target, [FILES, TARGETS, METADATA])
+                self._carrier.push(self.shelf.root, self.target, names, named_by_content=False, on_line=running.output)
+            self._carrier.remove(self.shelf.root, self.target, [FILES, TARGETS, METADATA])
         self._see()
 
     def _last_seen(self) -> str:

@@ -91,7 +91,7 @@ def _run(words: Sequence[str], on_line: OnLine | None) -> None:
     except CommandError as error:
         last = next(iter(reversed(error.output.strip().splitlines())), "")
         raise TransportError(
-            f"rsync failed with status {error.status}: {last}",
+            f"rsync failed with status {error.status} between {words[-2]} and {words[-1]}: {last}",
             code="rsync-failed",
             hint="see that the other machine answers, then try again",
         ) from error

@@ -15,10 +15,10 @@ from pathlib import Path
 from obelisk.errors import TrustError
 from obelisk.model.release import File
 from obelisk.release.client import hashtree, index
-from obelisk.release.client.delivery import Remote
 from obelisk.release.client.hashtree import DIGEST_BYTES, GROUP_BLOCKS, Run
 from obelisk.release.client.index import ZEROS, Frame
 from obelisk.release.client.planning import WHICH_BITS, Batch, Have, Plan, Span, blocks_of
+from obelisk.release.client.remote import Mirrors
 from obelisk.release.client.writing import Slot
 from obelisk.system import zstd
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
@@ -27,7 +27,7 @@ _KEPT_BLOCKS = 2048  # blocks that a later batch needs of a frame that this one 
 
 
 def carry_out(
-    remote: Remote, ready: Plan, root: Path, tree: Path, haves: Sequence[Have], *, on_bytes: Callable[[int], None]
+    remote: Mirrors, ready: Plan, root: Path, tree: Path, haves: Sequence[Have], *, on_bytes: Callable[[int], None]
 ) -> tuple[int, list[Run]]:
     """Make the devices hold the image; return the bytes written, and the blocks of the root among them.
 
@@ -59,7 +59,7 @@ def carry_out(
 class _Maker:
     """Puts groups together out of what is there and what comes."""
 
-    def __init__(self, remote: Remote, ready: Plan, slot: Slot, own: BlockDevice, devices: Sequence[BlockDevice | None]) -> None:
+    def __init__(self, remote: Mirrors, ready: Plan, slot: Slot, own: BlockDevice, devices: Sequence[BlockDevice | None]) -> None:
         self._remote = remote
         self._plan = ready
         self._slot = slot

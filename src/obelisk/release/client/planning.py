@@ -13,9 +13,9 @@ from pathlib import Path
 from obelisk.errors import TrustError
 from obelisk.model.release import File
 from obelisk.release.client import hashtree, index
-from obelisk.release.client.delivery import Remote
 from obelisk.release.client.hashtree import DIGEST_BYTES, GROUP_BLOCKS, HashTree, Run
 from obelisk.release.client.index import HEADER, PREFIX_BYTES, ZEROS, Index
+from obelisk.release.client.remote import Mirrors
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
 from obelisk.system.forked import in_parallel
 
@@ -87,7 +87,7 @@ class Plan:
     planning_bytes: int
 
 
-def plan(remote: Remote, wanted: Wanted, root: Path, haves: Sequence[Have], *, on_bytes: Callable[[int], None]) -> Plan:
+def plan(remote: Mirrors, wanted: Wanted, root: Path, haves: Sequence[Have], *, on_bytes: Callable[[int], None]) -> Plan:
     """Find out what has to be fetched to make the device `root` hold what is wanted. `on_bytes` is told how much of it was read.
 
     Raises:
@@ -110,7 +110,7 @@ def plan(remote: Remote, wanted: Wanted, root: Path, haves: Sequence[Have], *, o
     return Plan(wanted, found, len(front), places, wrong, elsewhere, right, batches, total, len(spans), planning)
 
 
-def _fetch_front(remote: Remote, wanted: Wanted) -> tuple[bytes, int]:
+def _fetch_front(remote: Mirrors, wanted: Wanted) -> tuple[bytes, int]:
     size = wanted.index.size_bytes
     front = b"".join(data for _range, data in remote.ranges(wanted.index, [range(min(_FRONT_BYTES, size))]))
     fetched = len(front)
@@ -146,7 +146,7 @@ class _Expected:
         return bytes(self.prefixes[block * PREFIX_BYTES : (block + 1) * PREFIX_BYTES])
 
 
-def _expectations(remote: Remote, file: File, found: Index, front: int, haves: Sequence[Have]) -> tuple[_Expected, int]:
+def _expectations(remote: Mirrors, file: File, found: Index, front: int, haves: Sequence[Have]) -> tuple[_Expected, int]:
     """What the index and our own trees say of each block, and how many bytes were fetched for it."""
     expected = _Expected(found.blocks)
     own: dict[bytes, bytes] = {}

@@ -1,4 +1,4 @@
-"""Repositories on another machine: a daemon of rsync on this one."""
+"""Repositories elsewhere: a daemon of rsync on this machine, and a server of WebDAV, which stands for all that rclone knows."""
 
 import shutil
 import socket
@@ -15,18 +15,18 @@ import repository_samples as samples
 from obelisk.errors import StateError, TransportError, TrustError
 from obelisk.events import silent
 from obelisk.release.keys import Keyring
-from obelisk.release.mirror import Mirror
+from obelisk.release.mirror import Mirror, is_elsewhere
 from obelisk.release.publisher import Publisher
 from obelisk.release.publishing import release
 from obelisk.release.repository import Repository
 from obelisk.release.retiring import retire
 from obelisk.release.shelf import Shelf
-from obelisk.system import rsync
+from obelisk.system import rclone, rsync
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[str]:
-    """A place in a module of a daemon, which is not there yet; on the disk it is `tmp_path`/module/a/repo."""
+@pytest.fixture(params=["rsync", "rclone"])
+def target(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A place at a server, which is not there yet; on the disk it is `tmp_path`/module/a/repo."""
     (tmp_path / "module").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -34,7 +34,16 @@ def target(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "rsyncd.conf").write_text(
         f"use chroot = no\nuid = 0\ngid = 0\n[there]\npath = {tmp_path}/module\nread only = no\nmunge symlinks = no\n"
     )
-    words = ["rsync", "--daemon", "--no-detach", "--address=127.0.0.1", f"--port={port}", f"--config={tmp_path}/rsyncd.conf"]
+    words, place = {
+        "rsync": (
+            ["rsync", "--daemon", "--no-detach", "--address=127.0.0.1", f"--port={port}", f"--config={tmp_path}/rsyncd.conf"],
+            f"rsync://127.0.0.1:{port}/there/a/repo",
+        ),
+        "rclone": (
+            ["rclone", "serve", "webdav", str(tmp_path / "module"), f"--addr=127.0.0.1:{port}", "--dir-cache-time=0"],
+            f"rclone::webdav,url='http://127.0.0.1:{port}':a/repo",
+        ),
+    }[request.param]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as daemon:
         try:
             for _ in range(100):
@@ -42,7 +51,7 @@ def target(tmp_path: Path) -> Iterator[str]:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 time.sleep(0.05)
-            yield f"rsync://127.0.0.1:{port}/there/a/repo"
+            yield place
         finally:
             daemon.terminate()
 
@@ -123,22 +132,23 @@ def test_a_sending_that_was_cut_is_finished_by_the_next(tmp_path: Path, target: 
     desk = Desk(tmp_path / "desk", target, samples.keyring(tmp_path))
     desk.release("1")
     left = [cut]
-    push = rsync.push
+    carrier = rclone if target.startswith("rclone:") else rsync
+    push = carrier.push
 
     def cutting(*words: object, **options: object) -> None:
         if not left[0]:
             raise TransportError("cut", code="rsync-failed")
         left[0] -= 1
-        push(*words, **options)  # type: ignore[arg-type] # passed on
+        push(*words, **options)
 
-    monkeypatch.setattr(rsync, "push", cutting)
+    monkeypatch.setattr(carrier, "push", cutting)
     if cut < 4:
         with pytest.raises(TransportError):
             desk.release("2")
         assert _version(tmp_path) == "1"
     else:
         desk.release("2")
-    monkeypatch.setattr(rsync, "push", push)
+    monkeypatch.setattr(carrier, "push", push)
     desk.release("3")
     assert _version(tmp_path) == "3"
 
@@ -167,11 +177,16 @@ def test_what_was_put_in_its_place_is_not_taken_over(tmp_path: Path, target: str
     assert _version(tmp_path) == "2"
 
 
-def test_nobody_who_answers_is_named(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "desk", "rsync://127.0.0.1:9/there/repo", samples.keyring(tmp_path))
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [("rsync://127.0.0.1:9/there/repo", "rsync-failed"), ("rclone::webdav,url='http://127.0.0.1:9':repo", "rclone-failed")],
+)
+def test_nobody_who_answers_is_named(tmp_path: Path, target: str, code: str) -> None:
+    desk = Desk(tmp_path / "desk", target, samples.keyring(tmp_path))
     with pytest.raises(TransportError) as refused:
         desk.release("1")
-    assert refused.value.code == "rsync-failed"
+    assert refused.value.code == code
+    assert "127.0.0.1" in refused.value.message + refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -180,10 +195,12 @@ def test_nobody_who_answers_is_named(tmp_path: Path) -> None:
         ("rsync://host/module/repo", True),
         ("host:/srv/repo", True),
         ("me@host:repo", True),
+        ("rclone:store:releases/os", True),
+        ("rclone::s3,provider=Minio:releases", True),
         ("repo", False),
         ("/srv/re:po", False),
         ("./a:b", False),
     ],
 )
-def test_places_on_other_machines_are_told_from_directories(text: str, is_one: bool) -> None:  # noqa: FBT001 - a table
-    assert rsync.is_target(text) is is_one
+def test_places_elsewhere_are_told_from_directories(text: str, is_one: bool) -> None:  # noqa: FBT001 - a table
+    assert is_elsewhere(text) is is_one
