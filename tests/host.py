@@ -382,6 +382,7 @@ class Rack:
         settings = qemu.Settings(
             disk,
             run,
+            cpus=qemu.fair_cpus(qemu.acceleration()),
             variables=variables,
             console=run / "console.log",
             typed=run / "typed" if "tpm" in more else None,
