@@ -2,29 +2,53 @@
 
 A key directory holds PK, KEK and db as .key (PEM, mode 0600), .crt (PEM) and .auth (for enrolment by systemd-boot), and
 attestation.key (Ed25519, PEM). A directory with a file `TEST-KEY` is made without being asked for and marks its images as such.
+
+The db key is replaced in steps, since hosts start nothing that a key signed which their firmware does not know:
+
+    db-<n>/                 the n-th db key, n from 2; it appears all at once
+        db.key .crt .der    the key
+        both.auth           enrols this certificate and the one before it on new machines
+        db.auth             enrols this one alone
+        update.auth         adds this certificate to the db of a firmware; signed by KEK
+        signs               exists: this key signs. Until then the one before does, and images bring hosts `update.auth`
+        revoke.auth         puts the certificate before this one into the dbx of a firmware; signed by KEK. Images bring it to hosts
 """
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obelisk.errors import StateError, TrustError
+from obelisk.model.canonical import digest
 from obelisk.system.bubblewrap import Room, writable
-from obelisk.system.files import written_by_name
+from obelisk.system.files import write_durably, written_by_name
 from obelisk.system.namespace import remove_tree
 
+UPDATE_DB, UPDATE_DBX = "update-db.auth", "update-dbx.auth"
+"""The files of an image by which the firmware of hosts learns of another certificate, and that one counts no more."""
 _MARK = "TEST-KEY"
+_SIGNS = "signs"
+_REVOKED = "revoke.auth"
 
 # The firmware's three levels, one self-signed certificate each; .auth files carry the signature that enrolment asks for.
 _MAKE = """
 set -eu
 cd /out
 umask 077
-for name in PK KEK db; do
-    openssl req -x509 -newkey rsa:2048 -nodes -sha256 -days 7300 -subj "/CN=$1 $name/" -keyout $name.key -out $name.crt 2>/dev/null
+title=$1
+shift
+for name; do
+    openssl req -x509 -newkey rsa:2048 -nodes -sha256 -days 7300 -subj "/CN=$title $name/" -keyout $name.key -out $name.crt 2>/dev/null
     openssl x509 -in $name.crt -outform DER -out $name.der
 done
+"""
+_MAKE_ATTESTATION = """
+set -eu
+cd /out
+umask 077
 openssl genpkey -algorithm ed25519 -out attestation.key
 openssl pkey -in attestation.key -pubout -out attestation.pub
 """
@@ -32,11 +56,44 @@ openssl pkey -in attestation.key -pubout -out attestation.pub
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key directory that is known to be complete."""
+    """A key directory that is known to be complete.
+
+    `generation` is the name of the directory in it with the db key that signs, empty for the first; `coming` that of one which does not
+    sign yet. `enrolment_sha256` tells apart what images bring to the firmware of machines.
+    """
 
     directory: Path
     certificate_sha256: str
     test_key: bool
+    generation: str = ""
+    coming: str = ""
+    enrolment_sha256: str = ""
+
+    @property
+    def signing(self) -> Path:
+        """The directory of the db.key and db.crt that sign."""
+        return self.directory / self.generation
+
+    @property
+    def enrol_db(self) -> Path:
+        """The file by which new machines come to trust images."""
+        return self.directory / self.coming / "both.auth" if self.coming else self.signing / "db.auth"
+
+    @property
+    def update(self) -> Path | None:
+        """The file that brings hosts the certificate that is coming."""
+        return self.directory / self.coming / "update.auth" if self.coming else None
+
+    @property
+    def revoke(self) -> Path | None:
+        """The file that has hosts refuse what the key before signed."""
+        file = self.signing / _REVOKED
+        return file if self.generation and file.exists() else None
+
+    @property
+    def coming_sha256(self) -> str:
+        """That of the certificate that is coming; empty when none is."""
+        return _fingerprint(self.directory / self.coming) if self.coming else ""
 
 
 def load(directory: Path) -> SigningKey | None:
@@ -48,7 +105,21 @@ def load(directory: Path) -> SigningKey | None:
     """
     if not directory.exists():
         return None
-    for name in ("PK.key", "KEK.key", "db.key", "db.crt", "db.auth", "KEK.auth", "PK.auth", "attestation.key"):
+    _require(directory, ("PK.key", "KEK.key", "db.key", "db.crt", "db.auth", "KEK.auth", "PK.auth", "attestation.key"))
+    generation, coming = "", ""
+    for each in _generations(directory):
+        _require(each, ("db.key", "db.crt", "db.auth", "both.auth", "update.auth"))
+        if (each / _SIGNS).exists():
+            generation = each.name
+        else:
+            coming = each.name
+    found = SigningKey(directory, _fingerprint(directory / generation), (directory / _MARK).exists(), generation, coming)
+    files = (directory / "PK.auth", directory / "KEK.auth", found.enrol_db, found.update, found.revoke)
+    return replace(found, enrolment_sha256=digest([hashlib.sha256(file.read_bytes()).hexdigest() if file else "" for file in files]))
+
+
+def _require(directory: Path, names: tuple[str, ...]) -> None:
+    for name in names:
         file = directory / name
         if not file.exists():
             raise StateError(
@@ -58,8 +129,16 @@ def load(directory: Path) -> SigningKey | None:
             )
         if name.endswith(".key") and file.stat().st_mode & 0o077:
             raise TrustError(f"{file} can be read by others", code="keys-readable", hint=f"chmod 600 {file}, and consider new keys")
-    certificate = (directory / "db.crt").read_bytes()
-    return SigningKey(directory, hashlib.sha256(certificate).hexdigest(), (directory / _MARK).exists())
+
+
+def _generations(directory: Path) -> list[Path]:
+    """The db keys after the first, in the order in which they came."""
+    found = (path for path in directory.glob("db-*") if path.name.removeprefix("db-").isdecimal())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("db-")))
+
+
+def _fingerprint(place: Path) -> str:
+    return hashlib.sha256((place / "db.crt").read_bytes()).hexdigest()
 
 
 def create(directory: Path, room: Room, *, name: str = "Obelisk", test_key: bool = False) -> SigningKey:
@@ -78,8 +157,12 @@ def create(directory: Path, room: Room, *, name: str = "Obelisk", test_key: bool
         fresh.mkdir(mode=0o700)
     try:
         label = f"{name} TEST" if test_key else name
-        room.run(["sh", "-c", _MAKE, "keys", label], binds=[writable(fresh, "/out")])
-        room.run(["python3", "-I", "-c", _MAKE_AUTH], binds=[writable(fresh, "/out")])
+        binds = [writable(fresh, "/out")]
+        room.run(["sh", "-c", _MAKE, "keys", label, "PK", "KEK", "db"], binds=binds)
+        room.run(["sh", "-c", _MAKE_ATTESTATION], binds=binds)
+        _sign_lists(
+            room, fresh, [_List(f"{name}.auth", name, signer, (name,)) for name, signer in (("PK", "PK"), ("KEK", "PK"), ("db", "KEK"))]
+        )
         if test_key:
             (fresh / _MARK).write_text("Made without being asked for. Images signed with it say so in their manifest.\n")
         fresh.rename(directory)
@@ -92,10 +175,111 @@ def create(directory: Path, room: Room, *, name: str = "Obelisk", test_key: bool
     return made
 
 
+def rotate(directory: Path, room: Room, *, name: str = "Obelisk") -> SigningKey:
+    """Make the next db key. Images built from now on bring its certificate to hosts, and are signed by the key before it.
+
+    Raises:
+        StateError: there are no keys, or the last rotation is not finished.
+    """
+    found = _there(directory)
+    if found.coming:
+        raise StateError(
+            f"the key {found.coming_sha256[:12]} is coming already",
+            code="rotation-underway",
+            hint="release an image built since then; when every host runs it: `obelisk keys rotate secure-boot --finish`",
+        )
+    number = 1 + max((int(path.name.removeprefix("db-")) for path in _generations(directory)), default=1)
+    target = directory / f"db-{number}"
+    fresh = directory / f".db-{number}.{os.getpid()}.new"
+    with written_by_name(target):
+        fresh.mkdir(mode=0o700)
+    try:
+        label = f"{name} TEST" if found.test_key else name
+        room.run(["sh", "-c", _MAKE, "keys", f"{label} {number}", "db"], binds=[writable(fresh, "/out")])
+        for file in ("KEK.key", "KEK.crt"):
+            shutil.copyfile(directory / file, fresh / file)
+        (fresh / "before.der").write_bytes((found.signing / "db.der").read_bytes())
+        lists = [_List("db.auth", "db", "KEK", ("db",)), _List("both.auth", "db", "KEK", ("before", "db"))]
+        _sign_lists(room, fresh, [*lists, _List("update.auth", "db", "KEK", ("db",), append=True)])
+        for file in ("KEK.key", "KEK.crt", "before.der"):
+            (fresh / file).unlink()
+        fresh.rename(target)
+    except BaseException:
+        remove_tree(fresh)
+        raise
+    return _there(directory)
+
+
+def finish(directory: Path) -> SigningKey:
+    """Let the coming db key sign.
+
+    Raises:
+        StateError: none is coming.
+    """
+    found = _there(directory)
+    if found.update is None:
+        raise StateError("no key is coming", code="rotation-none", hint="begin with `obelisk keys rotate secure-boot`")
+    write_durably(found.update.parent / _SIGNS, b"")
+    return _there(directory)
+
+
+def revoke(directory: Path, room: Room) -> SigningKey:
+    """Have images bring hosts the word that the db key before the one that signs counts no more.
+
+    Raises:
+        StateError: there was none, or the last rotation is not finished.
+    """
+    found = _there(directory)
+    if found.coming or not found.generation:
+        raise StateError(
+            "there is no db key before the one that signs", code="rotation-none", hint="`obelisk keys rotate secure-boot`, then --finish"
+        )
+    if found.revoke is not None:
+        return found
+    signers = _generations(directory)
+    before = signers[signers.index(found.signing) - 1] if signers[0] != found.signing else directory
+    scratch = directory / f".revoke.{os.getpid()}.new"
+    with written_by_name(scratch):
+        scratch.mkdir(mode=0o700)
+    try:
+        for file in ("KEK.key", "KEK.crt"):
+            shutil.copyfile(directory / file, scratch / file)
+        shutil.copyfile(before / "db.der", scratch / "before.der")
+        _sign_lists(room, scratch, [_List(_REVOKED, "dbx", "KEK", ("before",), append=True)])
+        write_durably(found.signing / _REVOKED, (scratch / _REVOKED).read_bytes())
+    finally:
+        remove_tree(scratch)
+    return _there(directory)
+
+
+def _there(directory: Path) -> SigningKey:
+    found = load(directory)
+    if found is None:
+        raise StateError(f"there are no keys in {directory}", code="keys-missing", hint="make them: obelisk keys")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    """A signature list for the variable `variable` of the firmware: the certificates NAME.der, signed by SIGNER.key."""
+
+    file: str
+    variable: str
+    signer: str
+    certificates: tuple[str, ...]
+    append: bool = False
+
+
+def _sign_lists(room: Room, place: Path, lists: list[_List]) -> None:
+    """Write each list's file in `place`, where keys and certificates are too."""
+    wanted = [[each.file, each.variable, each.signer, list(each.certificates), each.append] for each in lists]
+    room.run(["python3", "-I", "-c", _SIGN_LISTS, json.dumps(wanted)], binds=[writable(place, "/out")])
+
+
 # EFI_VARIABLE_AUTHENTICATION_2: a time, a PKCS#7 signature over (name, vendor GUID, attributes, time, list), then the signature list.
 # Source: UEFI specification 2.10, sections 8.2.2 and 32.4.1.
-_MAKE_AUTH = r"""
-import os, struct, subprocess, uuid
+_SIGN_LISTS = r"""
+import json, os, struct, subprocess, sys, uuid
 os.chdir("/out")
 OWNER = uuid.UUID("6f62656c-6973-4b00-8000-000000000002")
 GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
@@ -103,11 +287,16 @@ IMAGE_SECURITY = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 PKCS7 = uuid.UUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 ATTRIBUTES = 0x27  # non-volatile, boot and runtime access, time-based authentication
+APPEND = 0x40
 TIME = struct.pack("<HBBBBBBIhBB", 2024, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-for name, vendor, signer in (("PK", GLOBAL, "PK"), ("KEK", GLOBAL, "PK"), ("db", IMAGE_SECURITY, "KEK")):
-    der = open(f"{name}.der", "rb").read()
-    listed = X509.bytes_le + struct.pack("<III", 28 + 16 + len(der), 0, 16 + len(der)) + OWNER.bytes_le + der
-    signed = name.encode("utf-16-le") + vendor.bytes_le + struct.pack("<I", ATTRIBUTES) + TIME + listed
+for file, name, signer, certificates, append in json.loads(sys.argv[1]):
+    vendor = GLOBAL if name in ("PK", "KEK") else IMAGE_SECURITY
+    listed = b""
+    for certificate in certificates:
+        der = open(f"{certificate}.der", "rb").read()
+        listed += X509.bytes_le + struct.pack("<III", 28 + 16 + len(der), 0, 16 + len(der)) + OWNER.bytes_le + der
+    attributes = ATTRIBUTES | (APPEND if append else 0)
+    signed = name.encode("utf-16-le") + vendor.bytes_le + struct.pack("<I", attributes) + TIME + listed
     open("data", "wb").write(signed)
     subprocess.run(["openssl", "smime", "-sign", "-binary", "-noattr", "-md", "sha256", "-outform", "DER", "-in", "data",
                     "-signer", f"{signer}.crt", "-inkey", f"{signer}.key", "-out", "pkcs7"], check=True, capture_output=True)
@@ -121,6 +310,6 @@ for name, vendor, signer in (("PK", GLOBAL, "PK"), ("KEK", GLOBAL, "PK"), ("db",
     at = header(content, at)
     body = content[at:]
     certificate = struct.pack("<IHH", 24 + len(body), 0x0200, 0x0EF1) + PKCS7.bytes_le + body
-    open(f"{name}.auth", "wb").write(TIME + certificate + listed)
-os.remove("data"); os.remove("pkcs7")
+    open(file, "wb").write(TIME + certificate + listed)
+    os.remove("data"); os.remove("pkcs7")
 """

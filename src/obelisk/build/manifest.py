@@ -6,7 +6,7 @@ from pathlib import Path
 
 from obelisk import spec as specs
 from obelisk.build import slots
-from obelisk.build.keys import SigningKey
+from obelisk.build.keys import UPDATE_DB, UPDATE_DBX, SigningKey
 from obelisk.build.seal import command_line
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind
 from obelisk.model.lock import Lock
@@ -38,14 +38,17 @@ STEPS = tuple(sorted({"base", "configured", *(step for _, step, _ in MACHINE)}))
 """The steps that a machine's manifest speaks of."""
 
 
-def parts_of(spec: Spec) -> tuple[tuple[PartKind, str, str], ...]:
+def parts_of(spec: Spec, key: SigningKey) -> tuple[tuple[PartKind, str, str], ...]:
     """The parts of an image of `spec`: kind, step, and file in its output."""
-    return MACHINE if spec.application is None else APPLICATION
+    if spec.application is not None:
+        return APPLICATION
+    brought = ((PartKind.UPDATE_DB, key.update, UPDATE_DB), (PartKind.UPDATE_DBX, key.revoke, UPDATE_DBX))
+    return (*MACHINE, *((kind, "loader", name) for kind, file, name in brought if file is not None))
 
 
 def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path]) -> Manifest:
     """The manifest; `outputs` are the directories of the steps that it speaks of: those of its parts, `base` and `configured`."""
-    parts = tuple(_part(kind, outputs[step], file) for kind, step, file in parts_of(spec))
+    parts = tuple(_part(kind, outputs[step], file) for kind, step, file in parts_of(spec, key))
     is_machine = spec.application is None
     base = json.loads((outputs["base"] / "result.json").read_text())
     configured = json.loads((outputs["configured"] / "result.json").read_text())

@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 
 from obelisk.build import slots
 from obelisk.build.graph import Step
-from obelisk.build.keys import SigningKey
+from obelisk.build.keys import UPDATE_DB, UPDATE_DBX, SigningKey
 from obelisk.build.programs import Overlay, overlay_command, run_program
 from obelisk.build.trees import LAYERS, digest_of_code, layer_binds
 from obelisk.errors import InputError
@@ -111,12 +111,15 @@ def loader_step(lock: Lock, key: SigningKey, tools: Step) -> Step:
 
     def produce(work: Path, needs: Mapping[str, Path], _running: Task) -> None:
         loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
-        for name in ("PK", "KEK", "db"):
-            shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
-        binds = [read_only(key.directory, "/key"), writable(work, "/step")]
+        brought = {"PK.auth": key.directory / "PK.auth", "KEK.auth": key.directory / "KEK.auth", "db.auth": key.enrol_db}
+        for name, file in (brought | {UPDATE_DB: key.update, UPDATE_DBX: key.revoke}).items():
+            if file is not None:
+                shutil.copyfile(file, work / name)
+        binds = [read_only(key.signing, "/key"), writable(work, "/step")]
         sbsign.sign(Room(needs["tools"] / "tree"), loader, Path("/step/systemd-bootx64.efi"), epoch=lock.system.epoch, binds=binds)
 
-    return Step("loader", "Boot loader", {"certificate": key.certificate_sha256, "epoch": lock.system.epoch}, (tools,), produce)
+    decides: Json = {"certificate": key.certificate_sha256, "enrolment": key.enrolment_sha256, "epoch": lock.system.epoch}
+    return Step("loader", "Boot loader", decides, (tools,), produce)
 
 
 def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]) -> Step:
@@ -144,7 +147,7 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
         binds = [
             read_only(needs["foundation"], "/foundation"),
             read_only(needs["initrd"], "/initrd"),
-            read_only(key.directory, "/key"),
+            read_only(key.signing, "/key"),
             writable(work, "/step"),
         ]
         room.run(request.argv(), binds=binds, on_line=running.output)

@@ -69,7 +69,8 @@ def _status(this: Here, arguments: Namespace) -> int:
         f"health    {found.health}" + (f": {', '.join(found.failing)}" if found.failing else ""),
         f"state     {size(found.state_free_bytes)} free of {size(found.state_total_bytes)}, version {found.state_version}",
         *([f"          {found.state_keys}"] if found.state_keys else []),
-        f"boot      Secure Boot {'on' if found.secure_boot else exposed}",
+        f"boot      Secure Boot {'on' if found.secure_boot else exposed}"
+        + (f"; waits: {', '.join(found.brought)}" if found.brought else ""),
         f"upgrade   {found.upgrade}",
     ]
     if found.followed is not None:

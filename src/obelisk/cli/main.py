@@ -377,7 +377,7 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         )
     keys["init"].add_argument("--root-keys", type=int, default=1, metavar="N", help="how many root keys there are (default: 1)")
     keys["init"].add_argument("--threshold", type=int, default=1, metavar="N", help="how many of them have to sign together (default: 1)")
-    keys["rotate"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "tester"))
+    keys["rotate"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "tester", "secure-boot"))
     keys["rotate"].add_argument("--repo", metavar="REPO", help=_REPO)
     keys["rotate"].add_argument(
         "--drop", action="append", default=[], metavar="KEY", help="root, tester: the key to go, by the beginning of its id"
@@ -386,6 +386,11 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     keys["rotate"].add_argument("--new-root", metavar="DIR", help="root: where new keys are made (default: the first --root)")
     keys["rotate"].add_argument("--threshold", type=int, metavar="N", help="root: how many have to sign together from now on")
     keys["rotate"].add_argument("--force", action="store_true", help="tester: also when releases are left without a proof that counts")
+    step = keys["rotate"].add_mutually_exclusive_group()
+    step.add_argument("--finish", action="store_true", help="secure-boot: the new key signs from now on; every host has been brought it")
+    step.add_argument(
+        "--revoke", action="store_true", help="secure-boot: have hosts refuse what the old key signed, once they start nothing of it"
+    )
     for name in ("init", "rotate"):
         keys[name].add_argument("--passphrase", action="store_true", help="protect new keys by a passphrase")
     keys["token"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp"))
