@@ -126,6 +126,10 @@ _HOST_COMMANDS = {
     "reset": ("start the next boot with fresh state", "obelisk host reset --yes --keep /var/lib/obelisk --reboot"),
     "recovery-key": ("make the key that opens the encrypted state when the TPM does not; it is shown once", "obelisk host recovery-key"),
     "enrol-tpm": ("have this machine's TPM open the encrypted state again; asks for the recovery key", "obelisk host enrol-tpm"),
+    "firmware": (
+        "give firmware and boot loader now what the running image brings; a TPM then opens encrypted state only after `enrol-tpm`",
+        "obelisk host firmware --yes",
+    ),
     "settle": ("bless the running image, which is healthy; the machine itself runs this", "obelisk host settle"),
     "condemn": ("note that the running image is not healthy; the machine itself runs this", "obelisk host condemn"),
     "follow": ("do what the followed channel asks, and restart; the machine itself runs this", "obelisk host follow"),
@@ -257,6 +261,7 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `list`")
     parsers["reset"].add_argument("--keep", action="append", metavar="PATH", help="keep this file or directory")
     parsers["reset"].add_argument("--yes", action="store_true", help="delete the state of this machine")
+    parsers["firmware"].add_argument("--yes", action="store_true", help="also where the next boot will ask for the recovery key")
 
 
 def _app_arguments(parser: argparse.ArgumentParser) -> None:

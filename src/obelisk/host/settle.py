@@ -91,12 +91,15 @@ def note_fallen(here: Here) -> str:
 def apply_brought(here: Here) -> str:
     """Give firmware and loader what the running image has brought for them, once it is blessed. Returns what to say of it.
 
-    What cannot be done is tried again at the next boot, and makes no healthy image anything else.
+    What cannot be done is tried again at the next boot, and makes no healthy image anything else. Other keys in the firmware keep a TPM
+    from opening the state, so where that is encrypted somebody has to be there.
     """
     with here.esp() as place:
-        entry = esp.find(place, here.label)
-        if entry is None or entry.counted or not esp.brought(place, here.label):
+        entry, brought = esp.find(place, here.label), set(esp.brought(place, here.label))
+        if entry is None or entry.counted or not brought:
             return ""
+        if here.opened_by() and brought & {"db", "dbx"}:
+            return "; another key for the firmware waits for somebody who has the recovery key: obelisk host firmware"
         from obelisk.host import firmware  # noqa: PLC0415 - what hardly any boot needs
 
         try:
