@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from obelisk import spec as specs
+from obelisk.cli import exchanging
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
@@ -28,6 +29,10 @@ from obelisk.system.notices import Channel, run_observed
 
 def app(arguments: Namespace) -> int:
     """Run one of the commands about applications."""
+    if arguments.action == "import":
+        return exchanging.bring_in(arguments)
+    if arguments.action == "export":
+        return exchanging.export(open_store(arguments), arguments, policy_of)
     actions = {"run": _run, "ready": _ready, "show": _show, "diff": _diff, "audit": _audit, "learn": _learn, "clear": _clear}
     return actions[arguments.action](open_store(arguments), arguments)
 

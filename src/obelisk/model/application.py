@@ -11,6 +11,8 @@ from obelisk.model.canonical import Json, canonical
 from obelisk.model.policy import Policy
 
 SCHEMA = "obelisk.application/1"
+WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
+"""Where an application may have directories of its own; the rest is its image, or the kernel's."""
 
 # What every application has to show before it is proven.
 SOUND = "every block of the root is what its hash tree says"

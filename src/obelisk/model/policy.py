@@ -388,4 +388,4 @@ def spelled(power: Power) -> str:
         if power == flag:
             return f"{key} = true"
     key = next(key for key, kind in _LISTS.items() if isinstance(power, kind))
-    return f"{key} = [{json.dumps(_value(power))}]"
+    return f"{key} = [{json.dumps(_value(power), ensure_ascii=False)}]"

@@ -11,7 +11,7 @@ from obelisk.system import confine, landlock
 from obelisk.system.command import find_program, run
 
 # Of /proc, what tells about the machine although no process of the sandbox has to do with it, and anybody may read.
-_MASKED = ("cmdline", "config.gz", "interrupts", "kallsyms", "keys", "locks", "modules", "partitions", "diskstats", "iomem")
+MASKED = ("cmdline", "config.gz", "interrupts", "kallsyms", "keys", "locks", "modules", "partitions", "diskstats", "iomem")
 _DISABLES_NAMESPACES = (0, 8)  # the first version of bubblewrap that can keep a sandbox from making user namespaces
 
 
@@ -70,7 +70,7 @@ def this_machine() -> Machine:
         no_nesting=version >= _DISABLES_NAMESPACES,
         no_write_execute=confine.can_refuse_write_execute(),
         open_files=confine.most_open_files(),
-        masked_files=tuple(name for name in _MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
+        masked_files=tuple(name for name in MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
     )
 
 

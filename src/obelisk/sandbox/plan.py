@@ -35,7 +35,7 @@ MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755,
 _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
     outside = assemble(_outside(app, policy, place, machine, listener=listener), _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
     inside = assemble(
-        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, _environment(app, policy))
+        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, environment_of(app, policy))
     )
     return Plan(outside, inside, network.rules(policy), layers_of(policy, machine))
 
@@ -257,9 +257,10 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 
 
-def _environment(app: Application, policy: Policy) -> tuple[str, ...]:
+def environment_of(app: Application, policy: Policy) -> tuple[str, ...]:
+    """What the application finds in its environment, `NAME=value` each."""
     terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
-    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
+    return tuple(f"{name}={value}" for name, value in sorted({**ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
 
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:

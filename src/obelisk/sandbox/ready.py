@@ -33,7 +33,7 @@ from obelisk.system.namespace import remove_tree
 
 # systemd's own range for users that exist as long as they run: no package and no person has an id there.
 _FIRST_UID, _UIDS = 61184, 4336
-_NODES = {Device.AUDIO: ("/dev/snd",), Device.CAMERA: ("/dev/video", "/dev/media"), Device.KVM: ("/dev/kvm",)}
+NODES = {Device.AUDIO: ("/dev/snd",), Device.CAMERA: ("/dev/video", "/dev/media"), Device.KVM: ("/dev/kvm",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +104,14 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     place.mkdir(parents=True, exist_ok=True)
     with locked(place / "lock"):
         _settle_root(image, place, machine, room)
-    owner = _owner(name, machine)
+    owner = owner_of(name, machine.owner)
     data = directories.data / name
     for path in app.data:
         _make_data(data_directory(data, path), owner)
     for grant in policy.of(Read) + policy.of(Write):
         if not host_path(grant.path, home).exists():
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
-    nodes = _nodes(policy)
+    nodes = nodes_of(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener])[:16]
     names = Path("/etc/resolv.conf")
@@ -159,10 +159,10 @@ def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callab
     write_durably(note, stamp.encode())
 
 
-def _owner(name: str, machine: Machine) -> Owner:
-    """Root launches each application as a user of its own; anybody else as themselves."""
-    if not machine.is_root:
-        return machine.owner
+def owner_of(name: str, launcher: Owner) -> Owner:
+    """Whose rights an application has: root launches each as a user of its own, anybody else as themselves."""
+    if launcher.uid != 0:
+        return launcher
     number = _FIRST_UID + zlib.crc32(name.encode()) % _UIDS
     return Owner(number, number)
 
@@ -174,9 +174,9 @@ def _make_data(directory: Path, owner: Owner) -> None:
         os.chown(directory, owner.uid, owner.gid)
 
 
-def _nodes(policy: Policy) -> tuple[str, ...]:
+def nodes_of(policy: Policy) -> tuple[str, ...]:
     """The device nodes of this machine that are granted."""
-    wanted = tuple(prefix for power in policy.of(Use) for prefix in _NODES[power.device])
+    wanted = tuple(prefix for power in policy.of(Use) for prefix in NODES[power.device])
     return tuple(sorted(str(path) for path in Path("/dev").iterdir() if str(path).startswith(wanted))) if wanted else ()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from obelisk.model.application import Application
+from obelisk.model.application import WRITABLE, Application
 from obelisk.model.policy import Layer, Limits, Policy, Power, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
@@ -10,8 +10,6 @@ from obelisk.spec.reader import Table, size
 
 _LISTS = ("read", "write", "devices", "listen", "connect", "syscalls")
 _FLAGS = ("write_execute", "namespaces", "terminal")
-# Where an application may have directories of its own; the rest is its image, or the kernel's.
-_WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
 
 
 def application(root: Table, spec: Spec, findings: Findings) -> Application | None:
@@ -38,9 +36,9 @@ def application(root: Table, spec: Spec, findings: Findings) -> Application | No
 def _check_places(app: Table, findings: Findings) -> None:
     for key in ("scratch", "data"):
         for number, path in enumerate(app.texts(key)):
-            if not path.startswith(_WRITABLE):
+            if not path.startswith(WRITABLE):
                 message = f"'{path}' cannot be written: it belongs to the image or to the kernel"
-                findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(_WRITABLE)}")
+                findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(WRITABLE)}")
     for number, path in enumerate(app.texts("data")):
         if path in app.texts("scratch"):
             findings.report(
