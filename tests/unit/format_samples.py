@@ -30,8 +30,8 @@ def subject(held: Policy, app: Application | None = None) -> Subject:
     return Subject("app", app, root, Path("/data/app"), HOME, Owner(61200, 61200), nodes)
 
 
-words = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
-_names = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=5) | st.sampled_from(
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+_names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=5) | st.sampled_from(
     ("a:b", "a b", "a;b", "a\\b", " a ", "%h", '"')
 )
 places = st.builds("/".join, st.tuples(st.sampled_from(("/var/lib", "/srv", "/opt", "/home/app", "/run")), _names)).filter(str.isprintable)
@@ -66,4 +66,4 @@ def fate(seccomp: Any, name: str, arguments: Sequence[int]) -> int:  # noqa: ANN
 
 def _matches(test: Any, arguments: Sequence[int]) -> bool:  # noqa: ANN401
     assert test["op"] == "SCMP_CMP_MASKED_EQ"
-    return (arguments[test["index"]] & test["value"]) == test["valueTwo"]
+    return bool((arguments[test["index"]] & test["value"]) == test["valueTwo"])

@@ -25,6 +25,7 @@ from obelisk.model.policy import (
     Listen,
     Nest,
     Policy,
+    Power,
     Read,
     Terminal,
     Use,
@@ -121,7 +122,16 @@ def test_what_is_printed_is_a_spec_of_the_same_application(form: str, one: Subje
 
 @pytest.mark.parametrize("form", sorted(READERS))
 def test_a_spec_reads_what_is_printed(tmp_path: Path, form: str) -> None:
-    powers = [Read("~/Documents"), Write("/mnt/a b"), Use(Device.KVM), *EVERYWHERE, Call(Calls.DEBUG), WriteExecute(), Terminal(), Nest()]
+    powers: list[Power] = [
+        Read("~/Documents"),
+        Write("/mnt/a b"),
+        Use(Device.KVM),
+        *EVERYWHERE,
+        Call(Calls.DEBUG),
+        WriteExecute(),
+        Terminal(),
+        Nest(),
+    ]
     one = subject(policy(powers, Limits(memory_bytes=3 << 30, processes=7, open_files=99, scratch_bytes=5000)))
     found = read(write(one, form).text.encode(), None, HOME)
     spec = load_text(tmp_path, 'name = "app"\nrole = "app"\n' + found.as_toml("x"))
@@ -352,7 +362,7 @@ def test_key_files_bring_back_what_is_written(texts: list[str]) -> None:
 def test_no_line_of_what_is_written_comes_out_of_a_value(form: str, one: Subject) -> None:
     quiet = replace(one, app=replace(one.app, command=("/usr/bin/x",), environment=()))
     loud = replace(one, app=replace(one.app, command=("/usr/bin/x", "a\nUser=root"), environment=(("A", "b\n[Context]\nshared=network;"),)))
-    lines = {line for line in write(loud, form).text.splitlines()}
+    lines = set(write(loud, form).text.splitlines())
     assert not {"User=root", "[Context]", "shared=network;"} & (lines - {*write(quiet, form).text.splitlines()})
 
 
@@ -369,7 +379,7 @@ def test_no_line_of_what_is_written_comes_out_of_a_value(form: str, one: Subject
         ("systemd", policy([Listen(8080)]), "ListenStream=8080"),
         ("systemd", policy([Connect("10.0.0.0/8", 443)]), "opens every port there"),
         ("systemd", policy([Terminal()]), "a service has none"),
-        ("systemd", policy([Read("/data")]), "no place for it"),
+        ("systemd", policy([Read("/data")]), "There is a place for it below /mnt"),
         ("systemd", policy([Use(Device.KVM)]), "names of all devices"),
     ],
 )

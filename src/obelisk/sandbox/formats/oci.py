@@ -293,9 +293,11 @@ def _bound(source: str, at: str, access: Access, home: Path, found: _Found, want
         found.scratch.pop(at, None)
         found.data[at] = None
         found.left_out.append(f"what is in {source}: {at} is a directory of the application's own, empty at first")
+    elif at in _OF_THE_RUNTIME and access is Access.READ:
+        pass  # made for each container by engines; here by `connect`, as far as there is anything to say
     elif source == at:
         wanted[at] = min(access, wanted.get(at, access))
-    elif at not in _OF_THE_RUNTIME:
+    else:
         found.left_out.append(f"{source} at {at}: what is granted is seen at its own place")
 
 

@@ -10,7 +10,7 @@ Source: systemd.exec(5), systemd.resource-control(5), systemd.service(5) of syst
 from collections.abc import Iterator
 
 from obelisk.model.exposure import explain
-from obelisk.model.policy import Call, Calls, Connect, Device, Listen, Nest, Read, Terminal, Use, Write, WriteExecute
+from obelisk.model.policy import Call, Calls, Connect, Device, Listen, Nest, Policy, Read, Terminal, Use, Write, WriteExecute
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.foreign import Subject, Written
 from obelisk.sandbox.plan import HOME, environment_of, host_path, inside_path
@@ -112,7 +112,7 @@ def _files(subject: Subject) -> Iterator[tuple[str, str]]:
 
 def _has_place(grant: Read | Write) -> bool:
     """Whether there is something at which it can be mounted: the root of the image cannot be changed for it."""
-    return _is_plain(grant.path) and grant.path in {"/mnt", "/media"} or grant.path.startswith((*_TOPS, "/home/", "~"))
+    return (_is_plain(grant.path) and grant.path in {"/mnt", "/media"}) or grant.path.startswith((*_TOPS, "/home/", "~"))
 
 
 def _is_plain(path: str) -> bool:
@@ -151,27 +151,30 @@ def _notes(subject: Subject) -> Iterator[str]:
     held = subject.policy
     yield "not in it: Landlock; limits of each directory of /tmp and /var/tmp, which lie on the machine's disk"
     yield "its directories of data are those that systemd keeps, and not those of `obelisk app run`"
-    for power in held.of(Listen):
-        yield f"not in it: {explain(power)}. A socket unit with ListenStream={power.port} hands it the socket and no network"
-        yield f"wider by far, where it cannot take that: {_OPEN}, SocketBindAllow=tcp:{power.port}"
-    if any(not power.port for power in held.of(Connect)):
-        yield "wider: with the machine's network it has sockets of the machine's that have names in no directory (abstract ones)"
-    for power in held.of(Connect):
-        if power.port:
-            yield f"not in it: {explain(power)}. IPAddressAllow={power.network} opens every port there, in both directions"
+    yield from _notes_on_network(held)
     if held.has(Terminal()):
         yield "not in it: the terminal, which a service has none of"
     for power in held.of(Use):
         yield f"wider: it sees the names of all devices; it uses those of `{power.device}`, and others that the same driver has"
     for grant in held.of(Read) + held.of(Write):
         if not _has_place(grant):
-            yield f"not in it: {explain(grant)}. The image has no place for it; below /mnt, /media and /home there is one, for names without {_MARKS}"
-    for path in subject.app.data:
-        if _kept(path) is None:
-            yield f"not in it: the directory {path}; systemd keeps directories below {', '.join(_KEPT)}"
-    for path in subject.app.scratch:
-        if not _is_plain(path):
-            yield f"not in it: the directory {path}"
+            yield f"not in it: {explain(grant)}. There is a place for it below /mnt, /media and /home, under names without {_MARKS}"
+    for path in (
+        *(path for path in subject.app.data if _kept(path) is None),
+        *(path for path in subject.app.scratch if not _is_plain(path)),
+    ):
+        yield f"not in it: the directory {path}; systemd keeps those below {', '.join(_KEPT)}, under names without {_MARKS}"
+
+
+def _notes_on_network(held: Policy) -> Iterator[str]:
+    for power in held.of(Listen):
+        yield f"not in it: {explain(power)}. A socket unit with ListenStream={power.port} hands it the socket and no network"
+        yield f"wider by far, where it cannot take that: {_OPEN}, SocketBindAllow=tcp:{power.port}"
+    for power in held.of(Connect):
+        if power.port:
+            yield f"not in it: {explain(power)}. IPAddressAllow={power.network} opens every port there, in both directions"
+        else:
+            yield f"wider: {power.network} reaches it too; in the machine's network are sockets with names in no directory (abstract ones)"
 
 
 def _escaped(text: str) -> str:

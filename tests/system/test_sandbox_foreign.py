@@ -1,11 +1,13 @@
 """What is written in the formats of others, as the programs read it that these formats belong to."""
 
+import ast
 import ctypes
 import errno
 import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from format_samples import subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_samples import policies
+from sandboxes import PRIVATE
 from test_system_filter import ALLOW, ERRNO, outcome
 
-from obelisk.model.policy import Call, Calls, Connect, Listen, Nest, Policy, Read, Write, WriteExecute, policy
+from obelisk.model.application import Application
+from obelisk.model.policy import Call, Calls, Connect, Limits, Listen, Nest, Policy, Read, Write, WriteExecute, policy
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats import write
 from obelisk.sandbox.formats.calls import as_oci
@@ -102,3 +106,75 @@ def test_a_unit_is_read_by_systemd_and_no_wider_than_it_has_to_be(tmp_path: Path
     # Calls that are younger than this systemd are passed over, and its root is not on this machine.
     known = ("Failed to parse system call, ignoring", "is not executable")
     assert [line for line in verified.stderr.splitlines() if not any(each in line for each in known)] == []
+
+
+_INSIDE = r"""
+import ctypes, os, resource, socket, sys
+def tried(what):
+    try:
+        what()
+    except OSError as error:
+        return error.errno
+    return 0
+libc = ctypes.CDLL(None, use_errno=True)
+def called(number, *arguments):
+    return 0 if libc.syscall(number, *map(ctypes.c_ulong, arguments)) >= 0 else ctypes.get_errno()
+status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+open("/tmp/program", "w").write("#!/bin/sh\n")
+os.chmod("/tmp/program", 0o755)
+print(repr({
+    "user": (os.getuid(), os.getgid()),
+    "rights": {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
+    "new": (status["NoNewPrivs"].strip(), status["Seccomp"].strip()),
+    "name": (socket.gethostname(), os.getcwd(), os.environ["MODE"], sys.argv[1]),
+    "root": {tried(lambda: open(f"{place}/x", "w")) for place in ("", "/mnt/read")},
+    "own": {tried(lambda: open(f"{place}/x", "w")) for place in sys.argv[2:]},
+    "runs": tried(lambda: os.execv("/tmp/program", ["x"])),
+    "read": open("/mnt/read/file").read(),
+    "inet": tried(lambda: socket.socket(socket.AF_INET)),
+    "calls": [called(101, 0), called(272, 0x10000000), called(16, 0, 0x5412 | 1 << 32, 0), called(9, 0, 4096, 7, 0x22, 2**64 - 1, 0)],
+    "limits": [resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_CORE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE)],
+    "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+}))
+"""
+
+
+def test_crun_starts_what_is_written_confined_to_what_is_granted(tmp_path: Path) -> None:
+    for place in ("rootfs/usr", "read", "write", "data/var-lib-app"):
+        (tmp_path / place).mkdir(parents=True)
+    for link in ("bin", "sbin", "lib", "lib64"):
+        (tmp_path / "rootfs" / link).symlink_to(f"usr/{link}")
+    (tmp_path / "read/file").write_text("seen")
+    for place in ("write", "data/var-lib-app"):
+        os.chown(tmp_path / place, 61200, 61200)
+    for place in ("rootfs", "read"):
+        (tmp_path / place).chmod(0o777)
+    own = ("/tmp", "/home/app", "/dev/shm", "/var/cache/app", "/var/lib/app", "/mnt/write")  # noqa: S108 - inside
+    app = Application(
+        ("/usr/bin/python3", "-I", "-c", _INSIDE, "a word", *own), (("MODE", "x"),), "/srv", ("/var/cache/app",), ("/var/lib/app",)
+    )
+    one = subject(policy([Read("/mnt/read"), Write("/mnt/write")], Limits(processes=30, open_files=200)), app)
+    config: Any = json.loads(write(replace(one, data=tmp_path / "data"), "oci").text)
+    for mount in config["mounts"]:  # grants are of this machine's, where tests have no places of their own
+        if mount["destination"].startswith("/mnt/"):
+            mount["source"] = str(tmp_path / mount["source"].removeprefix("/mnt/"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    # crun knows one version of control groups at a time; what is mounted and unmounted here is so for this command alone.
+    prepare = f"umount /sys/fs/cgroup/unified 2>/dev/null || :; mount --bind /usr {tmp_path}/rootfs/usr"
+    start = f'{prepare}; exec crun --root {tmp_path}/state run --bundle {tmp_path} "obelisk-$$"'
+    done = subprocess.run([*PRIVATE, "sh", "-euc", start], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == {
+        "user": (61200, 61200),
+        "rights": {"0" * 16},
+        "new": ("1", "2"),
+        "name": ("app", "/srv", "x", "a word"),
+        "root": {errno.EROFS},
+        "own": {0},
+        "runs": errno.EACCES,
+        "read": "seen",
+        "inet": errno.EAFNOSUPPORT,
+        "calls": [errno.EPERM] * 4,
+        "limits": [0, 30, 200],
+        "processes": 1,
+    }
