@@ -125,6 +125,8 @@ def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_only_by_saying
     assert effective(asked, {}) == asked
     assert effective(asked, {"allow": raw}) == meet(asked, told)
     assert effective(asked, {"override": raw}) == join(asked, told)
+    del raw["limits"]
+    assert effective(asked, {"override": raw}).limits == asked.limits
 
 
 def test_what_another_power_covers_is_no_second_power() -> None:

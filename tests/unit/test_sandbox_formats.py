@@ -132,14 +132,14 @@ def test_a_spec_reads_what_is_printed(tmp_path: Path, form: str) -> None:
         Terminal(),
         Nest(),
     ]
-    one = subject(policy(powers, Limits(memory_bytes=3 << 30, processes=7, open_files=99, scratch_bytes=5000)))
+    one = subject(policy(powers, Limits(3 << 30, 7, 99, 5000, 5 << 30, 150)))
     found = read(write(one, form).text.encode(), None, HOME)
     spec = load_text(tmp_path, 'name = "app"\nrole = "app"\n' + found.as_toml("x"))
     assert spec.application == found.app
-    assert found.app.policy.limits == Limits(memory_bytes=3 << 30, processes=7, open_files=99, scratch_bytes=4096)
+    assert found.app.policy.limits == Limits(3 << 30, 7, 99, 4096, 5 << 30, 150)
 
 
-@given(st.builds(Limits, *(st.integers(1, 1 << 62) for _ in range(4))))
+@given(st.builds(Limits, *(st.integers(1, 1 << 62) for _ in range(6))))
 def test_limits_come_out_as_a_spec_can_say_them_and_never_higher_unsaid(limits: Limits) -> None:
     found = Foreign(subject(policy((), limits)).app, ()).settled()
     change = difference(policy((), limits), found.app.policy)
@@ -206,8 +206,8 @@ def test_what_a_policy_cannot_say_is_left_out_and_told(changes: dict[str, object
     [
         ({"process__apparmorProfile": "docker-default"}, "AppArmor"),
         ({"process__rlimits": [{"type": "RLIMIT_FSIZE", "soft": 1, "hard": 1}]}, "RLIMIT_FSIZE"),
-        ({"linux__resources": {"cpu": {"quota": 1}}}, "limits of cpu"),
-        ({"linux__resources": {"memory": {"limit": 1 << 20}}}, "of each process"),
+        ({"linux__resources": {"cpu": {"cpus": "0"}}}, "limits of cpu.cpus"),
+        ({"linux__resources": {"blockIO": {"weight": 1}}}, "limits of blockIO"),
         ({"linux__devices": [{"path": "/dev/snd/timer", "type": "c", "major": 116, "minor": 33}]}, "all devices of the class"),
         ({"linux__seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}}, "write"),
     ],
@@ -402,6 +402,9 @@ def test_a_unit_grants_what_the_policy_does_and_no_network_that_is_wider() -> No
     assert plain["RestrictAddressFamilies"] == ["AF_UNIX"]
     assert plain["CapabilityBoundingSet"] == [""]
     assert plain["StateDirectory"] == ["app"]
+    assert "MemoryMax" not in plain
+    limited = settings(policy((), Limits(total_memory_bytes=1 << 30, cpu_percent=150)))
+    assert (limited["MemoryMax"], limited["MemorySwapMax"], limited["CPUQuota"]) == ([str(1 << 30)], ["0"], ["150%"])
     assert "ptrace" not in plain["SystemCallFilter"][0].split()
     narrow = settings(policy([Listen(8080), Connect("10.0.0.0/8", 443)]))
     assert narrow["PrivateNetwork"] == ["yes"]

@@ -18,6 +18,7 @@ from obelisk.model.policy import (
     Calls,
     Connect,
     Layer,
+    Limits,
     Listen,
     Nest,
     Policy,
@@ -34,7 +35,8 @@ from obelisk.sandbox.calls import filter_of, power_for
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.observer import NETWORK, Observer, Refusal
 from obelisk.sandbox.plan import Place, compile_plan, data_directory, layers_of
-from obelisk.system import program
+from obelisk.system import cgroups, program
+from obelisk.system.cgroups import Way
 from obelisk.system.confine import Owner
 from obelisk.system.landlock import Files, Rule, Ruleset, files_known
 from obelisk.system.notices import Notice
@@ -53,6 +55,7 @@ MACHINE = Machine(
     no_write_execute=True,
     open_files=1 << 20,
     masked_files=("keys",),
+    groups=cgroups.Here(Way.DIRECT),
 )
 PLACE = Place(
     "app", Path("/run/root"), Path("/run/plan"), Path("/data"), Path("/home/jo"), Owner(61200, 61200), resolver=Path("/etc/resolv.conf")
@@ -159,6 +162,35 @@ def test_a_layer_that_a_machine_lacks_is_an_error_unless_the_policy_says_that_it
     assert compile_plan(APP, relaxed, PLACE, machine).start
     assert dict(layers_of(relaxed, machine))[layer.value] == "missing on this machine"
     assert "missing" not in dict(layers_of(relaxed, MACHINE))[layer.value]
+
+
+TOTAL = policy((), Limits(total_memory_bytes=1 << 28))
+
+
+def test_limits_of_all_processes_want_a_control_group_unless_the_policy_says_that_it_may_be_missing() -> None:
+    without = dataclasses.replace(MACHINE, groups=cgroups.Here(Way.NONE, "log in"))
+    with pytest.raises(MissingFeatureError, match="`cgroup`") as caught:
+        compile_plan(APP, TOTAL, PLACE, without)
+    assert caught.value.hint.startswith("log in")
+    assert compile_plan(APP, Policy(), PLACE, without).launch == b""
+    relaxed = dataclasses.replace(TOTAL, may_miss=frozenset({Layer.CGROUP}))
+    assert dict(compile_plan(APP, relaxed, PLACE, without).layers)["cgroup"] == "missing on this machine"
+    assert compile_plan(APP, relaxed, PLACE, without).start == compile_plan(APP, Policy(), PLACE, without).start
+    assert "cgroup" not in dict(layers_of(Policy(), MACHINE))
+
+
+def test_a_start_enters_the_group_itself_or_by_systemd_and_then_does_the_same() -> None:
+    place = dataclasses.replace(PLACE, group="app-1")
+    plain = compile_plan(APP, Policy(), place, MACHINE)
+    direct = compile_plan(APP, TOTAL, place, dataclasses.replace(MACHINE, groups=cgroups.Here(Way.DIRECT)))
+    assert b"/sys/fs/cgroup/obelisk/app-1/cgroup.procs\0" in direct.start
+    assert direct.launch == b""
+    for way in (Way.SYSTEM, Way.USER):
+        scoped = compile_plan(APP, TOTAL, place, dataclasses.replace(MACHINE, groups=cgroups.Here(way, program="/usr/bin/systemd-run")))
+        assert scoped.launch == plain.start
+        for word in (b"/usr/bin/systemd-run", b"--scope", b"--slice=obelisk-app\\x2d1.slice", b"/run/plan/launch"):
+            assert word + b"\0" in scoped.start
+        assert way.value in dict(scoped.layers)["cgroup"]
 
 
 def test_a_network_that_the_machine_cannot_give_is_an_error_with_the_remedy() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from obelisk.errors import InputError, TrustError
@@ -91,5 +91,8 @@ def effective(asked: Policy, operator: Mapping[str, Any]) -> Policy:
     if "allow" in operator:
         held = policies.meet(held, policies.from_json(operator["allow"]))
     if "override" in operator:
-        held = policies.join(held, policies.from_json(operator["override"]))
+        told = operator["override"]
+        # A limit of which nothing is said stays; one of the defaults would widen it.
+        limits = {**asdict(held.limits), **told.get("limits", {})}
+        held = policies.join(held, policies.from_json({**told, "limits": limits}))
     return held

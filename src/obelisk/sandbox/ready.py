@@ -20,11 +20,11 @@ from obelisk.errors import InputError, StateError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
-from obelisk.model.policy import Device, Policy, Read, Use, Write
+from obelisk.model.policy import NO_LIMIT, Device, Policy, Read, Use, Write
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import Place, Plan, compile_plan, data_directory, host_path
+from obelisk.sandbox.plan import Place, Plan, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
-from obelisk.system import erofs, verity
+from obelisk.system import cgroups, confine, erofs, verity
 from obelisk.system.bubblewrap import Room, read_only
 from obelisk.system.confine import Owner
 from obelisk.system.files import locked, write_durably
@@ -113,15 +113,21 @@ def make_ready(  # noqa: PLR0913 - keywords name each
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
     nodes = nodes_of(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
+    group = group_of(name, place)
     key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener])[:16]
     names = Path("/etc/resolv.conf")
     directories_of_nodes = tuple(node for node in nodes if Path(node).is_dir())
     seat = Place(
-        name, place / "root", place / key, data, home, owner, groups, nodes, directories_of_nodes, names if names.is_file() else None
+        name, place / "root", place / key, data, home, owner, groups, nodes, directories_of_nodes, names if names.is_file() else None, group
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
-    for file, content in (("confine", plan.confine), ("network.nft", plan.rules.encode()), ("start", plan.start)):
+    if is_grouped(policy, machine):
+        limits = policy.limits
+        memory, time = (None if value == NO_LIMIT else value for value in (limits.total_memory_bytes, limits.cpu_percent))
+        cgroups.prepare(machine.groups.way, group, cgroups.Bounds(limits.processes, memory, time), machine.owner)
+    files = {"confine": plan.confine, "network.nft": plan.rules.encode(), "launch": plan.launch, "start": plan.start}
+    for file, content in files.items():
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
             write_durably(seat.plan / file, content, mode=0o755)
     return Ready(seat.plan / "start", plan)
@@ -135,7 +141,14 @@ def clear(image: StoredImage, directories: Directories) -> bool:
     with locked(place / "lock"):
         unmount_all(place / "root")
         remove_tree(place)
+        owner = confine.myself()
+        cgroups.remove(cgroups.here(owner).way, group_of(image.manifest.name, place), owner)
     return True
+
+
+def group_of(name: str, place: Path) -> str:
+    """The control group of what lies at `place`: the same for each start, and another for a trial of the same image."""
+    return f"{name}-{zlib.crc32(bytes(place)):08x}"
 
 
 def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callable[[], Room]) -> None:

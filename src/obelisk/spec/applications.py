@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from obelisk.model.application import WRITABLE, Application
-from obelisk.model.policy import Layer, Limits, Policy, Power, policy, power_of, powers_of
+from obelisk.model.policy import NO_LIMIT, Layer, Limits, Policy, Power, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table, size
@@ -55,6 +55,8 @@ def _policy(root: Table, findings: Findings) -> Policy:
             processes=limits.get("processes", int),
             open_files=limits.get("open_files", int),
             scratch_bytes=size(limits.get("scratch", str)),
+            total_memory_bytes=size(total) if (total := limits.find("total_memory", str)) else NO_LIMIT,
+            cpu_percent=limits.find("cpu_percent", int) or NO_LIMIT,
         ),
         (Layer(layer) for layer in grants.texts("may_miss")),
     )

@@ -47,12 +47,17 @@ def own_mounts_of_user(owner: Owner) -> list[Call]:
     """The same for an ordinary user, by a user namespace in which they keep their ids."""
     calls = [_call("unshare", (_NEW_USERS | _NEW_MOUNTS,), "make a user namespace: the kernel or its settings do not allow that here")]
     for name, content in (("setgroups", "deny"), ("uid_map", f"{owner.uid} {owner.uid} 1"), ("gid_map", f"{owner.gid} {owner.gid} 1")):
-        calls += [
-            _call("open", (text(f"/proc/self/{name}"), _WRITE_ONLY, 0), f"open its {name}", keep=name),
-            _call("write", (Kept(name), Data((content.encode(),)), len(content)), f"write its {name}"),
-            _call("close", (Kept(name),)),
-        ]
+        calls += opened_and_written(f"/proc/self/{name}", content.encode(), f"write its {name}")
     return [*calls, _separate()]
+
+
+def opened_and_written(file: str, content: bytes, what: str) -> list[Call]:
+    """Write to a file of the kernel's; `what` completes "cannot …"."""
+    return [
+        _call("open", (text(file), _WRITE_ONLY, 0), what, keep="opened"),
+        _call("write", (Kept("opened"), Data((content,)), len(content)), what),
+        _call("close", (Kept("opened"),)),
+    ]
 
 
 def memory(place: str, size: int, owner: Owner, *, mode: int = 0o755, executable: bool = False) -> list[Call]:

@@ -9,13 +9,14 @@ Source: flatpak-metadata(5), flatpak-build-finish(1).
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from obelisk.errors import InputError
 from obelisk.model.application import Application
 from obelisk.model.exposure import explain, sorted_powers
 from obelisk.model.policy import (
+    NO_LIMIT,
     Call,
     Calls,
     Connect,
@@ -92,7 +93,7 @@ def write(subject: Subject) -> Written:
         "Application": {"name": f"{_PREFIX}{subject.name}", "command": keyfile.value(app.command[0])},
         "Context": context,
         "Environment": {name: keyfile.value(text) for name, text in app.environment},
-        _LIMITS: {each.name: str(getattr(held.limits, each.name)) for each in fields(Limits)},
+        _LIMITS: {name: str(limit) for name, limit in asdict(held.limits).items() if limit != NO_LIMIT},
     }
     comments = "".join(f"# {note}\n" for note in notes)
     return Written(comments + "\n" + keyfile.render({name: keys for name, keys in groups.items() if keys}), tuple(notes))

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from pathlib import Path
 
 from obelisk.model.application import WRITABLE, Application
 from obelisk.model.exposure import sorted_powers
-from obelisk.model.policy import Limits, Policy, Power, power_of, spelled
+from obelisk.model.policy import NO_LIMIT, Limits, Policy, Power, power_of, spelled
 from obelisk.sandbox.plan import MEMORY, host_path
 from obelisk.system.confine import Owner
 
@@ -16,6 +16,7 @@ from obelisk.system.confine import Owner
 _DIGITS = 6
 _PROCESSES = (1, 100_000)
 _OPEN_FILES = (16, 1_000_000)
+_CPU_PERCENT = (1, 100_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,12 @@ class Foreign:
             processes=_between(limits.processes, _PROCESSES),
             open_files=_between(limits.open_files, _OPEN_FILES),
             scratch_bytes=_size(limits.scratch_bytes)[1],
+            total_memory_bytes=NO_LIMIT if limits.total_memory_bytes == NO_LIMIT else _size(limits.total_memory_bytes)[1],
+            cpu_percent=NO_LIMIT if limits.cpu_percent == NO_LIMIT else _between(limits.cpu_percent, _CPU_PERCENT),
         )
         raised = tuple(
             f"the limit {name} is {getattr(fitted, name)} where it was {getattr(limits, name)}: no spec says less"
-            for name in ("memory_bytes", "processes", "open_files", "scratch_bytes")
+            for name in (each.name for each in fields(Limits))
             if getattr(fitted, name) > getattr(limits, name)
         )
         app = replace(self.app, policy=replace(self.app.policy, limits=fitted))
@@ -103,7 +106,10 @@ class Foreign:
         lines += [f"{key} = {_strings(paths)}" for key, paths in (("scratch", app.scratch), ("data", app.data)) if paths]
         lines += ["", "[grants]", *_grants(app.policy)] if app.policy.powers else []
         lines += ["", "[limits]", f'memory = "{_size(limits.memory_bytes)[0]}"', f"processes = {limits.processes}"]
-        return "\n".join((*lines, f"open_files = {limits.open_files}", f'scratch = "{_size(limits.scratch_bytes)[0]}"', ""))
+        lines += [f"open_files = {limits.open_files}", f'scratch = "{_size(limits.scratch_bytes)[0]}"']
+        lines += [f'total_memory = "{_size(limits.total_memory_bytes)[0]}"'] if limits.total_memory_bytes != NO_LIMIT else []
+        lines += [f"cpu_percent = {limits.cpu_percent}"] if limits.cpu_percent != NO_LIMIT else []
+        return "\n".join((*lines, ""))
 
 
 class Access(IntEnum):

@@ -17,7 +17,7 @@ from obelisk.errors import InputError
 from obelisk.model.application import Application
 from obelisk.model.canonical import Json
 from obelisk.model.exposure import explain
-from obelisk.model.policy import Connect, Device, Limits, Listen, Power, Read, Terminal, Use, Write, WriteExecute, policy
+from obelisk.model.policy import NO_LIMIT, Connect, Device, Limits, Listen, Power, Read, Terminal, Use, Write, WriteExecute, policy
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.calls import as_oci, room_of
 from obelisk.sandbox.formats.foreign import Access, Foreign, Subject, Written, is_own_place, paths_granted
@@ -46,6 +46,7 @@ _DIRECTORY = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/\x00-\x1f\x7f]+)+")
 _SIZE = re.compile(r"size=(\d+)([kmg]?)")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _NO_LIMIT = 1 << 62
+_PERIOD_US = 100_000
 
 
 def write(subject: Subject) -> Written:
@@ -75,7 +76,7 @@ def write(subject: Subject) -> Written:
                     {"allow": False, "access": "rwm"},
                     *({"allow": True, "type": "c", "major": node.major, "minor": node.minor, "access": "rw"} for node in subject.nodes),
                 ],
-                "pids": {"limit": held.limits.processes},
+                **_groups(held.limits),
             },
             "devices": [
                 {"path": node.path, "type": "c", "major": node.major, "minor": node.minor, "fileMode": 0o660, "uid": 0, "gid": node.group}
@@ -92,6 +93,16 @@ def write(subject: Subject) -> Written:
 def _rlimits(limits: Limits) -> list[Json]:
     values = {"RLIMIT_CORE": 0, **{name: getattr(limits, attribute) for name, attribute in _RLIMITS.items()}}
     return [{"type": name, "soft": value, "hard": value} for name, value in values.items()]
+
+
+def _groups(limits: Limits) -> dict[str, Json]:
+    """Limits of all processes together."""
+    groups: dict[str, Json] = {"pids": {"limit": limits.processes}}
+    if limits.total_memory_bytes != NO_LIMIT:
+        groups["memory"] = {"limit": limits.total_memory_bytes, "swap": limits.total_memory_bytes}  # of both together
+    if limits.cpu_percent != NO_LIMIT:
+        groups["cpu"] = {"quota": limits.cpu_percent * _PERIOD_US // 100, "period": _PERIOD_US}
+    return groups
 
 
 def _mounts(subject: Subject) -> Iterator[Json]:
@@ -320,10 +331,14 @@ def _resources(resources: Mapping[str, Any], found: _Found) -> None:
     if limit := number(member(resources, "pids", dict), "limit"):
         found.limit("processes", limit)
     if limit := number(member(resources, "memory", dict), "limit"):
-        found.limit("memory_bytes", limit)
-        found.wider.append("the limit of memory holds for the data of each process, where it was for all together")
-    for key in sorted(resources.keys() - {"pids", "memory", "devices"}):
+        found.limit("total_memory_bytes", limit)
+    time = member(resources, "cpu", dict)
+    if (quota := number(time, "quota")) > 0:
+        found.limit("cpu_percent", 100 * quota // max(number(time, "period") or _PERIOD_US, 1))
+    for key in sorted(resources.keys() - {"pids", "memory", "cpu", "devices"}):
         found.wider.append(f"no limits of {key}")
+    for key in sorted(time.keys() - {"quota", "period", "shares"}):
+        found.wider.append(f"no limits of cpu.{key}")
 
 
 def _calls(seccomp: Mapping[str, Any], found: _Found) -> None:

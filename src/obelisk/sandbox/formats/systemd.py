@@ -10,7 +10,7 @@ Source: systemd.exec(5), systemd.resource-control(5), systemd.service(5) of syst
 from collections.abc import Iterator
 
 from obelisk.model.exposure import explain
-from obelisk.model.policy import Call, Calls, Connect, Device, Listen, Nest, Policy, Read, Terminal, Use, Write, WriteExecute
+from obelisk.model.policy import NO_LIMIT, Call, Calls, Connect, Device, Listen, Nest, Policy, Read, Terminal, Use, Write, WriteExecute
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.foreign import Subject, Written
 from obelisk.sandbox.plan import HOME, environment_of, host_path, inside_path
@@ -89,6 +89,11 @@ def _settings(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "LimitNPROC", str(limits.processes)
     yield "TasksMax", str(limits.processes)
     yield "LimitNOFILE", str(limits.open_files)
+    if limits.total_memory_bytes != NO_LIMIT:
+        yield "MemoryMax", str(limits.total_memory_bytes)
+        yield "MemorySwapMax", "0"
+    if limits.cpu_percent != NO_LIMIT:
+        yield "CPUQuota", f"{limits.cpu_percent}%"
 
 
 def _files(subject: Subject) -> Iterator[tuple[str, str]]:
