@@ -225,7 +225,9 @@ def test_every_network_sample_is_spelled_as_policies_spell_it() -> None:
 
 
 def test_an_application_reads_back_as_itself_and_damage_is_told() -> None:
-    one = Application(("run",), (("A", "b"),), "/srv", ("/var/cache/x",), ("/var/lib/x",), policy([Call(Calls.DEBUG), Use(Device.KVM)]))
+    one = Application(
+        ("run",), (("A", "b"),), "/srv", ("/var/cache/x",), ("/var/lib/x",), policy([Call(Calls.DEBUG), Use(Device.KVM)]), ("key",)
+    )
     assert parse_application(one.to_bytes()) == one
     for key in ("command", "policy", "environment"):
         raw: Any = json.loads(one.to_bytes())

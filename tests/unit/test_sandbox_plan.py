@@ -164,6 +164,26 @@ def test_a_layer_that_a_machine_lacks_is_an_error_unless_the_policy_says_that_it
     assert "missing" not in dict(layers_of(relaxed, MACHINE))[layer.value]
 
 
+def test_secrets_are_copied_into_memory_at_each_start_and_are_no_part_of_a_plan(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("never to be seen in a plan")
+    app = dataclasses.replace(APP, credentials=("password",))
+    place = dataclasses.replace(PLACE, credentials=(("password", secret),))
+    compiled = compile_plan(app, Policy(), place, MACHINE)
+    assert b"never to be seen" not in compiled.start + compiled.confine
+    assert b"CREDENTIALS_DIRECTORY=/run/credentials\0" in compiled.confine
+    calls = plan._outside(app, Policy(), place, MACHINE, listener=None)
+    opened = [string(call.arguments[0]) for call in named(calls, "open")]
+    assert opened[-3:-1] == [str(secret), "/run/plan/stage/run/credentials/password"]
+    copied = calls.index(named(calls, "sendfile")[0])
+    assert string(calls[copied - 3].arguments[1]) == "/run/plan/stage/run/credentials"
+    assert "the credential password" in calls[copied - 2].what
+    (restricted,) = (call for call in named(calls, "mount_setattr") if string(call.arguments[1]).endswith("/run/credentials"))
+    assert calls.index(restricted) > copied
+    assert calls.index(named(calls, "setresuid")[0]) > copied
+    assert b"/run/credentials" not in compile_plan(APP, Policy(), PLACE, MACHINE).start
+
+
 TOTAL = policy((), Limits(total_memory_bytes=1 << 28))
 
 

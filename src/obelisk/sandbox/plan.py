@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
-from obelisk.model.application import Application
+from obelisk.model.application import CREDENTIALS, Application
 from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
 from obelisk.sandbox import network
 from obelisk.sandbox.calls import WATCHED, filter_of
@@ -36,6 +36,8 @@ MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755,
 _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
+CREDENTIAL_BYTES = 1 << 20
+"""The most that a credential is, as of systemd's."""
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
 
@@ -45,7 +47,8 @@ class Place:
 
     `owner` is whose rights the application has over files; `groups` are those of the `devices` that it uses, some of which are
     `directories` of nodes. `home` is what `~` means.
-    `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one.
+    `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one;
+    `credentials` are names of secrets, and the files that hold them.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Place:
     directories: tuple[str, ...] = ()
     resolver: Path | None = None
     group: str = ""
+    credentials: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
             calls += confine.memory(at, policy.limits.scratch_bytes, place.owner, mode=mount.mode, executable=runs)
         else:
             calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
+    calls += _credentials(place, stage)
     calls += confine.file(f"{stage}{_CONFINE}")
     calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
     calls += confine.read_only(stage)
@@ -201,6 +206,17 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
         calls += confine.become(place.owner, place.groups)
     # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
     return calls if network.is_wanted(policy) else calls + confine.no_new_privileges()
+
+
+def _credentials(place: Place, stage: str) -> Iterator[Call]:
+    """Secrets in memory, read anew at each start: of the plan only their names are part."""
+    if place.credentials:
+        at = f"{stage}{CREDENTIALS}"
+        yield from confine.directory(at)
+        yield from confine.memory(at, CREDENTIAL_BYTES * len(place.credentials), place.owner, mode=0o500)
+        for name, file in place.credentials:
+            yield from confine.copied(str(file), f"{at}/{name}", place.owner, f"the credential {name}, {file}")
+        yield from confine.read_only(at)
 
 
 def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
@@ -282,8 +298,9 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
 
 def environment_of(app: Application, policy: Policy) -> tuple[str, ...]:
     """What the application finds in its environment, `NAME=value` each."""
-    terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
-    return tuple(f"{name}={value}" for name, value in sorted({**ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
+    more = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
+    more |= {"CREDENTIALS_DIRECTORY": CREDENTIALS} if app.credentials else {}
+    return tuple(f"{name}={value}" for name, value in sorted({**ENVIRONMENT, **more, **dict(app.environment)}.items()))
 
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:

@@ -11,6 +11,7 @@ nothing guards the copy from that user afterwards, whose own rights the applicat
 
 import os
 import pwd
+import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
 from obelisk.model.policy import NO_LIMIT, Device, Policy, Read, Use, Write
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import Place, Plan, compile_plan, data_directory, host_path, is_grouped
+from obelisk.sandbox.plan import CREDENTIAL_BYTES, Place, Plan, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
 from obelisk.system import cgroups, confine, erofs, verity
 from obelisk.system.bubblewrap import Room, read_only
@@ -33,26 +34,45 @@ from obelisk.system.namespace import remove_tree
 
 # systemd's own range for users that exist as long as they run: no package and no person has an id there.
 _FIRST_UID, _UIDS = 61184, 4336
+_CREDENTIALS = Path("/etc/obelisk/credentials")
 NODES = {Device.AUDIO: ("/dev/snd",), Device.CAMERA: ("/dev/video", "/dev/media"), Device.KVM: ("/dev/kvm",)}
 
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """Where running applications lie, and where their data does."""
+    """Where running applications lie, where their data does, and where operators put their secrets, in a directory for each application.
+
+    `given` is a directory of secrets for this one start, as systemd makes it for a service; it comes first.
+    """
 
     run: Path
     data: Path
+    credentials: Path = _CREDENTIALS
+    given: Path | None = None
 
     @classmethod
     def of(cls, environment: Mapping[str, str], *, root: bool) -> "Directories":
-        """Those of this user: $OBELISK_RUN and $OBELISK_DATA, or the usual ones."""
+        """Those of this user: $OBELISK_RUN and $OBELISK_DATA, or the usual ones; and $CREDENTIALS_DIRECTORY."""
         home = Path(environment.get("HOME") or "/")
         if root:
             run, data = Path("/run/obelisk/apps"), Path("/var/lib/obelisk/apps")
         else:
             run = Path(environment.get("XDG_RUNTIME_DIR") or home / ".cache") / "obelisk/apps"
             data = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "obelisk/apps"
-        return cls(Path(environment.get("OBELISK_RUN") or run), Path(environment.get("OBELISK_DATA") or data))
+        own = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "obelisk/credentials"
+        given = environment.get("CREDENTIALS_DIRECTORY")
+        return cls(
+            Path(environment.get("OBELISK_RUN") or run),
+            Path(environment.get("OBELISK_DATA") or data),
+            _CREDENTIALS if root else own,
+            Path(given) if given else None,
+        )
+
+    def credential(self, app: str, name: str) -> Path:
+        """The file that holds a secret of an application, whether it is there or not."""
+        if self.given is not None and (self.given / name).is_file():
+            return self.given / name
+        return self.credentials / app / name
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +131,26 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     for grant in policy.of(Read) + policy.of(Write):
         if not host_path(grant.path, home).exists():
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
+    credentials = tuple((each, _checked(directories.credential(name, each), each, directories)) for each in sorted(app.credentials))
     nodes = nodes_of(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     group = group_of(name, place)
-    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener])[:16]
+    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(credentials)])[:16]
     names = Path("/etc/resolv.conf")
     directories_of_nodes = tuple(node for node in nodes if Path(node).is_dir())
     seat = Place(
-        name, place / "root", place / key, data, home, owner, groups, nodes, directories_of_nodes, names if names.is_file() else None, group
+        name,
+        place / "root",
+        place / key,
+        data,
+        home,
+        owner,
+        groups,
+        nodes,
+        directories_of_nodes,
+        names if names.is_file() else None,
+        group,
+        credentials,
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
@@ -178,6 +210,23 @@ def owner_of(name: str, launcher: Owner) -> Owner:
         return launcher
     number = _FIRST_UID + zlib.crc32(name.encode()) % _UIDS
     return Owner(number, number)
+
+
+def _checked(file: Path, name: str, directories: Directories) -> Path:
+    """A secret's file, of which nobody else may read."""
+    if not file.is_file():
+        raise StateError(
+            f"the credential {name} is not there: {file}", code="credential-missing", hint="put it into that file, with the mode 0600"
+        )
+    status = file.stat()
+    if status.st_size > CREDENTIAL_BYTES:
+        raise StateError(f"{file} is larger than a credential can be, {CREDENTIAL_BYTES} bytes", code="credential-size", hint="shorten it")
+    shared = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in {0, os.geteuid()}
+    if shared and file.parent != directories.given:  # what systemd has made for a service, it looks after by itself
+        raise StateError(
+            f"{file} is a secret, and others may read or change it", code="credential-open", hint=f"chmod 0600 {file}, and let it be yours"
+        )
+    return file
 
 
 def _make_data(directory: Path, owner: Owner) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from obelisk.model.application import WRITABLE, Application
+from obelisk.model.application import CREDENTIALS, WRITABLE, Application
 from obelisk.model.policy import NO_LIMIT, Layer, Limits, Policy, Power, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
@@ -30,13 +30,14 @@ def application(root: Table, spec: Spec, findings: Findings) -> Application | No
         findings.report((key,), f"`{key}` is for machines, and an app is none", code="spec-conflict", hint="leave it out")
     _check_places(app, findings)
     environment = tuple(sorted((name, value) for name, _, value in (each.partition("=") for each in app.texts("environment"))))
-    return Application(command, environment, app.find("directory", str) or "/", app.texts("scratch"), app.texts("data"), granted)
+    directory = app.find("directory", str) or "/"
+    return Application(command, environment, directory, app.texts("scratch"), app.texts("data"), granted, app.texts("credentials"))
 
 
 def _check_places(app: Table, findings: Findings) -> None:
     for key in ("scratch", "data"):
         for number, path in enumerate(app.texts(key)):
-            if not path.startswith(WRITABLE):
+            if not path.startswith(WRITABLE) or f"{path}/".startswith(f"{CREDENTIALS}/"):
                 message = f"'{path}' cannot be written: it belongs to the image or to the kernel"
                 findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(WRITABLE)}")
     for number, path in enumerate(app.texts("data")):

@@ -87,6 +87,7 @@ def write(subject: Subject) -> Written:
     notes += [f"not in it: {explain(power)}" for power in sorted_powers(held) if power in powers and not isinstance(power, Read | Write)]
     own = [path for path in (*app.data, *app.scratch) if path.removeprefix(f"{HOME}/") not in kept]
     notes += [f"not in it: the directory {path}; Flatpak has such places below the home directory" for path in own]
+    notes += [f"not in it: the credential {name}" for name in sorted(app.credentials)]
     notes += ["not in it: the words that follow the command"] if app.command[1:] else []
     notes += [f"not in it: starting in {app.directory}"] if app.directory != "/" else []
     groups: dict[str, dict[str, str]] = {

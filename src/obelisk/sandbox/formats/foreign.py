@@ -42,7 +42,8 @@ class Root:
 class Subject:
     """An application as it is written down: with the policy that holds, and where things of it are on this machine.
 
-    `nodes` are the devices that are granted. `data`, `home` and `owner` are as in a launch plan.
+    `nodes` are the devices that are granted. `data`, `home` and `owner` are as in a launch plan; the
+    secrets of the application are files in `credentials`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Subject:
     home: Path
     owner: Owner
     nodes: tuple[Node, ...] = ()
+    credentials: Path = Path("/")
 
     @property
     def policy(self) -> Policy:

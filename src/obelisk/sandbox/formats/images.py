@@ -29,6 +29,7 @@ def subject_of(image: StoredImage, held: Policy, directories: Directories, home:
         home,
         owner_of(manifest.name, confine.myself()),
         tuple(_nodes(held)),
+        directories.credentials / manifest.name,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from obelisk.errors import InputError
-from obelisk.model.application import Application
+from obelisk.model.application import CREDENTIALS, Application
 from obelisk.model.canonical import Json
 from obelisk.model.exposure import explain
 from obelisk.model.policy import NO_LIMIT, Connect, Device, Limits, Listen, Power, Read, Terminal, Use, Write, WriteExecute, policy
@@ -140,6 +140,8 @@ def _notes(subject: Subject) -> Iterator[str]:
     yield f"the files of {subject.name} have to be in `rootfs` beside the configuration: `{files}` has them"
     for power in subject.policy.of(Listen) + subject.policy.of(Connect):
         yield f"not in it: {explain(power)}. The network of the container is empty; whatever connects it decides what it reaches"
+    for name in sorted(subject.app.credentials):
+        yield f"not in it: the credential {name}, a file for the user {subject.owner.uid} alone to read, at {CREDENTIALS}/{name}"
     yield "not in it: Landlock, memory that is never writable and executable by PR_SET_MDWE, a user namespace of its own"
 
 
@@ -222,7 +224,7 @@ def _command(process: Mapping[str, Any], found: _Found) -> tuple[str, ...]:
 
 
 def _environment(process: Mapping[str, Any], terminal: bool, found: _Found) -> tuple[tuple[str, str], ...]:  # noqa: FBT001 - the only flag
-    own = {**ENVIRONMENT, **({"TERM": "xterm-256color"} if terminal else {})}
+    own = {**ENVIRONMENT, "CREDENTIALS_DIRECTORY": CREDENTIALS, **({"TERM": "xterm-256color"} if terminal else {})}
     variables: dict[str, str] = {}
     for each in texts(process, "env"):
         name, _, value = each.partition("=")

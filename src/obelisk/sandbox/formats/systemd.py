@@ -8,6 +8,7 @@ Source: systemd.exec(5), systemd.resource-control(5), systemd.service(5) of syst
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from obelisk.model.exposure import explain
 from obelisk.model.policy import NO_LIMIT, Call, Calls, Connect, Device, Listen, Nest, Policy, Read, Terminal, Use, Write, WriteExecute
@@ -64,7 +65,9 @@ def write(subject: Subject) -> Written:
 def _settings(subject: Subject) -> Iterator[tuple[str, str]]:
     app, held = subject.app, subject.policy
     yield "ExecStart", " ".join(_quoted(word, command=True) for word in app.command)
-    for variable in environment_of(app, held):
+    for name in sorted(app.credentials):
+        yield "LoadCredential", f"{name}:{_escaped(str(subject.credentials / name))}"
+    for variable in environment_of(replace(app, credentials=()), held):  # systemd says itself where they are
         yield "Environment", _quoted(variable)
     yield "WorkingDirectory", _escaped(app.directory)
     yield "DynamicUser", "yes"
