@@ -151,7 +151,8 @@ def test_a_limit_of_all_processes_wants_control_groups_or_the_operators_word(app
             told(place, "bounded", '[override]\nmay_miss = ["cgroup"]\n')
             assert said(app, "echo started") == "started\n"
         else:
-            hog = "perl -e 'for (1..8) { fork or do { $x = chr(65 + $_) x (32 << 20); sleep 2; exit 0 } } $n += wait > 0 && !$? for 1..8; print $n'"
+            each = "fork or do { $x = chr(65 + $_) x (32 << 20); sleep 2; exit 0 }"
+            hog = f"perl -e 'for (1..8) {{ {each} }} $n += wait > 0 && !$? for 1..8; print $n'"
             assert int(said(app, hog)) < 8
         app.run("app", "clear", str(app.spec))
 

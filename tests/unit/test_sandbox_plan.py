@@ -291,7 +291,7 @@ class Seen(Notice):
 
 
 def refusals(held: Policy, name: str, *arguments: int, strings: tuple[bytes, ...] = ()) -> tuple[int, list[Refusal]]:
-    observer = Observer(APP, held, Path("/home/jo"))
+    observer = Observer(dataclasses.replace(APP, credentials=("key",)), held, Path("/home/jo"))
     full = tuple([*arguments, *[0] * 6][:6])
     error = observer(Seen(os.getpid(), NUMBERS[name], full, strings))
     return error, [dataclasses.replace(each) for each in observer.refusals]
@@ -325,6 +325,8 @@ def test_writing_is_told_where_nothing_may_be_written_and_the_grant_is_the_one_t
     opened = (0, os.O_WRONLY | os.O_CREAT)
     assert refusals(Policy(), "open", *opened, strings=(b"/usr/x\0",))[1][0].power is None
     assert refusals(Policy(), "open", *opened, strings=(b"/tmp/x\0",)) == (0, [])
+    assert refusals(Policy(), "open", *opened, strings=(b"/run/x\0",)) == (0, [])
+    assert refusals(Policy(), "execve", strings=(b"/run/credentials/x\0",)) == (0, [])
     assert refusals(Policy(), "open", *opened, strings=(b"/var/lib/app/x\0",)) == (0, [])
     assert refusals(policy([Read("/mnt")]), "open", *opened, strings=(b"/mnt/x\0",))[1][0].power == Write("/mnt")
     assert refusals(Policy(), "open", 0, os.O_RDONLY, strings=(b"/usr/does-not-exist\0",)) == (0, [])
