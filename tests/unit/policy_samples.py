@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from obelisk.model.policy import (
+    NO_LIMIT,
     Call,
     Calls,
     Connect,
@@ -34,5 +35,6 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Call, st.sampled_from(Calls)),
     st.sampled_from((WriteExecute(), Nest(), Terminal())),
 )
-limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)))
+totals = st.just(NO_LIMIT) | st.integers(1, 1 << 40)
+limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)), totals, totals)
 policies: st.SearchStrategy[Policy] = st.builds(policy, st.frozensets(powers, max_size=8), limits, st.frozensets(st.sampled_from(Layer)))

@@ -125,6 +125,8 @@ def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_only_by_saying
     assert effective(asked, {}) == asked
     assert effective(asked, {"allow": raw}) == meet(asked, told)
     assert effective(asked, {"override": raw}) == join(asked, told)
+    del raw["limits"]
+    assert effective(asked, {"override": raw}).limits == asked.limits
 
 
 def test_what_another_power_covers_is_no_second_power() -> None:
@@ -223,7 +225,9 @@ def test_every_network_sample_is_spelled_as_policies_spell_it() -> None:
 
 
 def test_an_application_reads_back_as_itself_and_damage_is_told() -> None:
-    one = Application(("run",), (("A", "b"),), "/srv", ("/var/cache/x",), ("/var/lib/x",), policy([Call(Calls.DEBUG), Use(Device.KVM)]))
+    one = Application(
+        ("run",), (("A", "b"),), "/srv", ("/var/cache/x",), ("/var/lib/x",), policy([Call(Calls.DEBUG), Use(Device.KVM)]), ("key",)
+    )
     assert parse_application(one.to_bytes()) == one
     for key in ("command", "policy", "environment"):
         raw: Any = json.loads(one.to_bytes())

@@ -18,6 +18,7 @@ from obelisk.model.policy import (
     Calls,
     Connect,
     Layer,
+    Limits,
     Listen,
     Nest,
     Policy,
@@ -34,7 +35,8 @@ from obelisk.sandbox.calls import filter_of, power_for
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.observer import NETWORK, Observer, Refusal
 from obelisk.sandbox.plan import Place, compile_plan, data_directory, layers_of
-from obelisk.system import program
+from obelisk.system import cgroups, program
+from obelisk.system.cgroups import Way
 from obelisk.system.confine import Owner
 from obelisk.system.landlock import Files, Rule, Ruleset, files_known
 from obelisk.system.notices import Notice
@@ -53,6 +55,7 @@ MACHINE = Machine(
     no_write_execute=True,
     open_files=1 << 20,
     masked_files=("keys",),
+    groups=cgroups.Here(Way.DIRECT),
 )
 PLACE = Place(
     "app", Path("/run/root"), Path("/run/plan"), Path("/data"), Path("/home/jo"), Owner(61200, 61200), resolver=Path("/etc/resolv.conf")
@@ -161,6 +164,55 @@ def test_a_layer_that_a_machine_lacks_is_an_error_unless_the_policy_says_that_it
     assert "missing" not in dict(layers_of(relaxed, MACHINE))[layer.value]
 
 
+def test_secrets_are_copied_into_memory_at_each_start_and_are_no_part_of_a_plan(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("never to be seen in a plan")
+    app = dataclasses.replace(APP, credentials=("password",))
+    place = dataclasses.replace(PLACE, credentials=(("password", secret),))
+    compiled = compile_plan(app, Policy(), place, MACHINE)
+    assert b"never to be seen" not in compiled.start + compiled.confine
+    assert b"CREDENTIALS_DIRECTORY=/run/credentials\0" in compiled.confine
+    calls = plan._outside(app, Policy(), place, MACHINE, listener=None)
+    opened = [string(call.arguments[0]) for call in named(calls, "open")]
+    assert opened[-3:-1] == [str(secret), "/run/plan/stage/run/credentials/password"]
+    copied = calls.index(named(calls, "sendfile")[0])
+    assert string(calls[copied - 3].arguments[1]) == "/run/plan/stage/run/credentials"
+    assert "the credential password" in calls[copied - 2].what
+    (restricted,) = (call for call in named(calls, "mount_setattr") if string(call.arguments[1]).endswith("/run/credentials"))
+    assert calls.index(restricted) > copied
+    assert calls.index(named(calls, "setresuid")[0]) > copied
+    assert b"/run/credentials" not in compile_plan(APP, Policy(), PLACE, MACHINE).start
+
+
+TOTAL = policy((), Limits(total_memory_bytes=1 << 28))
+
+
+def test_limits_of_all_processes_want_a_control_group_unless_the_policy_says_that_it_may_be_missing() -> None:
+    without = dataclasses.replace(MACHINE, groups=cgroups.Here(Way.NONE, "log in"))
+    with pytest.raises(MissingFeatureError, match="`cgroup`") as caught:
+        compile_plan(APP, TOTAL, PLACE, without)
+    assert caught.value.hint.startswith("log in")
+    assert compile_plan(APP, Policy(), PLACE, without).launch == b""
+    relaxed = dataclasses.replace(TOTAL, may_miss=frozenset({Layer.CGROUP}))
+    assert dict(compile_plan(APP, relaxed, PLACE, without).layers)["cgroup"] == "missing on this machine"
+    assert compile_plan(APP, relaxed, PLACE, without).start == compile_plan(APP, Policy(), PLACE, without).start
+    assert "cgroup" not in dict(layers_of(Policy(), MACHINE))
+
+
+def test_a_start_enters_the_group_itself_or_by_systemd_and_then_does_the_same() -> None:
+    place = dataclasses.replace(PLACE, group="app-1")
+    plain = compile_plan(APP, Policy(), place, MACHINE)
+    direct = compile_plan(APP, TOTAL, place, dataclasses.replace(MACHINE, groups=cgroups.Here(Way.DIRECT)))
+    assert b"/sys/fs/cgroup/obelisk/app-1/cgroup.procs\0" in direct.start
+    assert direct.launch == b""
+    for way in (Way.SYSTEM, Way.USER):
+        scoped = compile_plan(APP, TOTAL, place, dataclasses.replace(MACHINE, groups=cgroups.Here(way, program="/usr/bin/systemd-run")))
+        assert scoped.launch == plain.start
+        for word in (b"/usr/bin/systemd-run", b"--scope", b"--slice=obelisk-app\\x2d1.slice", b"/run/plan/launch"):
+            assert word + b"\0" in scoped.start
+        assert way.value in dict(scoped.layers)["cgroup"]
+
+
 def test_a_network_that_the_machine_cannot_give_is_an_error_with_the_remedy() -> None:
     without = dataclasses.replace(MACHINE, network="install passt")
     assert compile_plan(APP, Policy(), PLACE, without).rules == ""
@@ -239,7 +291,7 @@ class Seen(Notice):
 
 
 def refusals(held: Policy, name: str, *arguments: int, strings: tuple[bytes, ...] = ()) -> tuple[int, list[Refusal]]:
-    observer = Observer(APP, held, Path("/home/jo"))
+    observer = Observer(dataclasses.replace(APP, credentials=("key",)), held, Path("/home/jo"))
     full = tuple([*arguments, *[0] * 6][:6])
     error = observer(Seen(os.getpid(), NUMBERS[name], full, strings))
     return error, [dataclasses.replace(each) for each in observer.refusals]
@@ -273,6 +325,8 @@ def test_writing_is_told_where_nothing_may_be_written_and_the_grant_is_the_one_t
     opened = (0, os.O_WRONLY | os.O_CREAT)
     assert refusals(Policy(), "open", *opened, strings=(b"/usr/x\0",))[1][0].power is None
     assert refusals(Policy(), "open", *opened, strings=(b"/tmp/x\0",)) == (0, [])
+    assert refusals(Policy(), "open", *opened, strings=(b"/run/x\0",)) == (0, [])
+    assert refusals(Policy(), "execve", strings=(b"/run/credentials/x\0",)) == (0, [])
     assert refusals(Policy(), "open", *opened, strings=(b"/var/lib/app/x\0",)) == (0, [])
     assert refusals(policy([Read("/mnt")]), "open", *opened, strings=(b"/mnt/x\0",))[1][0].power == Write("/mnt")
     assert refusals(Policy(), "open", 0, os.O_RDONLY, strings=(b"/usr/does-not-exist\0",)) == (0, [])

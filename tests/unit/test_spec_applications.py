@@ -18,6 +18,7 @@ environment = ["B=2", "A=1=1"]
 directory = "/srv"
 scratch = ["/var/cache/calc"]
 data = ["/var/lib/calc"]
+credentials = ["db-password"]
 """
 
 
@@ -28,6 +29,7 @@ def test_an_application_is_read_with_its_policy(tmp_path: Path) -> None:
     assert app is not None
     assert (app.command, app.directory) == (("/usr/bin/bc", "-q"), "/srv")
     assert app.environment == (("A", "1=1"), ("B", "2"))
+    assert app.credentials == ("db-password",)
     assert (app.scratch, app.data) == (("/var/cache/calc",), ("/var/lib/calc",))
     assert app.policy.powers == {Read("~/x"), Listen(8080), Connect("10.0.0.0/8"), Call(Calls.DEBUG), WriteExecute()}
     assert app.policy.limits == Limits(memory_bytes=1 << 30, processes=9)
@@ -61,6 +63,8 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         ("[grants]\nlisten = [1]", "grants", "role `app` only"),
         ("[limits]\nprocesses = 1", "limits", "role `app` only"),
         (APP.replace("/var/cache/calc", "/usr/calc"), "app.scratch[0]", "cannot be written"),
+        (APP.replace("/var/cache/calc", "/run/credentials/calc"), "app.scratch[0]", "cannot be written"),
+        (APP.replace("db-password", "../shadow"), "app.credentials[0]", "a name of letters"),
         (APP.replace("/var/lib/calc", "/var/cache/calc"), "app.data[0]", "also listed in app.scratch"),
         (f'{APP}[grants]\nread = ["/etc/ssl"]', "grants.read[0]", "belongs to the image"),
         (f'{APP}[grants]\nconnect = ["10.0.0.1/8:80"]', "grants.connect[0]", "no destination"),

@@ -148,6 +148,8 @@ _APP_COMMANDS = {
     ),
     "learn": ("the fewest grants with which its tests pass, each shown to be needed", "obelisk app learn calc"),
     "clear": ("undo `ready`; data is kept", "obelisk app clear calc"),
+    "export": ("write what it is granted in a format of others; what does not fit is told", "obelisk app export calc --format systemd"),
+    "import": ("read such a format; prints the tables of a spec, and what was left out", "obelisk app import config.json"),
 }
 
 
@@ -276,11 +278,17 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parsers[name].add_argument("--json", action="store_true", help=_JSON)
+        if name == "import":
+            continue
         parsers[name].add_argument("--store", metavar="DIR", help="use this store")
         parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
     for name in ("run", "audit"):
         parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
     parsers["diff"].add_argument("other", metavar="NEW")
+    parsers["export"].add_argument("--format", required=True, choices=("systemd", "oci", "flatpak"))
+    parsers["export"].add_argument("--output", metavar="FILE", help="write it there (default: standard output)")
+    parsers["import"].add_argument("file", metavar="FILE", help="a config.json of an OCI bundle, or the metadata of a Flatpak application")
+    parsers["import"].add_argument("--format", choices=("oci", "flatpak"), help="what it is (default: by its content)")
 
 
 def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from obelisk.errors import InputError, TrustError
@@ -11,6 +11,10 @@ from obelisk.model.canonical import Json, canonical
 from obelisk.model.policy import Policy
 
 SCHEMA = "obelisk.application/1"
+WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
+"""Where an application may have directories of its own; the rest is its image, or the kernel's."""
+CREDENTIALS = "/run/credentials"
+"""Where an application finds its secrets."""
 
 # What every application has to show before it is proven.
 SOUND = "every block of the root is what its hash tree says"
@@ -22,7 +26,7 @@ class Application:
     """How an application starts. Paths are absolute, inside the image.
 
     `command` is followed by the words that a person gives. `scratch` are directories in memory, new at each start; `data` are those that
-    outlive it and the image. Everything else of the image is read-only.
+    outlive it and the image. Everything else of the image is read-only. `credentials` are names of secrets that the operator provides.
     """
 
     command: tuple[str, ...]
@@ -31,6 +35,7 @@ class Application:
     scratch: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    credentials: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         """The application as plain data, ready for `canonical`."""
@@ -41,6 +46,7 @@ class Application:
             "directory": self.directory,
             "scratch": sorted(self.scratch),
             "data": sorted(self.data),
+            "credentials": sorted(self.credentials),
             "policy": self.policy.to_json(),
         }
 
@@ -70,6 +76,7 @@ def parse_application(data: bytes) -> Application:
             scratch=tuple(raw["scratch"]),
             data=tuple(raw["data"]),
             policy=policies.from_json(raw["policy"]),
+            credentials=tuple(raw.get("credentials", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         raise TrustError(f"the application is damaged: {error}", code="application-damaged", hint="run `obelisk verify`") from error
@@ -89,5 +96,8 @@ def effective(asked: Policy, operator: Mapping[str, Any]) -> Policy:
     if "allow" in operator:
         held = policies.meet(held, policies.from_json(operator["allow"]))
     if "override" in operator:
-        held = policies.join(held, policies.from_json(operator["override"]))
+        told = operator["override"]
+        # A limit of which nothing is said stays; one of the defaults would widen it.
+        limits = {**asdict(held.limits), **told.get("limits", {})}
+        held = policies.join(held, policies.from_json({**told, "limits": limits}))
     return held

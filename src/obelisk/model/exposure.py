@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from obelisk.model.policy import (
+    NO_LIMIT,
     Call,
     Calls,
     Connect,
@@ -120,7 +121,9 @@ def _place(path: str) -> str:
 
 
 def _amount(name: str, value: int) -> str:
-    return f"{value >> 20} MiB" if name.endswith("bytes") else str(value)
+    if value == NO_LIMIT:
+        return "no limit"
+    return f"{value >> 20} MiB" if name.endswith("bytes") else f"{value} %" if name.endswith("percent") else str(value)
 
 
 def _without(layer: Layer) -> str:
@@ -132,6 +135,8 @@ _LIMITS = {
     "processes": "processes and threads",
     "open_files": "open files of each process",
     "scratch_bytes": "each directory in memory",
+    "total_memory_bytes": "memory of all processes together, files in memory included",
+    "cpu_percent": "time of all processes together, of one processor's",
 }
 _DEVICES = {
     Device.AUDIO: "plays and records sound",

@@ -21,6 +21,8 @@ from obelisk.model.canonical import Json, canonical, digest
 E = TypeVar("E", bound=StrEnum)
 
 SCHEMA = "obelisk.policy/1"
+NO_LIMIT = (1 << 63) - 1
+"""Above everything that a limit can be."""
 _HIGHEST_PORT = 65535
 _PATH = re.compile(r"(~|(~?(/(?!\.{1,2}(/|\Z))[^/\x00-\x1f\x7f]+)+))")
 # The image's own, or the kernel's: nothing of the host appears there.
@@ -66,8 +68,12 @@ class Calls(StrEnum):
 
 
 class Layer(StrEnum):
-    """Layers of confinement that a policy may do without, where a machine has none. All others are never done without."""
+    """Layers of confinement that a policy may do without, where a machine has none. All others are never done without.
 
+    `cgroup` counts only where there is a limit for all processes together.
+    """
+
+    CGROUP = "cgroup"
     LANDLOCK = "landlock"
     NESTING = "nesting"
     WRITE_EXECUTE = "write-execute"
@@ -139,12 +145,22 @@ Power = Read | Write | Use | Listen | Connect | Call | WriteExecute | Nest | Ter
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that an application takes. `memory_bytes` is for the data of each process, `scratch_bytes` for each directory in memory."""
+    """The most that an application takes. `memory_bytes` is for the data of each process, `scratch_bytes` for each directory in memory.
+
+    `total_memory_bytes` and `cpu_percent`, of one processor, are for all processes together; `NO_LIMIT` where there is none.
+    """
 
     memory_bytes: int = 2 << 30
     processes: int = 256
     open_files: int = 4096
     scratch_bytes: int = 64 << 20
+    total_memory_bytes: int = NO_LIMIT
+    cpu_percent: int = NO_LIMIT
+
+    @property
+    def are_total(self) -> bool:
+        """Whether anything is limited for all processes together."""
+        return self.total_memory_bytes != NO_LIMIT or self.cpu_percent != NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +181,8 @@ class Policy:
         for key, flag in _FLAGS.items():
             if flag in self.powers:
                 grants[key] = True
-        limits: dict[str, Json] = {each.name: getattr(self.limits, each.name) for each in fields(Limits)}
+        amounts = {each.name: getattr(self.limits, each.name) for each in fields(Limits)}
+        limits: dict[str, Json] = {name: None if value == NO_LIMIT else value for name, value in amounts.items()}
         return {"schema": SCHEMA, "grants": grants, "limits": limits, "may_miss": sorted(layer.value for layer in self.may_miss)}
 
     def to_bytes(self) -> bytes:
@@ -190,6 +207,7 @@ class Policy:
         return replace(self, powers=_normal(powers))
 
 
+_UNLIMITED = frozenset(each.name for each in fields(Limits) if each.default == NO_LIMIT)
 _LISTS: Mapping[str, type] = {
     "read": Read,
     "write": Write,
@@ -363,10 +381,11 @@ def _member(kind: type[E], value: str, what: str) -> E:
 
 def _limits_of(raw: Mapping[str, Any]) -> Limits:
     _refuse_unknown(raw, [each.name for each in fields(Limits)], "limit")
-    for key, value in raw.items():
+    found = {key: NO_LIMIT if value is None and key in _UNLIMITED else value for key, value in raw.items()}
+    for key, value in found.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"the limit {key} must be a whole number above 0")
-    return Limits(**raw)
+    return Limits(**found)
 
 
 def _value(power: Any) -> Any:  # noqa: ANN401 - of any of the kinds that have one
@@ -388,4 +407,4 @@ def spelled(power: Power) -> str:
         if power == flag:
             return f"{key} = true"
     key = next(key for key, kind in _LISTS.items() if isinstance(power, kind))
-    return f"{key} = [{json.dumps(_value(power))}]"
+    return f"{key} = [{json.dumps(_value(power), ensure_ascii=False)}]"

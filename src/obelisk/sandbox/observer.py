@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from obelisk.model.application import Application
+from obelisk.model.application import CREDENTIALS, Application
 from obelisk.model.policy import Connect, Listen, Policy, Power, Read, Write, WriteExecute, power_of
 from obelisk.sandbox.calls import CHANGING, LOOKING, OPENING, filter_of, power_for
 from obelisk.sandbox.plan import HOME, MEMORY, inside_path
@@ -116,6 +116,8 @@ class Observer:
                 yield Refusal("network", f"connecting to {address}, port {port}", power)
 
     def _is_writable(self, path: str) -> bool:
+        if self.app.credentials and _is_below(path, CREDENTIALS):
+            return False
         tops = [*MEMORY, *self.app.scratch, *self.app.data, *(inside_path(power.path) for power in self.policy.of(Write))]
         closest = max((top for top in tops if _is_below(path, top)), key=len, default="")
         shadow = max((at for power in self.policy.of(Read) if _is_below(path, at := inside_path(power.path))), key=len, default="")

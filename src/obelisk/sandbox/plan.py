@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
-from obelisk.model.application import Application
+from obelisk.model.application import CREDENTIALS, Application
 from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
 from obelisk.sandbox import network
 from obelisk.sandbox.calls import WATCHED, filter_of
 from obelisk.sandbox.machine import Machine
-from obelisk.system import confine, landlock
+from obelisk.system import cgroups, confine, landlock
+from obelisk.system.cgroups import Way
 from obelisk.system.landlock import CHANGE, READ, Files, Rule, Ruleset
 from obelisk.system.program import Call, Execute, assemble
 
@@ -35,7 +36,9 @@ MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755,
 _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
+CREDENTIAL_BYTES = 1 << 20
+"""The most that a credential is, as of systemd's."""
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class Place:
 
     `owner` is whose rights the application has over files; `groups` are those of the `devices` that it uses, some of which are
     `directories` of nodes. `home` is what `~` means.
-    `resolver` is the file that names the machine's name servers.
+    `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one;
+    `credentials` are names of secrets, and the files that hold them.
     """
 
     name: str
@@ -57,13 +61,19 @@ class Place:
     devices: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
     resolver: Path | None = None
+    group: str = ""
+    credentials: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why."""
+    """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why.
+
+    `launch` is what `start` goes on as, in a scope of systemd's; empty where `start` does it all.
+    """
 
     start: bytes
+    launch: bytes
     confine: bytes
     rules: str
     layers: tuple[tuple[str, str], ...]
@@ -75,12 +85,13 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
     Raises:
         MissingFeatureError: the machine lacks a layer that the policy does not allow to be missing.
     """
-    refused = sorted(machine.missing - policy.may_miss)
+    refused = sorted(missing_layers(policy, machine) - policy.may_miss)
     if refused:
+        remedy = f"{machine.groups.fault}; else " if Layer.CGROUP in refused else ""
         raise MissingFeatureError(
             f"this machine lacks {', '.join(f'the layer `{layer}`' for layer in refused)} of confinement",
             code="layer-missing",
-            hint="run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
+            hint=f"{remedy}run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
         )
     if network.is_wanted(policy) and machine.network:
         raise MissingFeatureError("this machine cannot give it the network that is granted", code="no-network", hint=machine.network)
@@ -91,12 +102,28 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
                 code="port-privileged",
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
-    outside = assemble(_outside(app, policy, place, machine, listener=listener), _bubblewrap(policy, place, machine))
+    entering = cgroups.enter(place.group) if is_grouped(policy, machine) and machine.groups.way is Way.DIRECT else []
+    outside = assemble([*entering, *_outside(app, policy, place, machine, listener=listener)], _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
     inside = assemble(
-        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, _environment(app, policy))
+        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, environment_of(app, policy))
     )
-    return Plan(outside, inside, network.rules(policy), layers_of(policy, machine))
+    start, launch = outside, b""
+    if is_grouped(policy, machine) and machine.groups.way is not Way.DIRECT:
+        scope = cgroups.scope(machine.groups, place.group, machine.owner, (str(place.plan / "launch"),))
+        start, launch = assemble([], scope), outside
+    return Plan(start, launch, inside, network.rules(policy), layers_of(policy, machine))
+
+
+def missing_layers(policy: Policy, machine: Machine) -> frozenset[Layer]:
+    """The layers that the policy asks for and the machine does not have."""
+    grouped = not policy.limits.are_total or machine.groups.way is not Way.NONE
+    return machine.missing | (frozenset() if grouped else {Layer.CGROUP})
+
+
+def is_grouped(policy: Policy, machine: Machine) -> bool:
+    """Whether the application runs in a control group of its own."""
+    return policy.limits.are_total and machine.groups.way is not Way.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +198,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
             calls += confine.memory(at, policy.limits.scratch_bytes, place.owner, mode=mount.mode, executable=runs)
         else:
             calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
+    calls += _credentials(place, stage)
     calls += confine.file(f"{stage}{_CONFINE}")
     calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
     calls += confine.read_only(stage)
@@ -178,6 +206,17 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
         calls += confine.become(place.owner, place.groups)
     # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
     return calls if network.is_wanted(policy) else calls + confine.no_new_privileges()
+
+
+def _credentials(place: Place, stage: str) -> Iterator[Call]:
+    """Secrets in memory, read anew at each start: of the plan only their names are part."""
+    if place.credentials:
+        at = f"{stage}{CREDENTIALS}"
+        yield from confine.directory(at)
+        yield from confine.memory(at, CREDENTIAL_BYTES * len(place.credentials), place.owner, mode=0o500)
+        for name, file in place.credentials:
+            yield from confine.copied(str(file), f"{at}/{name}", place.owner, f"the credential {name}, {file}")
+        yield from confine.read_only(at)
 
 
 def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
@@ -257,9 +296,11 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 
 
-def _environment(app: Application, policy: Policy) -> tuple[str, ...]:
-    terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
-    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
+def environment_of(app: Application, policy: Policy) -> tuple[str, ...]:
+    """What the application finds in its environment, `NAME=value` each."""
+    more = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
+    more |= {"CREDENTIALS_DIRECTORY": CREDENTIALS} if app.credentials else {}
+    return tuple(f"{name}={value}" for name, value in sorted({**ENVIRONMENT, **more, **dict(app.environment)}.items()))
 
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
@@ -279,4 +320,7 @@ def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
         Layer.NESTING: "granted: it makes namespaces" if policy.has(Nest()) else "no further user namespaces",
         Layer.WRITE_EXECUTE: "granted: it runs what it writes" if policy.has(WriteExecute()) else "no memory is writable and executable",
     }
-    return (*fixed, *((layer.value, "missing on this machine" if layer in machine.missing else text) for layer, text in may_miss.items()))
+    if policy.limits.are_total:
+        may_miss[Layer.CGROUP] = f"limits of all processes together, in a group made by {machine.groups.way}"
+    missing = missing_layers(policy, machine)
+    return (*fixed, *((layer.value, "missing on this machine" if layer in missing else text) for layer, text in may_miss.items()))

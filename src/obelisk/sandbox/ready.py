@@ -11,6 +11,7 @@ nothing guards the copy from that user afterwards, whose own rights the applicat
 
 import os
 import pwd
+import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,11 +21,11 @@ from obelisk.errors import InputError, StateError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
-from obelisk.model.policy import Device, Policy, Read, Use, Write
+from obelisk.model.policy import NO_LIMIT, Device, Policy, Read, Use, Write
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import Place, Plan, compile_plan, data_directory, host_path
+from obelisk.sandbox.plan import CREDENTIAL_BYTES, Place, Plan, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
-from obelisk.system import erofs, verity
+from obelisk.system import cgroups, confine, erofs, verity
 from obelisk.system.bubblewrap import Room, read_only
 from obelisk.system.confine import Owner
 from obelisk.system.files import locked, write_durably
@@ -33,26 +34,45 @@ from obelisk.system.namespace import remove_tree
 
 # systemd's own range for users that exist as long as they run: no package and no person has an id there.
 _FIRST_UID, _UIDS = 61184, 4336
-_NODES = {Device.AUDIO: ("/dev/snd",), Device.CAMERA: ("/dev/video", "/dev/media"), Device.KVM: ("/dev/kvm",)}
+_CREDENTIALS = Path("/etc/obelisk/credentials")
+NODES = {Device.AUDIO: ("/dev/snd",), Device.CAMERA: ("/dev/video", "/dev/media"), Device.KVM: ("/dev/kvm",)}
 
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """Where running applications lie, and where their data does."""
+    """Where running applications lie, where their data does, and where operators put their secrets, in a directory for each application.
+
+    `given` is a directory of secrets for this one start, as systemd makes it for a service; it comes first.
+    """
 
     run: Path
     data: Path
+    credentials: Path = _CREDENTIALS
+    given: Path | None = None
 
     @classmethod
     def of(cls, environment: Mapping[str, str], *, root: bool) -> "Directories":
-        """Those of this user: $OBELISK_RUN and $OBELISK_DATA, or the usual ones."""
+        """Those of this user: $OBELISK_RUN and $OBELISK_DATA, or the usual ones; and $CREDENTIALS_DIRECTORY."""
         home = Path(environment.get("HOME") or "/")
         if root:
             run, data = Path("/run/obelisk/apps"), Path("/var/lib/obelisk/apps")
         else:
             run = Path(environment.get("XDG_RUNTIME_DIR") or home / ".cache") / "obelisk/apps"
             data = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "obelisk/apps"
-        return cls(Path(environment.get("OBELISK_RUN") or run), Path(environment.get("OBELISK_DATA") or data))
+        own = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "obelisk/credentials"
+        given = environment.get("CREDENTIALS_DIRECTORY")
+        return cls(
+            Path(environment.get("OBELISK_RUN") or run),
+            Path(environment.get("OBELISK_DATA") or data),
+            _CREDENTIALS if root else own,
+            Path(given) if given else None,
+        )
+
+    def credential(self, app: str, name: str) -> Path:
+        """The file that holds a secret of an application, whether it is there or not."""
+        if self.given is not None and (self.given / name).is_file():
+            return self.given / name
+        return self.credentials / app / name
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +124,42 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     place.mkdir(parents=True, exist_ok=True)
     with locked(place / "lock"):
         _settle_root(image, place, machine, room)
-    owner = _owner(name, machine)
+    owner = owner_of(name, machine.owner)
     data = directories.data / name
     for path in app.data:
         _make_data(data_directory(data, path), owner)
     for grant in policy.of(Read) + policy.of(Write):
         if not host_path(grant.path, home).exists():
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
-    nodes = _nodes(policy)
+    credentials = tuple((each, _checked(directories.credential(name, each), each, directories)) for each in sorted(app.credentials))
+    nodes = nodes_of(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
-    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener])[:16]
+    group = group_of(name, place)
+    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(credentials)])[:16]
     names = Path("/etc/resolv.conf")
     directories_of_nodes = tuple(node for node in nodes if Path(node).is_dir())
     seat = Place(
-        name, place / "root", place / key, data, home, owner, groups, nodes, directories_of_nodes, names if names.is_file() else None
+        name,
+        place / "root",
+        place / key,
+        data,
+        home,
+        owner,
+        groups,
+        nodes,
+        directories_of_nodes,
+        names if names.is_file() else None,
+        group,
+        credentials,
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
-    for file, content in (("confine", plan.confine), ("network.nft", plan.rules.encode()), ("start", plan.start)):
+    if is_grouped(policy, machine):
+        limits = policy.limits
+        memory, time = (None if value == NO_LIMIT else value for value in (limits.total_memory_bytes, limits.cpu_percent))
+        cgroups.prepare(machine.groups.way, group, cgroups.Bounds(limits.processes, memory, time), machine.owner)
+    files = {"confine": plan.confine, "network.nft": plan.rules.encode(), "launch": plan.launch, "start": plan.start}
+    for file, content in files.items():
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
             write_durably(seat.plan / file, content, mode=0o755)
     return Ready(seat.plan / "start", plan)
@@ -135,7 +173,14 @@ def clear(image: StoredImage, directories: Directories) -> bool:
     with locked(place / "lock"):
         unmount_all(place / "root")
         remove_tree(place)
+        owner = confine.myself()
+        cgroups.remove(cgroups.here(owner).way, group_of(image.manifest.name, place), owner)
     return True
+
+
+def group_of(name: str, place: Path) -> str:
+    """The control group of what lies at `place`: the same for each start, and another for a trial of the same image."""
+    return f"{name}-{zlib.crc32(bytes(place)):08x}"
 
 
 def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callable[[], Room]) -> None:
@@ -159,12 +204,29 @@ def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callab
     write_durably(note, stamp.encode())
 
 
-def _owner(name: str, machine: Machine) -> Owner:
-    """Root launches each application as a user of its own; anybody else as themselves."""
-    if not machine.is_root:
-        return machine.owner
+def owner_of(name: str, launcher: Owner) -> Owner:
+    """Whose rights an application has: root launches each as a user of its own, anybody else as themselves."""
+    if launcher.uid != 0:
+        return launcher
     number = _FIRST_UID + zlib.crc32(name.encode()) % _UIDS
     return Owner(number, number)
+
+
+def _checked(file: Path, name: str, directories: Directories) -> Path:
+    """A secret's file, of which nobody else may read."""
+    if not file.is_file():
+        raise StateError(
+            f"the credential {name} is not there: {file}", code="credential-missing", hint="put it into that file, with the mode 0600"
+        )
+    status = file.stat()
+    if status.st_size > CREDENTIAL_BYTES:
+        raise StateError(f"{file} is larger than a credential can be, {CREDENTIAL_BYTES} bytes", code="credential-size", hint="shorten it")
+    shared = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in {0, os.geteuid()}
+    if shared and file.parent != directories.given:  # what systemd has made for a service, it looks after by itself
+        raise StateError(
+            f"{file} is a secret, and others may read or change it", code="credential-open", hint=f"chmod 0600 {file}, and let it be yours"
+        )
+    return file
 
 
 def _make_data(directory: Path, owner: Owner) -> None:
@@ -174,9 +236,9 @@ def _make_data(directory: Path, owner: Owner) -> None:
         os.chown(directory, owner.uid, owner.gid)
 
 
-def _nodes(policy: Policy) -> tuple[str, ...]:
+def nodes_of(policy: Policy) -> tuple[str, ...]:
     """The device nodes of this machine that are granted."""
-    wanted = tuple(prefix for power in policy.of(Use) for prefix in _NODES[power.device])
+    wanted = tuple(prefix for power in policy.of(Use) for prefix in NODES[power.device])
     return tuple(sorted(str(path) for path in Path("/dev").iterdir() if str(path).startswith(wanted))) if wanted else ()
 
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 
-from obelisk.model.application import Application
-from obelisk.model.policy import Layer, Limits, Policy, Power, policy, power_of, powers_of
+from obelisk.model.application import CREDENTIALS, WRITABLE, Application
+from obelisk.model.policy import NO_LIMIT, Layer, Limits, Policy, Power, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table, size
 
 _LISTS = ("read", "write", "devices", "listen", "connect", "syscalls")
 _FLAGS = ("write_execute", "namespaces", "terminal")
-# Where an application may have directories of its own; the rest is its image, or the kernel's.
-_WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
 
 
 def application(root: Table, spec: Spec, findings: Findings) -> Application | None:
@@ -32,15 +30,16 @@ def application(root: Table, spec: Spec, findings: Findings) -> Application | No
         findings.report((key,), f"`{key}` is for machines, and an app is none", code="spec-conflict", hint="leave it out")
     _check_places(app, findings)
     environment = tuple(sorted((name, value) for name, _, value in (each.partition("=") for each in app.texts("environment"))))
-    return Application(command, environment, app.find("directory", str) or "/", app.texts("scratch"), app.texts("data"), granted)
+    directory = app.find("directory", str) or "/"
+    return Application(command, environment, directory, app.texts("scratch"), app.texts("data"), granted, app.texts("credentials"))
 
 
 def _check_places(app: Table, findings: Findings) -> None:
     for key in ("scratch", "data"):
         for number, path in enumerate(app.texts(key)):
-            if not path.startswith(_WRITABLE):
+            if not path.startswith(WRITABLE) or f"{path}/".startswith(f"{CREDENTIALS}/"):
                 message = f"'{path}' cannot be written: it belongs to the image or to the kernel"
-                findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(_WRITABLE)}")
+                findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(WRITABLE)}")
     for number, path in enumerate(app.texts("data")):
         if path in app.texts("scratch"):
             findings.report(
@@ -57,6 +56,8 @@ def _policy(root: Table, findings: Findings) -> Policy:
             processes=limits.get("processes", int),
             open_files=limits.get("open_files", int),
             scratch_bytes=size(limits.get("scratch", str)),
+            total_memory_bytes=size(total) if (total := limits.find("total_memory", str)) else NO_LIMIT,
+            cpu_percent=limits.find("cpu_percent", int) or NO_LIMIT,
         ),
         (Layer(layer) for layer in grants.texts("may_miss")),
     )

@@ -17,7 +17,8 @@ _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _SLAVE = 2, 4, 8, 4096, 16384, 1 << 19
 _ATTRIBUTE_READ_ONLY, _ATTRIBUTE_NOSUID, _ATTRIBUTE_NODEV, _ATTRIBUTE_NOEXEC = 1, 2, 4, 8
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_WRITE_ONLY, _CREATE = 1, 0o100
+_WRITE_ONLY, _CREATE, _EXCLUSIVE, _CLOSE_ON_EXEC = 1, 0o100, 0o200, 0o2000000
+_MOST_BYTES = 1 << 30
 _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 38, 65, 66
 _SET_FILTER, _NEW_LISTENER = 1, 8
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
@@ -47,12 +48,17 @@ def own_mounts_of_user(owner: Owner) -> list[Call]:
     """The same for an ordinary user, by a user namespace in which they keep their ids."""
     calls = [_call("unshare", (_NEW_USERS | _NEW_MOUNTS,), "make a user namespace: the kernel or its settings do not allow that here")]
     for name, content in (("setgroups", "deny"), ("uid_map", f"{owner.uid} {owner.uid} 1"), ("gid_map", f"{owner.gid} {owner.gid} 1")):
-        calls += [
-            _call("open", (text(f"/proc/self/{name}"), _WRITE_ONLY, 0), f"open its {name}", keep=name),
-            _call("write", (Kept(name), Data((content.encode(),)), len(content)), f"write its {name}"),
-            _call("close", (Kept(name),)),
-        ]
+        calls += opened_and_written(f"/proc/self/{name}", content.encode(), f"write its {name}")
     return [*calls, _separate()]
+
+
+def opened_and_written(file: str, content: bytes, what: str) -> list[Call]:
+    """Write to a file of the kernel's; `what` completes "cannot …"."""
+    return [
+        _call("open", (text(file), _WRITE_ONLY, 0), what, keep="opened"),
+        _call("write", (Kept("opened"), Data((content,)), len(content)), what),
+        _call("close", (Kept("opened"),)),
+    ]
 
 
 def memory(place: str, size: int, owner: Owner, *, mode: int = 0o755, executable: bool = False) -> list[Call]:
@@ -83,6 +89,21 @@ def file(place: str) -> list[Call]:
     return [
         _call("open", (text(place), _WRITE_ONLY | _CREATE, 0o644), f"make {place}", keep="made"),
         _call("close", (Kept("made"),)),
+    ]
+
+
+def copied(source: str, place: str, owner: Owner, what: str) -> list[Call]:
+    """Copy a file to `place`, where there is none, for its owner alone to read; `what` it is.
+
+    A file for which there is no room is not cut: the second call finds that there is more, and no room for it.
+    """
+    return [
+        _call("open", (text(source), _CLOSE_ON_EXEC, 0), f"open {what}", keep="source"),
+        _call("open", (text(place), _WRITE_ONLY | _CREATE | _EXCLUSIVE | _CLOSE_ON_EXEC, 0o400), f"make a place for {what}", keep="copy"),
+        *(_call("sendfile", (Kept("copy"), Kept("source"), 0, _MOST_BYTES), f"copy {what}") for _ in range(2)),
+        _call("fchown", (Kept("copy"), owner.uid, owner.gid), f"hand over {what}"),
+        _call("close", (Kept("copy"),)),
+        _call("close", (Kept("source"),)),
     ]
 
 
