@@ -26,6 +26,7 @@ from obelisk.model.policy import (
     Nest,
     Policy,
     Power,
+    Reach,
     Read,
     Terminal,
     Use,
@@ -59,7 +60,7 @@ def test_nothing_is_wider_after_the_way_there_and_back(form: str, one: Subject) 
 @given(subjects)
 def test_oci_brings_back_all_but_the_network_and_what_may_be_missing(one: Subject) -> None:
     found = there_and_back(one, "oci").app
-    assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, Listen | Connect)), one.policy.limits)
+    assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, Listen | Connect | Reach)), one.policy.limits)
     assert (found.command, found.directory) == (one.app.command, one.app.directory)
     assert ({*found.data}, {*found.scratch}) == ({*one.app.data}, {*one.app.scratch})
     own = {"PATH", "HOME", "USER", "LANG", "TERM"}
@@ -378,6 +379,7 @@ def test_no_line_of_what_is_written_comes_out_of_a_value(form: str, one: Subject
         ("flatpak", policy(EVERYWHERE), "listens at any port"),
         ("systemd", policy([Listen(8080)]), "ListenStream=8080"),
         ("systemd", policy([Connect("10.0.0.0/8", 443)]), "opens every port there"),
+        *((form, policy([Reach("db.example.org", 5432)]), "db.example.org has, port 5432") for form in ("oci", "systemd", "flatpak")),
         ("systemd", policy([Terminal()]), "a service has none"),
         ("systemd", policy([Read("/data")]), "There is a place for it below /mnt"),
         ("systemd", policy([Use(Device.KVM)]), "names of all devices"),
