@@ -5,23 +5,18 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ordinary import UID
-from sandboxes import WITH_TUNNEL, places
+from sandboxes import ROOT_USER, WITH_TUNNEL, Bare, places
 
 from obelisk.model.application import Application
 from obelisk.model.policy import Connect, Policy, Reach, policy
 from obelisk.sandbox import network
-from obelisk.sandbox.machine import this_machine
-from obelisk.sandbox.plan import Place, compile_plan
 from obelisk.system import resolver as program
 from obelisk.system.confine import Owner
 
-ROOT_OF = ("usr", "etc", "opt", "srv", "var")
-ROOT = Owner(0, 0)
 APP = Application(("/usr/bin/python3", "-I", "-c"))
 
 # A network of this test's own, with a name server, and servers that tell at which address and port they were reached.
@@ -101,29 +96,19 @@ def ask(server, name, number=7):
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     with places() as place:
-        for name in ("plan/stage", *(f"root/{top}" for top in ROOT_OF)):
-            (place / name).mkdir(parents=True)
         yield place
 
 
-def say(place: Path, held: Policy, command: str, *, owner: Owner = ROOT) -> str:
+def say(place: Path, held: Policy, command: str, *, owner: Owner = ROOT_USER) -> str:
     """What a program says in the sandbox, started by `owner` in the network of this test's own."""
-    plan = place / "plan"
-    resolver, servers = plan / "resolv.conf", place / "servers"
+    bare = Bare(place, owner)
+    resolver, servers = bare.plan / "resolv.conf", place / "servers"
     resolver.write_text(network.RESOLVER)
+    (bare.plan / "resolver.py").write_bytes(Path(program.__file__).read_bytes())
     servers.write_text("nameserver 10.8.0.53\n")
-    rights = Owner(61200, 61200) if owner == ROOT else owner
-    seat = Place("names", place / "root", plan, place / "data", Path("/home/jo"), rights, resolver=resolver)
-    (plan / "resolver.py").write_bytes(Path(program.__file__).read_bytes())
-    compiled = compile_plan(APP, held, seat, replace(this_machine(), network="", owner=owner))  # the tunnel is made for it
-    for name, content in (("start", compiled.start), ("confine", compiled.confine), ("network.nft", compiled.rules.encode())):
-        (plan / name).write_bytes(content)
-        (plan / name).chmod(0o755)
-    binds = "; ".join(f"mount --bind /{top} {place}/root/{top}" for top in ROOT_OF)
-    inner = f'{binds}; mount --bind {servers} /etc/resolv.conf; exec "$@"'
+    inner = f'mount --bind {servers} /etc/resolv.conf; exec "$@"'
     world = ["unshare", "--net", "python3", "-I", "-c", _WORLD, str(place), json.dumps(NAMES)]
-    user = [] if owner == ROOT else ["setpriv", f"--reuid={owner.uid}", f"--regid={owner.gid}", "--clear-groups"]
-    words = [*WITH_TUNNEL, "sh", "-euc", inner, "sh", *world, *user, str(plan / "start"), _TRIES + command]
+    words = [*WITH_TUNNEL, "sh", "-euc", inner, "sh", *world, *bare.start(APP, held, resolver=resolver), _TRIES + command]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -132,7 +117,7 @@ def say(place: Path, held: Policy, command: str, *, owner: Owner = ROOT) -> str:
 GRANTED = policy([Reach(f"{name}.test", 8080) for name in ("granted", "alias", "brief", "inward", "nowhere")])
 
 
-@pytest.mark.parametrize("owner", [ROOT, Owner(UID, UID)], ids=["root", "ordinary user"])
+@pytest.mark.parametrize("owner", [ROOT_USER, Owner(UID, UID)], ids=["root", "ordinary user"])
 def test_a_granted_name_is_reached_at_its_port_and_no_other_is(place: Path, owner: Owner) -> None:
     command = """print([
         reach("10.8.0.1", 8080), reach("granted.test", 8080), reach("10.8.0.1", 8080), reach("10.8.0.1", 9090), reach("granted.test", 9090),
