@@ -27,6 +27,42 @@ _TUNNEL = "mknod /run/tun-$$ c 10 200; chmod 666 /run/tun-$$; mount --bind /run/
 WITH_TUNNEL = (*PRIVATE, "sh", "-euc", f'{_TUNNEL} "$@"', "sh")
 
 
+LOOKING = r"""
+import ctypes, os, resource, socket, sys, threading
+def tried(what):
+    try:
+        what()
+    except OSError as error:
+        return error.errno
+    return 0
+libc = ctypes.CDLL(None, use_errno=True)
+def called(number, *arguments):
+    return 0 if libc.syscall(number, *map(ctypes.c_ulong, arguments)) >= 0 else ctypes.get_errno()
+status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+open("/tmp/program", "w").write("#!/bin/sh\n")
+os.chmod("/tmp/program", 0o755)
+thread = threading.Thread(target=lambda: None)
+thread.start()
+thread.join()
+print(repr({
+    "user": (os.getuid(), os.getgid()),
+    "rights": {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
+    "new": (status["NoNewPrivs"].strip(), status["Seccomp"].strip()),
+    "name": (socket.gethostname(), os.getcwd(), os.environ["MODE"], sys.argv[1]),
+    "root": {tried(lambda: open(f"{place}/x", "w")) for place in ("", "/mnt/read")},
+    "own": {tried(lambda: open(f"{place}/x", "w")) for place in sys.argv[2:]},
+    "runs": tried(lambda: os.execv("/tmp/program", ["x"])),
+    "read": open("/mnt/read/file").read(),
+    "inet": tried(lambda: socket.socket(socket.AF_INET)),
+    "calls": [called(101, 0), called(272, 0x10000000), called(16, 0, 0x5412 | 1 << 32, 0), called(9, 0, 4096, 7, 0x22, 2**64 - 1, 0)],
+    "limits": [resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_CORE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE)],
+    "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+    "threads": not thread.is_alive(),
+}))
+"""
+"""A Python program that tells what it may do; its words are one to be repeated, and the directories that ought to be its own."""
+
+
 @contextmanager
 def places() -> Iterator[Path]:
     """A directory that every user can reach, which test directories are not; $OBELISK_RUN and $OBELISK_DATA are in it."""
