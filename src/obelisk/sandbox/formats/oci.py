@@ -249,9 +249,9 @@ def _rights(process: Mapping[str, Any], found: _Found) -> None:
         found.left_out.append("the rights of root: it runs as the user `app`")
     if elements(user, "additionalGids", int):
         found.left_out.append("further groups: devices bring theirs")
-    held = {name for kind in member(process, "capabilities", dict).values() if isinstance(kind, list) for name in kind}
-    if held:
-        found.left_out.append(f"capabilities: {', '.join(sorted(map(str, held)))}")
+    sets: dict[str, Any] = member(process, "capabilities", dict)
+    if held := {name for kind in sets for name in texts(sets, kind)}:
+        found.left_out.append(f"capabilities: {', '.join(sorted(held))}")
     if process.get("noNewPrivileges") is not True:
         found.left_out.append("gaining rights by set-id programs")
     for key, name in (("apparmorProfile", "AppArmor"), ("selinuxLabel", "SELinux")):
