@@ -416,6 +416,17 @@ def test_what_a_format_cannot_say_is_told(form: str, held: Policy, said: str) ->
     assert any(said in note for note in write(subject(held), form).notes)
 
 
+def test_secrets_are_systemds_to_hand_over_and_nobody_elses() -> None:
+    one = subject(Policy())
+    one = replace(one, app=replace(one.app, credentials=("key",)), credentials=Path("/etc/obelisk/credentials/app"))
+    text = write(one, "systemd").text
+    assert "LoadCredential=key:/etc/obelisk/credentials/app/key\n" in text
+    assert "CREDENTIALS_DIRECTORY" not in text
+    for form in ("oci", "flatpak"):
+        assert any("the credential key" in note for note in write(one, form).notes)
+        assert not any("CREDENTIALS_DIRECTORY" in name for name, _value in there_and_back(one, form).app.environment)
+
+
 def unit(held: Policy) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in write(subject(held), "systemd").text.splitlines():
