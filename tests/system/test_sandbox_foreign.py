@@ -16,7 +16,7 @@ from format_samples import subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_samples import policies
-from sandboxes import PRIVATE
+from sandboxes import LOOKING, PRIVATE
 from test_system_filter import ALLOW, ERRNO, outcome
 
 from obelisk.model.application import Application
@@ -108,37 +108,6 @@ def test_a_unit_is_read_by_systemd_and_no_wider_than_it_has_to_be(tmp_path: Path
     assert [line for line in verified.stderr.splitlines() if not any(each in line for each in known)] == []
 
 
-_INSIDE = r"""
-import ctypes, os, resource, socket, sys
-def tried(what):
-    try:
-        what()
-    except OSError as error:
-        return error.errno
-    return 0
-libc = ctypes.CDLL(None, use_errno=True)
-def called(number, *arguments):
-    return 0 if libc.syscall(number, *map(ctypes.c_ulong, arguments)) >= 0 else ctypes.get_errno()
-status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
-open("/tmp/program", "w").write("#!/bin/sh\n")
-os.chmod("/tmp/program", 0o755)
-print(repr({
-    "user": (os.getuid(), os.getgid()),
-    "rights": {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
-    "new": (status["NoNewPrivs"].strip(), status["Seccomp"].strip()),
-    "name": (socket.gethostname(), os.getcwd(), os.environ["MODE"], sys.argv[1]),
-    "root": {tried(lambda: open(f"{place}/x", "w")) for place in ("", "/mnt/read")},
-    "own": {tried(lambda: open(f"{place}/x", "w")) for place in sys.argv[2:]},
-    "runs": tried(lambda: os.execv("/tmp/program", ["x"])),
-    "read": open("/mnt/read/file").read(),
-    "inet": tried(lambda: socket.socket(socket.AF_INET)),
-    "calls": [called(101, 0), called(272, 0x10000000), called(16, 0, 0x5412 | 1 << 32, 0), called(9, 0, 4096, 7, 0x22, 2**64 - 1, 0)],
-    "limits": [resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_CORE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE)],
-    "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
-}))
-"""
-
-
 def test_crun_starts_what_is_written_confined_to_what_is_granted(tmp_path: Path) -> None:
     for place in ("rootfs/usr", "read", "write", "data/var-lib-app"):
         (tmp_path / place).mkdir(parents=True)
@@ -151,7 +120,7 @@ def test_crun_starts_what_is_written_confined_to_what_is_granted(tmp_path: Path)
         (tmp_path / place).chmod(0o777)
     own = ("/tmp", "/home/app", "/dev/shm", "/var/cache/app", "/var/lib/app", "/mnt/write")  # noqa: S108 - inside
     app = Application(
-        ("/usr/bin/python3", "-I", "-c", _INSIDE, "a word", *own), (("MODE", "x"),), "/srv", ("/var/cache/app",), ("/var/lib/app",)
+        ("/usr/bin/python3", "-I", "-c", LOOKING, "a word", *own), (("MODE", "x"),), "/srv", ("/var/cache/app",), ("/var/lib/app",)
     )
     one = subject(policy([Read("/mnt/read"), Write("/mnt/write")], Limits(processes=30, open_files=200)), app)
     config: Any = json.loads(write(replace(one, data=tmp_path / "data"), "oci").text)
@@ -177,4 +146,5 @@ def test_crun_starts_what_is_written_confined_to_what_is_granted(tmp_path: Path)
         "calls": [errno.EPERM] * 4,
         "limits": [0, 30, 200],
         "processes": 1,
+        "threads": True,
     }

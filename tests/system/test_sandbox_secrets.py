@@ -3,29 +3,24 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from ordinary import UID
-from sandboxes import PRIVATE, places
+from sandboxes import PRIVATE, ROOT_USER, Bare, places
 
 from obelisk.model.application import Application
 from obelisk.model.policy import Policy, Terminal, policy
-from obelisk.sandbox.machine import Machine, this_machine
-from obelisk.sandbox.plan import CREDENTIAL_BYTES, Place, compile_plan
+from obelisk.sandbox.plan import CREDENTIAL_BYTES
 from obelisk.system.confine import Owner
 
-ROOT_OF = ("usr", "etc", "opt", "srv", "var")
 APP = Application(("/usr/bin/sh", "-c"), credentials=("password", "token"))
 
 
 @dataclass(frozen=True)
-class Case:
-    """A plan over this machine's own programs, its secrets, and whom it is started by."""
-
-    place: Path
-    machine: Machine
+class Case(Bare):
+    """A shell with secrets."""
 
     @property
     def secrets(self) -> tuple[tuple[str, Path], ...]:
@@ -34,33 +29,20 @@ class Case:
 
     def say(self, command: str, *, held: Policy | None = None) -> subprocess.CompletedProcess[str]:
         """What a command says in the sandbox."""
-        plan, owner = self.place / "plan", Owner(61200, 61200) if self.machine.is_root else self.machine.owner
-        seat = Place("secrets", self.place / "root", plan, self.place / "data", Path("/home/jo"), owner, credentials=self.secrets)
-        compiled = compile_plan(APP, held or Policy(), seat, self.machine)
-        for name, content in (("start", compiled.start), ("confine", compiled.confine)):
-            (plan / name).write_bytes(content)
-            (plan / name).chmod(0o755)
-        binds = "; ".join(f"mount --bind /{top} {self.place}/root/{top}" for top in ROOT_OF)
-        user = "" if self.machine.is_root else f"setpriv --reuid={UID} --regid={UID} --clear-groups "
-        words = [*PRIVATE, "sh", "-euc", f'{binds}; exec {user}{plan}/start "$0"', command]
+        words = [*PRIVATE, *self.start(APP, held or Policy(), credentials=self.secrets), command]
         return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(params=["root", "ordinary user"])
+@pytest.fixture(params=[ROOT_USER, Owner(UID, UID)], ids=["root", "ordinary user"])
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     with places() as place:
-        for name in ("secrets", "plan/stage", *(f"root/{top}" for top in ROOT_OF)):
-            (place / name).mkdir(parents=True)
-        machine = this_machine()
-        if request.param != "root":
-            machine = replace(machine, owner=Owner(UID, UID))
-            os.chown(place / "secrets", UID, UID)
-        (place / "secrets").chmod(0o700)
-        found = Case(place, machine)
+        found = Case(place, request.param)
+        (place / "secrets").mkdir(mode=0o700)
+        os.chown(place / "secrets", found.owner.uid, found.owner.gid)
         for name, file in found.secrets:
             file.write_text(f"the {name}")
             file.chmod(0o600)
-            os.chown(file, machine.owner.uid, machine.owner.gid)
+            os.chown(file, found.owner.uid, found.owner.gid)
         yield found
 
 

@@ -14,6 +14,7 @@ from obelisk.model.policy import (
     Nest,
     Policy,
     Power,
+    Reach,
     Read,
     Terminal,
     Use,
@@ -32,6 +33,7 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Use, st.sampled_from(Device)),
     st.builds(Listen, st.sampled_from((80, 8080, 65535))),
     st.builds(Connect, st.sampled_from(NETWORKS), st.sampled_from(PORTS)),
+    st.builds(Reach, st.sampled_from(("example.org", "a.example.org", "db")), st.sampled_from((80, 443))),
     st.builds(Call, st.sampled_from(Calls)),
     st.sampled_from((WriteExecute(), Nest(), Terminal())),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from format_samples import HOME, fate, subject, subjects, words
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_samples import policies
 from spec_samples import load_text
@@ -26,6 +26,7 @@ from obelisk.model.policy import (
     Nest,
     Policy,
     Power,
+    Reach,
     Read,
     Terminal,
     Use,
@@ -47,6 +48,7 @@ def there_and_back(one: Subject, form: str) -> Foreign:
 
 
 @pytest.mark.parametrize("form", sorted(READERS))
+@settings(max_examples=50)
 @given(one=subjects)
 def test_nothing_is_wider_after_the_way_there_and_back(form: str, one: Subject) -> None:
     found = there_and_back(one, form)
@@ -59,7 +61,7 @@ def test_nothing_is_wider_after_the_way_there_and_back(form: str, one: Subject) 
 @given(subjects)
 def test_oci_brings_back_all_but_the_network_and_what_may_be_missing(one: Subject) -> None:
     found = there_and_back(one, "oci").app
-    assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, Listen | Connect)), one.policy.limits)
+    assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, Listen | Connect | Reach)), one.policy.limits)
     assert (found.command, found.directory) == (one.app.command, one.app.directory)
     assert ({*found.data}, {*found.scratch}) == ({*one.app.data}, {*one.app.scratch})
     own = {"PATH", "HOME", "USER", "LANG", "TERM"}
@@ -112,6 +114,7 @@ def test_a_filter_has_one_condition_an_argument_and_says_nothing_that_libseccomp
 
 
 @pytest.mark.parametrize("form", sorted(READERS))
+@settings(max_examples=50)
 @given(one=subjects)
 def test_what_is_printed_is_a_spec_of_the_same_application(form: str, one: Subject) -> None:
     found = read(write(one, form).text.encode(), form, HOME)
@@ -251,6 +254,7 @@ def test_of_several_limits_the_lowest_counts() -> None:
         b'{"ociVersion": "1.0.2", "process": {"args": ["/a"], "rlimits": [{"type": "RLIMIT_DATA", "soft": 1.5}]}}',
         b'{"ociVersion": "1.0.2", "process": {"args": ["/a\\ud800"]}}',
         b'{"ociVersion": "1.0.2", "process": {"args": ["/a"]}, "linux": {"seccomp": {"syscalls": []}}}',
+        b'{"ociVersion": "1.0.2", "process": {"args": ["/a"], "capabilities": {"bounding": [[]]}}}',
         b"[" * 100_000,
     ],
 )
@@ -347,6 +351,29 @@ def test_what_is_no_metadata_is_refused(content: bytes) -> None:
         read(content, "flatpak", HOME)
 
 
+_lines = st.sampled_from(
+    (
+        "[Application]",
+        "command=x",
+        "[Context]",
+        "filesystems=home;!~/a;",
+        "filesystems=~/a\\:ro;;:",
+        "shared=network",
+        "devices=all;!kvm",
+        "a",
+    )
+)
+
+
+@given(st.lists(_lines | words, max_size=8))
+def test_whatever_stands_in_metadata_is_read_or_refused(lines: list[str]) -> None:
+    try:
+        found = read("\n".join(["[Application]", "command=x", *lines]).encode(), "flatpak", HOME)
+    except InputError:
+        return
+    tomllib.loads(found.as_toml("x"))
+
+
 @given(st.lists(words.filter(bool), max_size=4))
 def test_key_files_bring_back_what_is_written(texts: list[str]) -> None:
     groups = keyfile.parse(keyfile.render({"A": {"list": keyfile.values(texts)}, "B": {"one": keyfile.value("".join(texts))}}).encode())
@@ -358,6 +385,7 @@ def test_key_files_bring_back_what_is_written(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("form", sorted(WRITERS))
+@settings(max_examples=50)
 @given(one=subjects)
 def test_no_line_of_what_is_written_comes_out_of_a_value(form: str, one: Subject) -> None:
     quiet = replace(one, app=replace(one.app, command=("/usr/bin/x",), environment=()))
@@ -378,6 +406,7 @@ def test_no_line_of_what_is_written_comes_out_of_a_value(form: str, one: Subject
         ("flatpak", policy(EVERYWHERE), "listens at any port"),
         ("systemd", policy([Listen(8080)]), "ListenStream=8080"),
         ("systemd", policy([Connect("10.0.0.0/8", 443)]), "opens every port there"),
+        *((form, policy([Reach("db.example.org", 5432)]), "db.example.org has, port 5432") for form in ("oci", "systemd", "flatpak")),
         ("systemd", policy([Terminal()]), "a service has none"),
         ("systemd", policy([Read("/data")]), "There is a place for it below /mnt"),
         ("systemd", policy([Use(Device.KVM)]), "names of all devices"),
@@ -387,7 +416,18 @@ def test_what_a_format_cannot_say_is_told(form: str, held: Policy, said: str) ->
     assert any(said in note for note in write(subject(held), form).notes)
 
 
-def settings(held: Policy) -> dict[str, list[str]]:
+def test_secrets_are_systemds_to_hand_over_and_nobody_elses() -> None:
+    one = subject(Policy())
+    one = replace(one, app=replace(one.app, credentials=("key",)), credentials=Path("/etc/obelisk/credentials/app"))
+    text = write(one, "systemd").text
+    assert "LoadCredential=key:/etc/obelisk/credentials/app/key\n" in text
+    assert "CREDENTIALS_DIRECTORY" not in text
+    for form in ("oci", "flatpak"):
+        assert any("the credential key" in note for note in write(one, form).notes)
+        assert not any("CREDENTIALS_DIRECTORY" in name for name, _value in there_and_back(one, form).app.environment)
+
+
+def unit(held: Policy) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in write(subject(held), "systemd").text.splitlines():
         name, equals, value = line.partition("=")
@@ -397,20 +437,18 @@ def settings(held: Policy) -> dict[str, list[str]]:
 
 
 def test_a_unit_grants_what_the_policy_does_and_no_network_that_is_wider() -> None:
-    plain = settings(Policy())
+    plain = unit(Policy())
     assert plain["PrivateNetwork"] == plain["PrivateDevices"] == plain["MemoryDenyWriteExecute"] == plain["NoNewPrivileges"] == ["yes"]
     assert plain["RestrictAddressFamilies"] == ["AF_UNIX"]
     assert plain["CapabilityBoundingSet"] == [""]
     assert plain["StateDirectory"] == ["app"]
     assert "MemoryMax" not in plain
-    limited = settings(policy((), Limits(total_memory_bytes=1 << 30, cpu_percent=150)))
+    limited = unit(policy((), Limits(total_memory_bytes=1 << 30, cpu_percent=150)))
     assert (limited["MemoryMax"], limited["MemorySwapMax"], limited["CPUQuota"]) == ([str(1 << 30)], ["0"], ["150%"])
     assert "ptrace" not in plain["SystemCallFilter"][0].split()
-    narrow = settings(policy([Listen(8080), Connect("10.0.0.0/8", 443)]))
+    narrow = unit(policy([Listen(8080), Connect("10.0.0.0/8", 443)]))
     assert narrow["PrivateNetwork"] == ["yes"]
-    wide = settings(
-        policy([Connect("10.0.0.0/8"), Read("~/x"), Write("/mnt/x"), Use(Device.KVM), WriteExecute(), Call(Calls.DEBUG), Nest()])
-    )
+    wide = unit(policy([Connect("10.0.0.0/8"), Read("~/x"), Write("/mnt/x"), Use(Device.KVM), WriteExecute(), Call(Calls.DEBUG), Nest()]))
     assert (wide["PrivateNetwork"], wide["IPAddressDeny"], wide["IPAddressAllow"]) == (["no"], ["any"], ["10.0.0.0/8"])
     assert wide["BindPaths"] == ["/mnt/x:/mnt/x:rbind"]
     assert "/home/jo/x:/home/app/x:rbind" in wide["BindReadOnlyPaths"]

@@ -22,6 +22,7 @@ from obelisk.model.policy import (
     Listen,
     Nest,
     Policy,
+    Reach,
     Read,
     Terminal,
     Write,
@@ -56,6 +57,7 @@ MACHINE = Machine(
     open_files=1 << 20,
     masked_files=("keys",),
     groups=cgroups.Here(Way.DIRECT),
+    python="/usr/bin/python3",
 )
 PLACE = Place(
     "app", Path("/run/root"), Path("/run/plan"), Path("/data"), Path("/home/jo"), Owner(61200, 61200), resolver=Path("/etc/resolv.conf")
@@ -106,7 +108,7 @@ READ_ONLY, NO_EXECUTION = 1, 8
 def test_of_the_machine_nothing_is_shown_but_what_is_granted(one: Policy) -> None:
     image = {f"/{name}" for name in ("usr", "etc", "opt", "srv", "var")}
     wanted = {plan.inside_path(power.path) for power in one.of(Read) + one.of(Write)}
-    names = {"/etc/resolv.conf"} if one.of(Connect) else set()
+    names = {"/etc/resolv.conf"} if one.of(Connect) + one.of(Reach) else set()
     nodes = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
     assert set(shown(one)) == image | wanted | names | nodes | {"/var/lib/app", "/.confine"}
 
@@ -144,7 +146,7 @@ def test_every_policy_compiles_to_programs_of_one_form(one: Policy) -> None:
     assert compiled == compile_plan(APP, one, PLACE, MACHINE)
     for content in (compiled.start, compiled.confine):
         assert content.startswith(b"\x7fELF")
-    assert bool(compiled.rules) == bool(one.of(Listen) or one.of(Connect))
+    assert bool(compiled.rules) == bool(one.of(Listen) or one.of(Connect) or one.of(Reach))
 
 
 @pytest.mark.parametrize(
@@ -259,6 +261,33 @@ def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
     assert network.rules(policy([Read("/data")])) == ""
 
 
+NAMED = policy([Reach("db.example.org", 5432), Reach("example.org", 443)])
+
+
+def test_names_bring_a_resolver_before_the_application_and_ways_that_only_it_opens() -> None:
+    named = words(NAMED)
+    assert named[named.index("--dns-forward") + 1] == network.UPSTREAM
+    start = named.index("/run/plan/resolver.py")
+    assert named[start - 2 : start + 6] == (
+        "/usr/bin/python3",
+        "-I",
+        "/run/plan/resolver.py",
+        "/usr/sbin/nft",
+        network.UPSTREAM,
+        "db.example.org:5432",
+        "example.org:443",
+        "--",
+    )
+    assert named[start + 6] == "/usr/bin/bwrap"
+    lines = [line.strip() for line in network.rules(NAMED).splitlines()]
+    assert lines.index(f"ip daddr {network.UPSTREAM} meta mark != 0x6f62656c drop") < lines.index("ct state established,related accept", 9)
+    assert "ip daddr . meta l4proto . th dport @names4 accept" in lines
+    assert "names4" not in network.rules(policy([Connect("10.0.0.0/8")]))
+    assert "--dns-forward" not in words(policy([Connect("10.0.0.0/8")]))
+    with pytest.raises(MissingFeatureError, match="resolver"):
+        compile_plan(APP, NAMED, PLACE, dataclasses.replace(MACHINE, python=""))
+
+
 def test_data_of_different_places_never_shares_a_directory() -> None:
     places = ["/var/lib/a", "/var/lib-a", "/var-lib/a", "/var/lib--a", "/var/lib/-a", "/var-/lib/a"]
     assert len({data_directory(Path("/data"), place) for place in places}) == len(places)
@@ -314,6 +343,7 @@ def test_what_other_layers_refuse_goes_on_and_is_told() -> None:
     networked = policy([Listen(8080)])
     assert refusals(networked, "connect", 3, 0, 16, strings=(b"", inet))[1][0].power == Connect("192.0.2.7/32", 443)
     assert refusals(policy([Connect("192.0.2.0/24", 443)]), "connect", 3, 0, 16, strings=(b"", inet)) == (0, [])
+    assert refusals(NAMED, "connect", 3, 0, 16, strings=(b"", inet)) == (0, [])
     assert refusals(networked, "bind", 3, 0, 16, strings=(b"", inet))[1][0].power == Listen(443)
     loopback = inet[:4] + bytes([127, 0, 0, 1])
     assert refusals(networked, "connect", 3, 0, 16, strings=(b"", loopback)) == (0, [])

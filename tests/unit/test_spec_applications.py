@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from spec_samples import load_text, problems
 
-from obelisk.model.policy import Call, Calls, Connect, Layer, Limits, Listen, Read, WriteExecute
+from obelisk.model.policy import Call, Calls, Connect, Layer, Limits, Listen, Reach, Read, WriteExecute
 from obelisk.spec import digest_inputs
 from obelisk.spec.positions import spell
 
@@ -23,7 +23,9 @@ credentials = ["db-password"]
 
 
 def test_an_application_is_read_with_its_policy(tmp_path: Path) -> None:
-    grants = '[grants]\nread = ["~/x"]\nlisten = [8080]\nconnect = ["10.0.0.0/8:*"]\nsyscalls = ["debug"]\nwrite_execute = true\n'
+    grants = (
+        '[grants]\nread = ["~/x"]\nlisten = [8080]\nconnect = ["10.0.0.0/8:*", "db.org:54"]\nsyscalls = ["debug"]\nwrite_execute = true\n'
+    )
     spec = load_text(tmp_path, APP + grants + 'may_miss = ["landlock"]\n[limits]\nmemory = "1G"\nprocesses = 9\n')
     app = spec.application
     assert app is not None
@@ -31,7 +33,14 @@ def test_an_application_is_read_with_its_policy(tmp_path: Path) -> None:
     assert app.environment == (("A", "1=1"), ("B", "2"))
     assert app.credentials == ("db-password",)
     assert (app.scratch, app.data) == (("/var/cache/calc",), ("/var/lib/calc",))
-    assert app.policy.powers == {Read("~/x"), Listen(8080), Connect("10.0.0.0/8"), Call(Calls.DEBUG), WriteExecute()}
+    assert app.policy.powers == {
+        Read("~/x"),
+        Listen(8080),
+        Connect("10.0.0.0/8"),
+        Reach("db.org", 54),
+        Call(Calls.DEBUG),
+        WriteExecute(),
+    }
     assert app.policy.limits == Limits(memory_bytes=1 << 30, processes=9)
     assert app.policy.may_miss == {Layer.LANDLOCK}
 
@@ -69,7 +78,8 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         (f'{APP}[grants]\nread = ["/etc/ssl"]', "grants.read[0]", "belongs to the image"),
         (f'{APP}[grants]\nconnect = ["10.0.0.1/8:80"]', "grants.connect[0]", "no destination"),
         (f'{APP}[grants]\nconnect = ["10.0.0.0/8:70000"]', "grants.connect[0]", "no port"),
-        (f'{APP}[grants]\nconnect = ["example.org:80"]', "grants.connect[0]", "a network and a port"),
+        (f'{APP}[grants]\nconnect = ["example.org:*"]', "grants.connect[0]", "no destination"),
+        (f'{APP}[grants]\nconnect = ["example org:80"]', "grants.connect[0]", "a network or host name and a port"),
         (f'{APP}[grants]\nwrite = ["/desk/../etc"]', "grants.write[0]", "absolute path"),
         (f"{APP}[grants]\nlisten = [0]", "grants.listen[0]", "from 1 to 65535"),
         (f'{APP}[grants]\ndevices = ["disk"]', "grants.devices[0]", "one of audio"),

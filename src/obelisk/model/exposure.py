@@ -14,6 +14,7 @@ from obelisk.model.policy import (
     Nest,
     Policy,
     Power,
+    Reach,
     Read,
     Terminal,
     Use,
@@ -52,7 +53,7 @@ def sorted_powers(one: Policy) -> tuple[Power, ...]:
     return tuple(sorted(one.powers, key=lambda power: (kinds.index(type(power)), str(power))))
 
 
-def explain(power: Power) -> str:  # noqa: PLR0911 - a line for each kind
+def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
     """What a power means, in plain words."""
     match power:
         case Read(path):
@@ -67,6 +68,8 @@ def explain(power: Power) -> str:  # noqa: PLR0911 - a line for each kind
             where = "any address" if _is_everywhere(network) else network
             family = " (IPv6)" if network == "::/0" else ""
             return f"opens connections to {where}{family}, " + (f"port {port}" if port else "any port")
+        case Reach(name, port):
+            return f"opens connections to the addresses that {name} has, port {port}"
         case Call(calls):
             return _CALLS[calls]
         case WriteExecute():
@@ -100,7 +103,7 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
             return 40 if path == "~" or path.count("/") == 1 else 10
         case Use(device):
             return 25 if device is Device.KVM else 15
-        case Listen():
+        case Listen() | Reach():
             return 5
         case Connect(network, port):
             return (20 if _is_everywhere(network) else 5) + (0 if port else 5)

@@ -47,6 +47,9 @@ _CLOSED = (
     "var",
 )
 _OWN_HOME = "/home/app"
+# In lower case, with a letter in its last part, which no address has.
+_NAME = re.compile(r"(?!-)([a-z0-9_-]{1,63}(?<!-)\.)*(?!-)(?=[0-9-]*[a-z])[a-z0-9-]{1,63}(?<!-)")
+_LONGEST_NAME = 253
 
 
 class Device(StrEnum):
@@ -119,6 +122,17 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class Reach:
+    """Opens connections to the addresses that a host name has, at one port."""
+
+    name: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Call:
     """Makes the system calls of a group."""
 
@@ -140,7 +154,7 @@ class Terminal:
     """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
 
 
-Power = Read | Write | Use | Listen | Connect | Call | WriteExecute | Nest | Terminal
+Power = Read | Write | Use | Listen | Connect | Reach | Call | WriteExecute | Nest | Terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +222,12 @@ class Policy:
 
 
 _UNLIMITED = frozenset(each.name for each in fields(Limits) if each.default == NO_LIMIT)
-_LISTS: Mapping[str, type] = {
+_LISTS: Mapping[str, type | tuple[type, ...]] = {
     "read": Read,
     "write": Write,
     "devices": Use,
     "listen": Listen,
-    "connect": Connect,
+    "connect": (Connect, Reach),
     "syscalls": Call,
 }
 _FLAGS: Mapping[str, Power] = {"write_execute": WriteExecute(), "namespaces": Nest(), "terminal": Terminal()}
@@ -360,13 +374,16 @@ def _path(path: str) -> str:
     return path
 
 
-def _destination(text: str) -> Connect:
+def _destination(text: str) -> Connect | Reach:
     address, _, port = text.rpartition(":")
     bare = address.removeprefix("[").removesuffix("]")
+    if _NAME.fullmatch(address) and len(address) <= _LONGEST_NAME and port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT:
+        return Reach(address, int(port))
     try:
         network = ipaddress.ip_network(bare)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no destination such as 10.0.0.0/8:5432, [2001:db8::/32]:443 or 192.0.2.1/32:*") from error
+        examples = "10.0.0.0/8:5432, [2001:db8::/32]:443, 192.0.2.1/32:* or example.org:443"
+        raise ValueError(f"{text!r} is no destination such as {examples}") from error
     if port != "*" and not (port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT):
         raise ValueError(f"{text!r} has no port from 1 to {_HIGHEST_PORT}, nor `*` for any")
     return Connect(str(network), 0 if port == "*" else int(port))
@@ -392,6 +409,8 @@ def _value(power: Any) -> Any:  # noqa: ANN401 - of any of the kinds that have o
     if isinstance(power, Connect):
         network = f"[{power.network}]" if ":" in power.network else power.network
         return f"{network}:{power.port or '*'}"
+    if isinstance(power, Reach):
+        return str(power)
     value = getattr(power, fields(power)[0].name)
     return value.value if isinstance(value, StrEnum) else value
 

@@ -2,6 +2,7 @@
 
 import re
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class Machine:
     """The machine and who launches on it. `landlock` is the kernel's ABI, 0 for none.
 
     `pasta` and `nft` are programs, empty where there is none; `network` says why no network can be given, and is empty when one can.
-    `first_port` is the lowest at which others than root may listen. `groups` says by whom control groups are made.
+    `first_port` is the lowest at which others than root may listen. `groups` says by whom control groups are made. `python`
+    is the interpreter for the resolver of granted names, empty where none is for everybody.
     """
 
     owner: confine.Owner
@@ -35,6 +37,7 @@ class Machine:
     open_files: int
     masked_files: tuple[str, ...]
     groups: cgroups.Here = cgroups.NOWHERE
+    python: str = ""
 
     @property
     def is_root(self) -> bool:
@@ -73,7 +76,17 @@ def this_machine() -> Machine:
         open_files=confine.most_open_files(),
         masked_files=tuple(name for name in MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
         groups=cgroups.here(confine.myself()),
+        python=_interpreter(),
     )
+
+
+def _interpreter() -> str:
+    """A Python that every user can run, which one in a home directory is not; empty where there is none."""
+    for program in (Path(sys.executable), find_program("python3")):
+        found = program.resolve() if program is not None else None
+        if found is not None and all(place.stat().st_mode & stat.S_IXOTH for place in (found, *found.parents)):
+            return str(found)
+    return ""
 
 
 def _network_fault(pasta: str, nft: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import Connect, Listen, Policy, Power, Read, Write, WriteExecute, power_of
+from obelisk.model.policy import Connect, Listen, Policy, Power, Reach, Read, Write, WriteExecute, power_of
 from obelisk.sandbox.calls import CHANGING, LOOKING, OPENING, filter_of, power_for
 from obelisk.sandbox.plan import HOME, MEMORY, inside_path
 from obelisk.system.notices import Notice
@@ -112,7 +112,9 @@ class Observer:
                 yield Refusal("network", f"listening at port {port}", Listen(port))
         elif not (address.is_loopback or address.is_unspecified):  # both lead to itself
             power = Connect(str(ipaddress.ip_network(address)), port)
-            if not self.policy.has(power):
+            # Whose address it is that a granted name may have, the call does not tell.
+            named = any(reach.port == port for reach in self.policy.of(Reach))
+            if not named and not self.policy.has(power):
                 yield Refusal("network", f"connecting to {address}, port {port}", power)
 
     def _is_writable(self, path: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
+from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Write, WriteExecute
 from obelisk.sandbox import network
 from obelisk.sandbox.calls import WATCHED, filter_of
 from obelisk.sandbox.machine import Machine
@@ -95,6 +95,12 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
         )
     if network.is_wanted(policy) and machine.network:
         raise MissingFeatureError("this machine cannot give it the network that is granted", code="no-network", hint=machine.network)
+    if policy.of(Reach) and not machine.python:
+        raise MissingFeatureError(
+            "no Python on this machine can be run by every user, and the resolver of granted names is a program in it",
+            code="no-interpreter",
+            hint="install python3 below /usr, or grant networks instead of names",
+        )
     for power in policy.of(Listen):
         if power.port < machine.first_port:
             raise MissingFeatureError(
@@ -148,7 +154,7 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     for grant in policy.of(Read) + policy.of(Write):
         wanted[inside_path(grant.path)] = (host_path(grant.path, place.home), isinstance(grant, Write), 0)
     wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
-    if policy.of(Connect) and place.resolver is not None:
+    if (policy.of(Connect) or policy.of(Reach)) and place.resolver is not None:
         wanted["/etc/resolv.conf"] = (place.resolver, False, 0)
     for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
         exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
@@ -260,7 +266,12 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     if not network.is_wanted(policy):
         return Execute(machine.bubblewrap, tuple(words))
     rules = str(place.plan / "network.nft")
-    return Execute(machine.pasta, network.words(policy, rules, machine.nft, (machine.bubblewrap, *words[1:])))
+    return Execute(
+        machine.pasta,
+        network.words(
+            policy, rules, machine.nft, (machine.bubblewrap, *words[1:]), resolver=(machine.python, "-I", str(place.plan / "resolver.py"))
+        ),
+    )
 
 
 def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, listener: int | None) -> list[Call]:
@@ -291,7 +302,7 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
         rights = READ | run | (CHANGE if mount.writable else Files(0))
         rules.append(Rule(mount.inside, rights, is_file=mount.is_file))
     listens = tuple(power.port for power in policy.of(Listen))
-    connects = tuple(power.port for power in policy.of(Connect))
+    connects = tuple(power.port for power in policy.of(Connect) + policy.of(Reach))
     # To its own ports it may talk: they are in its own network.
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 

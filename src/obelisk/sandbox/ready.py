@@ -21,11 +21,12 @@ from obelisk.errors import InputError, StateError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
-from obelisk.model.policy import NO_LIMIT, Device, Policy, Read, Use, Write
+from obelisk.model.policy import NO_LIMIT, Device, Policy, Reach, Read, Use, Write
+from obelisk.sandbox import network
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.plan import CREDENTIAL_BYTES, Place, Plan, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
-from obelisk.system import cgroups, confine, erofs, verity
+from obelisk.system import cgroups, confine, erofs, resolver, verity
 from obelisk.system.bubblewrap import Room, read_only
 from obelisk.system.confine import Owner
 from obelisk.system.files import locked, write_durably
@@ -136,7 +137,11 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     group = group_of(name, place)
     key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(credentials)])[:16]
-    names = Path("/etc/resolv.conf")
+    names = place / key / "resolv.conf" if policy.of(Reach) else Path("/etc/resolv.conf")
+    if policy.of(Reach):
+        names.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(names, network.RESOLVER.encode(), mode=0o644)
+        write_durably(place / key / "resolver.py", Path(resolver.__file__).read_bytes(), mode=0o644)
     directories_of_nodes = tuple(node for node in nodes if Path(node).is_dir())
     seat = Place(
         name,

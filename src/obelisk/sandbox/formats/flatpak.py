@@ -177,7 +177,7 @@ def _shared(names: tuple[str, ...], left_out: list[str]) -> set[Power]:
         what = (
             "listening at ports and what listens on this machine alone: ports are to be granted"
             if name == "network"
-            else "with the machine"
+            else "what it shares with the machine"
         )
         left_out.append(f"{name}: {what}")
     return set(_NETWORK) if "network" in wanted else set()

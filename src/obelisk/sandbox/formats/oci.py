@@ -17,7 +17,7 @@ from obelisk.errors import InputError
 from obelisk.model.application import CREDENTIALS, Application
 from obelisk.model.canonical import Json
 from obelisk.model.exposure import explain
-from obelisk.model.policy import NO_LIMIT, Connect, Device, Limits, Listen, Power, Read, Terminal, Use, Write, WriteExecute, policy
+from obelisk.model.policy import NO_LIMIT, Connect, Device, Limits, Listen, Power, Reach, Read, Terminal, Use, Write, WriteExecute, policy
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.calls import as_oci, room_of
 from obelisk.sandbox.formats.foreign import Access, Foreign, Subject, Written, is_own_place, paths_granted
@@ -138,7 +138,7 @@ def _mounts(subject: Subject) -> Iterator[Json]:
 def _notes(subject: Subject) -> Iterator[str]:
     files = f"obelisk export {subject.name} --format erofs"
     yield f"the files of {subject.name} have to be in `rootfs` beside the configuration: `{files}` has them"
-    for power in subject.policy.of(Listen) + subject.policy.of(Connect):
+    for power in subject.policy.of(Listen) + subject.policy.of(Connect) + subject.policy.of(Reach):
         yield f"not in it: {explain(power)}. The network of the container is empty; whatever connects it decides what it reaches"
     for name in sorted(subject.app.credentials):
         yield f"not in it: the credential {name}, a file for the user {subject.owner.uid} alone to read, at {CREDENTIALS}/{name}"
@@ -249,9 +249,9 @@ def _rights(process: Mapping[str, Any], found: _Found) -> None:
         found.left_out.append("the rights of root: it runs as the user `app`")
     if elements(user, "additionalGids", int):
         found.left_out.append("further groups: devices bring theirs")
-    held = {name for kind in member(process, "capabilities", dict).values() if isinstance(kind, list) for name in kind}
-    if held:
-        found.left_out.append(f"capabilities: {', '.join(sorted(map(str, held)))}")
+    sets: dict[str, Any] = member(process, "capabilities", dict)
+    if held := {name for kind in sets for name in texts(sets, kind)}:
+        found.left_out.append(f"capabilities: {', '.join(sorted(held))}")
     if process.get("noNewPrivileges") is not True:
         found.left_out.append("gaining rights by set-id programs")
     for key, name in (("apparmorProfile", "AppArmor"), ("selinuxLabel", "SELinux")):

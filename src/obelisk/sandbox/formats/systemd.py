@@ -11,7 +11,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from obelisk.model.exposure import explain
-from obelisk.model.policy import NO_LIMIT, Call, Calls, Connect, Device, Listen, Nest, Policy, Read, Terminal, Use, Write, WriteExecute
+from obelisk.model.policy import (
+    NO_LIMIT,
+    Call,
+    Calls,
+    Connect,
+    Device,
+    Listen,
+    Nest,
+    Policy,
+    Reach,
+    Read,
+    Terminal,
+    Use,
+    Write,
+    WriteExecute,
+)
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.foreign import Subject, Written
 from obelisk.sandbox.plan import HOME, environment_of, host_path, inside_path
@@ -178,6 +193,8 @@ def _notes_on_network(held: Policy) -> Iterator[str]:
     for power in held.of(Listen):
         yield f"not in it: {explain(power)}. A socket unit with ListenStream={power.port} hands it the socket and no network"
         yield f"wider by far, where it cannot take that: {_OPEN}, SocketBindAllow=tcp:{power.port}"
+    for power in held.of(Reach):
+        yield f"not in it: {explain(power)}, which systemd knows no names of"
     for power in held.of(Connect):
         if power.port:
             yield f"not in it: {explain(power)}. IPAddressAllow={power.network} opens every port there, in both directions"
