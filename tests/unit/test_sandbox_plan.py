@@ -60,7 +60,7 @@ PLACE = Place(
 
 
 def outside(one: Policy) -> list[program.Call]:
-    return plan._outside(APP, one, PLACE, MACHINE, listener=None)
+    return plan._outside(APP, one, PLACE, MACHINE)
 
 
 def words(one: Policy, machine: Machine = MACHINE) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755,
 _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
+_PROCESS = "2"  # the application's number in its own namespace: the first is bubblewrap, which waits for it
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
 
@@ -60,6 +61,18 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """What starts the plan is no person but systemd, which looks after what runs.
+
+    The signals of systemd go to every process of a service. The application takes them, and what stands around it lets them wait, so
+    that it is the application that decides how and when it ends. `sockets` are those that it is handed, as descriptors from 3 on.
+    Source: sd_listen_fds(3), systemd.kill(5).
+    """
+
+    sockets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why."""
 
@@ -69,8 +82,12 @@ class Plan:
     layers: tuple[tuple[str, str], ...]
 
 
-def compile_plan(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None) -> Plan:
+def compile_plan(
+    app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None, guard: Guard | None = None
+) -> Plan:
     """The plan. With `listener`, an open socket, refused system calls are put before an observer (see `obelisk.sandbox.observer`).
+
+    With `guard`, it is for a service (see `Guard`). A service that is handed its sockets listens at no port itself.
 
     Raises:
         MissingFeatureError: the machine lacks a layer that the policy does not allow to be missing.
@@ -82,6 +99,8 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
             code="layer-missing",
             hint="run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
         )
+    if guard is not None and guard.sockets:
+        policy = handed_sockets(policy)
     if network.is_wanted(policy) and machine.network:
         raise MissingFeatureError("this machine cannot give it the network that is granted", code="no-network", hint=machine.network)
     for power in policy.of(Listen):
@@ -91,11 +110,13 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
                 code="port-privileged",
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
-    outside = assemble(_outside(app, policy, place, machine, listener=listener), _bubblewrap(policy, place, machine))
+    before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
+    before += confine.hold_signals() if guard is not None else []
+    outside = assemble(before + _outside(app, policy, place, machine), _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
-    inside = assemble(
-        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, _environment(app, policy))
-    )
+    within = _inside(app, mounts, policy, machine, listener=listener)
+    within = [*confine.take_signals(), *within] if guard is not None else within
+    inside = assemble(within, Execute(app.command[0], app.command, _environment(app, policy, guard)))
     return Plan(outside, inside, network.rules(policy), layers_of(policy, machine))
 
 
@@ -143,13 +164,12 @@ def data_directory(data: Path, inside: str) -> Path:
     return data / inside.strip("/").replace("-", "--").replace("/", "-")
 
 
-def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None) -> list[Call]:
+def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -> list[Call]:
     """What `start` does: the whole root is put together here, which takes system calls alone where bubblewrap reads every mount anew."""
     stage = str(place.plan / "stage")
     runs = policy.has(WriteExecute())
     mine = confine.Owner(0, 0) if machine.is_root else machine.owner
-    calls = confine.close_descriptors(keep=listener)
-    calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
+    calls = confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
     calls += confine.memory(stage, 1 << 20, mine)
     made = {""}
     for top in ("/proc", "/dev", "/var", *_IMAGE):
@@ -257,9 +277,26 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 
 
-def _environment(app: Application, policy: Policy) -> tuple[str, ...]:
+def handed_sockets(policy: Policy) -> Policy:
+    """What is left of a policy to a service whose ports systemd listens at: all but the ports, and so often no network at all.
+
+    Raises:
+        MissingFeatureError: it opens connections as well, and pasta, which would give it the network for that, passes no sockets on.
+    """
+    if policy.of(Connect):
+        raise MissingFeatureError(
+            "it is handed its sockets by systemd, and cannot be given a network for connections as well",
+            code="sockets-and-network",
+            hint="leave out `connect`, or `app.sockets`",
+        )
+    return policy.with_powers(power for power in policy.powers if not isinstance(power, Listen))
+
+
+def _environment(app: Application, policy: Policy, guard: Guard | None) -> tuple[str, ...]:
     terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
-    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
+    sockets = {"LISTEN_FDS": str(guard.sockets), "LISTEN_PID": _PROCESS} if guard is not None and guard.sockets else {}
+    given = {**_ENVIRONMENT, **terminal, **dict(app.environment), **sockets}
+    return tuple(f"{name}={value}" for name, value in sorted(given.items()))
 
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
