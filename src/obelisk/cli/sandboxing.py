@@ -29,6 +29,10 @@ from obelisk.system.notices import Channel, run_observed
 def app(arguments: Namespace) -> int:
     """Run one of the commands about applications."""
     actions = {"run": _run, "ready": _ready, "show": _show, "diff": _diff, "audit": _audit, "learn": _learn, "clear": _clear}
+    if arguments.action not in actions:
+        from obelisk.cli import installing
+
+        return installing.app(arguments)
     return actions[arguments.action](open_store(arguments), arguments)
 
 

@@ -16,16 +16,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from obelisk.errors import InputError, StateError
+from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
 from obelisk.model.policy import Device, Policy, Read, Use, Write
+from obelisk.release.client import hashtree
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import Place, Plan, compile_plan, data_directory, host_path
+from obelisk.sandbox.plan import Guard, Place, Plan, compile_plan, data_directory, host_path
 from obelisk.store import StoredImage
-from obelisk.system import erofs, verity
-from obelisk.system.bubblewrap import Room, read_only
+from obelisk.system import erofs
+from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
+from obelisk.system.bubblewrap import Room
 from obelisk.system.confine import Owner
 from obelisk.system.files import locked, write_durably
 from obelisk.system.mounts import unmount_all
@@ -87,10 +89,12 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     room: Callable[[], Room],
     command: tuple[str, ...] = (),
     listener: int | None = None,
+    guard: Guard | None = None,
 ) -> Ready:
     """Have everything in place, and the plan compiled. May be repeated, and by several processes at once.
 
     `command` takes the place of the image's own. `listener` is the socket of an observer (see `obelisk.sandbox.observer`).
+    With `guard`, it is made ready as a service (see `Guard`).
 
     Raises:
         TrustError: a block of the root is not what the image's root hash promises.
@@ -113,13 +117,13 @@ def make_ready(  # noqa: PLR0913 - keywords name each
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
     nodes = _nodes(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
-    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener])[:16]
+    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(guard)])[:16]
     names = Path("/etc/resolv.conf")
     directories_of_nodes = tuple(node for node in nodes if Path(node).is_dir())
     seat = Place(
         name, place / "root", place / key, data, home, owner, groups, nodes, directories_of_nodes, names if names.is_file() else None
     )
-    plan = compile_plan(app, policy, seat, machine, listener=listener)
+    plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
     for file, content in (("confine", plan.confine), ("network.nft", plan.rules.encode()), ("start", plan.start)):
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
@@ -148,15 +152,30 @@ def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callab
     unmount_all(root)
     remove_tree(root)
     note.unlink(missing_ok=True)
-    tools = room()
-    binds = [read_only(file, "/root.erofs"), read_only(image.part_path(PartKind.VERITY), "/root.verity")]
-    verity.verify(tools, Path("/root.erofs"), Path("/root.verity"), image.manifest.root_hash, binds=binds)
+    check_root(image)
     if machine.is_root:
         root.mkdir()
         erofs.mount(file, root)
     else:
-        erofs.extract(tools, file, root)
+        erofs.extract(room(), file, root)
     write_durably(note, stamp.encode())
+
+
+def check_root(image: StoredImage) -> None:
+    """Read every block of the root and compare it with its hash tree, and that with the root hash.
+
+    Raises:
+        TrustError: a block is not what the root hash promises.
+    """
+    tree = hashtree.parse(image.part_path(PartKind.VERITY).read_bytes(), image.manifest.root_hash)
+    with BlockDevice(image.part_path(PartKind.ROOT)) as root:
+        whole = root.size_bytes == tree.data_blocks * BLOCK_BYTES
+        if not whole or hashtree.find_wrong(root, tree, on_bytes=lambda _count: None):
+            raise TrustError(
+                f"the root of {image.manifest.label} is not what the root hash {image.manifest.root_hash[:16]}… promises",
+                code="root-damaged",
+                hint="run `obelisk verify --repair`, then build or fetch the image again",
+            )
 
 
 def _owner(name: str, machine: Machine) -> Owner:
