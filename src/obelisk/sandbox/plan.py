@@ -111,6 +111,7 @@ def compile_plan(
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
     before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
+    before += confine.usual_modes()
     before += confine.hold_signals() if guard is not None else []
     outside = assemble(before + _outside(app, policy, place, machine), _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
