@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from obelisk.errors import StateError, TransportError
 from obelisk.model.application import Service
-from obelisk.system.http import Client, Proxies
+from obelisk.system.http import Client, Limits, Proxies
 from obelisk.system.systemctl import Unit
 
 _POLL_S = 0.2
+_ANSWER_S = 3.0  # then it is asked anew: a connection may wait in a socket behind which a service has just fallen
 _MOST_BYTES = 1 << 20
 
 
@@ -36,7 +37,7 @@ def wait_until_healthy(service: Service, look: Callable[[], Unit], answers: Call
 
 
 def _answers(address: str) -> bool:
-    with Client(proxies=_Direct()) as client:
+    with Client(Limits(connect_s=_ANSWER_S, idle_s=_ANSWER_S), proxies=_Direct()) as client:
         try:
             with client.get(address, most_bytes=_MOST_BYTES) as answer:
                 answer.read()

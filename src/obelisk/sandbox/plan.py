@@ -129,6 +129,7 @@ def compile_plan(
             )
     entering = cgroups.enter(place.group) if is_grouped(policy, machine) and machine.groups.way is Way.DIRECT else []
     before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
+    before += confine.usual_modes()
     before += confine.hold_signals() if guard is not None else []
     outside = assemble([*entering, *before, *_outside(app, policy, place, machine)], _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))

@@ -25,7 +25,6 @@ _HARDENING = (
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
     "SystemCallArchitectures=native",
-    "UMask=0077",
 )
 # A namespace of mounts is systemd's to make for root alone. What covers a part of /proc is left out: the kernel lets nobody mount
 # a /proc of their own where a part of theirs is covered, and the application has one of its own.
@@ -110,6 +109,8 @@ def _service(seat: Seat, label: str, service: Service, policy: Policy, *, socket
         f"Description={label.replace('%', '%%')}, an application of Obelisk's",
         *(["After=network-online.target", "Wants=network-online.target"] if networked and seat.by_root else []),
         *([f"Requires={seat.socket}", f"After={seat.socket}"] if sockets else []),
+        # However often it fails: a service that is given up takes its sockets with it.
+        "StartLimitIntervalSec=0",
         "",
         "[Service]",
         "Type=exec",

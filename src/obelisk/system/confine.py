@@ -42,6 +42,11 @@ def close_descriptors(*, keep: int | None = None, first: int = 3) -> list[Call]:
     return [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges if first <= last]
 
 
+def usual_modes() -> list[Call]:
+    """Let what is made have the modes that are asked for, whatever whoever starts it keeps from others."""
+    return [_call("umask", (0o022,))]
+
+
 def hold_signals() -> list[Call]:
     """Let the signals wait by which a process is asked to do something, for itself and for what it becomes."""
     return [_call("rt_sigprocmask", (_SIG_BLOCK, _signals(), 0, 8), "hold signals")]

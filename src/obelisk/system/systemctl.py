@@ -4,10 +4,11 @@ Unit files are written by `obelisk.system.files`; what is here tells systemd of 
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obelisk.errors import MissingFeatureError
+from obelisk.errors import CommandError, MissingFeatureError
 from obelisk.system.command import MINIMAL_ENVIRONMENT, run
 
 _RUNS = Path("/run/systemd/system")
@@ -31,7 +32,7 @@ class Systemctl:
 
     def __init__(self, *, user: bool) -> None:
         self._words = ("systemctl", "--user") if user else ("systemctl",)
-        names = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "HOME") if user else ()
+        names = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "HOME", "SYSTEMD_UNIT_PATH") if user else ()
         self._environment = {**MINIMAL_ENVIRONMENT, **{name: os.environ[name] for name in names if name in os.environ}}
 
     def require(self) -> None:
@@ -63,7 +64,8 @@ class Systemctl:
         Raises:
             CommandError: one does not start.
         """
-        self._run("reset-failed", *units)
+        with suppress(CommandError):  # units that systemd has not read yet have not failed
+            self._run("reset-failed", *units)
         self._run("start", *units)
 
     def stop(self, *units: str) -> None:
