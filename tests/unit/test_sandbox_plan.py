@@ -65,7 +65,7 @@ PLACE = Place(
 
 
 def outside(one: Policy) -> list[program.Call]:
-    return plan._outside(APP, one, PLACE, MACHINE, listener=None)
+    return plan._outside(APP, one, PLACE, MACHINE)
 
 
 def words(one: Policy, machine: Machine = MACHINE) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def test_secrets_are_copied_into_memory_at_each_start_and_are_no_part_of_a_plan(
     compiled = compile_plan(app, Policy(), place, MACHINE)
     assert b"never to be seen" not in compiled.start + compiled.confine
     assert b"CREDENTIALS_DIRECTORY=/run/credentials\0" in compiled.confine
-    calls = plan._outside(app, Policy(), place, MACHINE, listener=None)
+    calls = plan._outside(app, Policy(), place, MACHINE)
     opened = [string(call.arguments[0]) for call in named(calls, "open")]
     assert opened[-3:-1] == [str(secret), "/run/plan/stage/run/credentials/password"]
     copied = calls.index(named(calls, "sendfile")[0])

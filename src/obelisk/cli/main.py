@@ -150,7 +150,16 @@ _APP_COMMANDS = {
     "clear": ("undo `ready`; data is kept", "obelisk app clear calc"),
     "export": ("write what it is granted in a format of others; what does not fit is told", "obelisk app export calc --format systemd"),
     "import": ("read such a format; prints the tables of a spec, and what was left out", "obelisk app import config.json"),
+    "install": (
+        "have it on this machine: a service of systemd's, or a command; the next version in its place, tried first",
+        "obelisk app install shop@2",
+    ),
+    "rollback": ("bring the version back that was installed before", "obelisk app rollback shop --with-data"),
+    "remove": ("undo `install`; data is kept", "obelisk app remove shop"),
+    "list": ("what is installed, and how it is", "obelisk app list"),
+    "prepare": ("have what is installed ready to start; its unit runs this after a restart of the machine", "obelisk app prepare shop"),
 }
+_APP_BY_NAME = ("rollback", "remove", "prepare")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -281,7 +290,10 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
         if name == "import":
             continue
         parsers[name].add_argument("--store", metavar="DIR", help="use this store")
-        parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
+        if name in _APP_BY_NAME:
+            parsers[name].add_argument("name", metavar="NAME", help="the name of an installed application")
+        elif name != "list":
+            parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
     for name in ("run", "audit"):
         parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
     parsers["diff"].add_argument("other", metavar="NEW")
@@ -289,6 +301,11 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["export"].add_argument("--output", metavar="FILE", help="write it there (default: standard output)")
     parsers["import"].add_argument("file", metavar="FILE", help="a config.json of an OCI bundle, or the metadata of a Flatpak application")
     parsers["import"].add_argument("--format", choices=("oci", "flatpak"), help="what it is (default: by its content)")
+    parsers["install"].add_argument(
+        "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
+    )
+    parsers["rollback"].add_argument("--with-data", action="store_true", help="also bring back the data as that version left it")
+    parsers["remove"].add_argument("--data", action="store_true", help="remove its data as well")
 
 
 def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:

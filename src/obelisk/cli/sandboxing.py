@@ -34,6 +34,10 @@ def app(arguments: Namespace) -> int:
     if arguments.action == "export":
         return exchanging.export(open_store(arguments), arguments, policy_of)
     actions = {"run": _run, "ready": _ready, "show": _show, "diff": _diff, "audit": _audit, "learn": _learn, "clear": _clear}
+    if arguments.action not in actions:
+        from obelisk.cli import installing
+
+        return installing.app(arguments)
     return actions[arguments.action](open_store(arguments), arguments)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from obelisk.errors import InputError, TrustError
@@ -22,11 +22,32 @@ CONFINED = "starts in its sandbox"
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """What an application says of itself as a service.
+
+    `sockets`: systemd listens at its ports and hands the sockets to it, one a port, in ascending order. `health` is an address that a
+    healthy one answers with a status below 400; empty for none. It is healthy when it answers, and has stayed up for `steady_s`.
+    It gets `health_s` for the answer and `stop_s` to end when it is asked to, both in seconds.
+    """
+
+    sockets: bool = False
+    health: str = ""
+    health_s: int = 60
+    steady_s: int = 5
+    stop_s: int = 30
+
+    def to_json(self) -> Json:
+        """The service as plain data."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """How an application starts. Paths are absolute, inside the image.
 
     `command` is followed by the words that a person gives. `scratch` are directories in memory, new at each start; `data` are those that
     outlive it and the image. Everything else of the image is read-only. `credentials` are names of secrets that the operator provides.
+    Without `service` it is a command that people start.
     """
 
     command: tuple[str, ...]
@@ -36,6 +57,7 @@ class Application:
     data: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
     credentials: tuple[str, ...] = ()
+    service: Service | None = None
 
     def to_json(self) -> Json:
         """The application as plain data, ready for `canonical`."""
@@ -48,6 +70,7 @@ class Application:
             "data": sorted(self.data),
             "credentials": sorted(self.credentials),
             "policy": self.policy.to_json(),
+            **({} if self.service is None else {"service": self.service.to_json()}),
         }
 
     def to_bytes(self) -> bytes:
@@ -77,6 +100,7 @@ def parse_application(data: bytes) -> Application:
             data=tuple(raw["data"]),
             policy=policies.from_json(raw["policy"]),
             credentials=tuple(raw.get("credentials", ())),
+            service=Service(**raw["service"]) if "service" in raw else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         raise TrustError(f"the application is damaged: {error}", code="application-damaged", hint="run `obelisk verify`") from error

@@ -36,6 +36,7 @@ MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755,
 _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
+_PROCESS = "2"  # the application's number in its own namespace: the first is bubblewrap, which waits for it
 CREDENTIAL_BYTES = 1 << 20
 """The most that a credential is, as of systemd's."""
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
@@ -66,6 +67,18 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """What starts the plan is no person but systemd, which looks after what runs.
+
+    The signals of systemd go to every process of a service. The application takes them, and what stands around it lets them wait, so
+    that it is the application that decides how and when it ends. `sockets` are those that it is handed, as descriptors from 3 on.
+    Source: sd_listen_fds(3), systemd.kill(5).
+    """
+
+    sockets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why.
 
@@ -79,8 +92,12 @@ class Plan:
     layers: tuple[tuple[str, str], ...]
 
 
-def compile_plan(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None) -> Plan:
+def compile_plan(
+    app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None, guard: Guard | None = None
+) -> Plan:
     """The plan. With `listener`, an open socket, refused system calls are put before an observer (see `obelisk.sandbox.observer`).
+
+    With `guard`, it is for a service (see `Guard`). A service that is handed its sockets listens at no port itself.
 
     Raises:
         MissingFeatureError: the machine lacks a layer that the policy does not allow to be missing.
@@ -93,6 +110,8 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
             code="layer-missing",
             hint=f"{remedy}run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
         )
+    if guard is not None and guard.sockets:
+        policy = handed_sockets(policy)
     if network.is_wanted(policy) and machine.network:
         raise MissingFeatureError("this machine cannot give it the network that is granted", code="no-network", hint=machine.network)
     if policy.of(Reach) and not machine.python:
@@ -109,11 +128,14 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
     entering = cgroups.enter(place.group) if is_grouped(policy, machine) and machine.groups.way is Way.DIRECT else []
-    outside = assemble([*entering, *_outside(app, policy, place, machine, listener=listener)], _bubblewrap(policy, place, machine))
+    before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
+    before += confine.usual_modes()
+    before += confine.hold_signals() if guard is not None else []
+    outside = assemble([*entering, *before, *_outside(app, policy, place, machine)], _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
-    inside = assemble(
-        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, environment_of(app, policy))
-    )
+    within = _inside(app, mounts, policy, machine, listener=listener)
+    within = [*confine.take_signals(), *within] if guard is not None else within
+    inside = assemble(within, Execute(app.command[0], app.command, environment_of(app, policy, guard)))
     start, launch = outside, b""
     if is_grouped(policy, machine) and machine.groups.way is not Way.DIRECT:
         scope = cgroups.scope(machine.groups, place.group, machine.owner, (str(place.plan / "launch"),))
@@ -176,13 +198,12 @@ def data_directory(data: Path, inside: str) -> Path:
     return data / inside.strip("/").replace("-", "--").replace("/", "-")
 
 
-def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None) -> list[Call]:
+def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -> list[Call]:
     """What `start` does: the whole root is put together here, which takes system calls alone where bubblewrap reads every mount anew."""
     stage = str(place.plan / "stage")
     runs = policy.has(WriteExecute())
     mine = confine.Owner(0, 0) if machine.is_root else machine.owner
-    calls = confine.close_descriptors(keep=listener)
-    calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
+    calls = confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
     calls += confine.memory(stage, 1 << 20, mine)
     made = {""}
     for top in ("/proc", "/dev", "/var", *_IMAGE):
@@ -307,11 +328,28 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 
 
-def environment_of(app: Application, policy: Policy) -> tuple[str, ...]:
+def handed_sockets(policy: Policy) -> Policy:
+    """What is left of a policy to a service whose ports systemd listens at: all but the ports, and so often no network at all.
+
+    Raises:
+        MissingFeatureError: it opens connections as well, and pasta, which would give it the network for that, passes no sockets on.
+    """
+    if policy.of(Connect) or policy.of(Reach):
+        raise MissingFeatureError(
+            "it is handed its sockets by systemd, and cannot be given a network for connections as well",
+            code="sockets-and-network",
+            hint="leave out `connect`, or `app.sockets`",
+        )
+    return policy.with_powers(power for power in policy.powers if not isinstance(power, Listen))
+
+
+def environment_of(app: Application, policy: Policy, guard: Guard | None = None) -> tuple[str, ...]:
     """What the application finds in its environment, `NAME=value` each."""
     more = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
     more |= {"CREDENTIALS_DIRECTORY": CREDENTIALS} if app.credentials else {}
-    return tuple(f"{name}={value}" for name, value in sorted({**ENVIRONMENT, **more, **dict(app.environment)}.items()))
+    sockets = {"LISTEN_FDS": str(guard.sockets), "LISTEN_PID": _PROCESS} if guard is not None and guard.sockets else {}
+    given = {**ENVIRONMENT, **more, **dict(app.environment), **sockets}
+    return tuple(f"{name}={value}" for name, value in sorted(given.items()))
 
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:

@@ -17,17 +17,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from obelisk.errors import InputError, StateError
+from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
 from obelisk.model.policy import NO_LIMIT, Device, Policy, Reach, Read, Use, Write
+from obelisk.release.client import hashtree
 from obelisk.sandbox import network
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import CREDENTIAL_BYTES, Place, Plan, compile_plan, data_directory, host_path, is_grouped
+from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
-from obelisk.system import cgroups, confine, erofs, resolver, verity
-from obelisk.system.bubblewrap import Room, read_only
+from obelisk.system import cgroups, confine, erofs, resolver
+from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
+from obelisk.system.bubblewrap import Room
 from obelisk.system.confine import Owner
 from obelisk.system.files import locked, write_durably
 from obelisk.system.mounts import unmount_all
@@ -108,10 +110,12 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     room: Callable[[], Room],
     command: tuple[str, ...] = (),
     listener: int | None = None,
+    guard: Guard | None = None,
 ) -> Ready:
     """Have everything in place, and the plan compiled. May be repeated, and by several processes at once.
 
     `command` takes the place of the image's own. `listener` is the socket of an observer (see `obelisk.sandbox.observer`).
+    With `guard`, it is made ready as a service (see `Guard`).
 
     Raises:
         TrustError: a block of the root is not what the image's root hash promises.
@@ -136,7 +140,9 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     nodes = nodes_of(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     group = group_of(name, place)
-    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(credentials)])[:16]
+    key = digest(
+        [policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(credentials), repr(guard)]
+    )[:16]
     names = place / key / "resolv.conf" if policy.of(Reach) else Path("/etc/resolv.conf")
     if policy.of(Reach):
         names.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +163,7 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         group,
         credentials,
     )
-    plan = compile_plan(app, policy, seat, machine, listener=listener)
+    plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
     if is_grouped(policy, machine):
         limits = policy.limits
@@ -198,15 +204,30 @@ def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callab
     unmount_all(root)
     remove_tree(root)
     note.unlink(missing_ok=True)
-    tools = room()
-    binds = [read_only(file, "/root.erofs"), read_only(image.part_path(PartKind.VERITY), "/root.verity")]
-    verity.verify(tools, Path("/root.erofs"), Path("/root.verity"), image.manifest.root_hash, binds=binds)
+    check_root(image)
     if machine.is_root:
         root.mkdir()
         erofs.mount(file, root)
     else:
-        erofs.extract(tools, file, root)
+        erofs.extract(room(), file, root)
     write_durably(note, stamp.encode())
+
+
+def check_root(image: StoredImage) -> None:
+    """Read every block of the root and compare it with its hash tree, and that with the root hash.
+
+    Raises:
+        TrustError: a block is not what the root hash promises.
+    """
+    tree = hashtree.parse(image.part_path(PartKind.VERITY).read_bytes(), image.manifest.root_hash)
+    with BlockDevice(image.part_path(PartKind.ROOT)) as root:
+        whole = root.size_bytes == tree.data_blocks * BLOCK_BYTES
+        if not whole or hashtree.find_wrong(root, tree, on_bytes=lambda _count: None):
+            raise TrustError(
+                f"the root of {image.manifest.label} is not what the root hash {image.manifest.root_hash[:16]}… promises",
+                code="root-damaged",
+                hint="run `obelisk verify --repair`, then build or fetch the image again",
+            )
 
 
 def owner_of(name: str, launcher: Owner) -> Owner:

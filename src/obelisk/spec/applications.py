@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from obelisk.model.application import CREDENTIALS, WRITABLE, Application
-from obelisk.model.policy import NO_LIMIT, Layer, Limits, Policy, Power, policy, power_of, powers_of
+from obelisk.model.application import CREDENTIALS, WRITABLE, Application, Service
+from obelisk.model.policy import NO_LIMIT, Connect, Layer, Limits, Listen, Policy, Power, Reach, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
-from obelisk.spec.reader import Table, size
+from obelisk.spec.reader import Table, seconds, size
 
 _LISTS = ("read", "write", "devices", "listen", "connect", "syscalls")
 _FLAGS = ("write_execute", "namespaces", "terminal")
@@ -30,8 +30,43 @@ def application(root: Table, spec: Spec, findings: Findings) -> Application | No
         findings.report((key,), f"`{key}` is for machines, and an app is none", code="spec-conflict", hint="leave it out")
     _check_places(app, findings)
     environment = tuple(sorted((name, value) for name, _, value in (each.partition("=") for each in app.texts("environment"))))
-    directory = app.find("directory", str) or "/"
-    return Application(command, environment, directory, app.texts("scratch"), app.texts("data"), granted, app.texts("credentials"))
+    return Application(
+        command,
+        environment,
+        app.find("directory", str) or "/",
+        app.texts("scratch"),
+        app.texts("data"),
+        granted,
+        app.texts("credentials"),
+        _service(app, granted, findings),
+    )
+
+
+def _service(app: Table, granted: Policy, findings: Findings) -> Service | None:
+    said = Service(
+        sockets=app.get("sockets", bool),
+        health=app.find("health", str) or "",
+        health_s=seconds(app.get("health_timeout", str)),
+        steady_s=seconds(app.get("steady", str)),
+        stop_s=seconds(app.get("stop_timeout", str)),
+    )
+    if not app.get("service", bool):
+        if said != Service():
+            findings.report(
+                ("app",),
+                "`sockets`, `health`, `health_timeout`, `steady` and `stop_timeout` are about a service",
+                code="spec-conflict",
+                hint="service = true",
+            )
+        return None
+    ports = {power.port for power in granted.of(Listen)}
+    if said.sockets and (not ports or granted.of(Connect) or granted.of(Reach)):
+        message = "a service that is handed its sockets has `listen` among its grants, and no `connect`"
+        findings.report(app.at("sockets"), message, code="spec-conflict", hint="[grants], listen = [8080]")
+    if said.health and int(said.health.removeprefix("http://localhost:").partition("/")[0]) not in ports:
+        message = "`app.health` asks at a port at which it does not listen"
+        findings.report(app.at("health"), message, code="spec-conflict", hint="grants.listen names its ports")
+    return said
 
 
 def _check_places(app: Table, findings: Findings) -> None:

@@ -6,6 +6,7 @@ Source: mount(2), mount_setattr(2), user_namespaces(7), prctl(2), seccomp(2), se
 import ctypes
 import os
 import resource
+import signal
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 38, 65, 66
 _SET_FILTER, _NEW_LISTENER = 1, 8
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
 _MOST_DESCRIPTORS = (1 << 32) - 1
+_SIG_BLOCK, _SIG_UNBLOCK = 0, 1
+_ASKING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +36,25 @@ class Owner:
     gid: int
 
 
-def close_descriptors(*, keep: int | None = None) -> list[Call]:
-    """Close what was inherited besides input, output and errors, but one."""
-    ranges = ((3, _MOST_DESCRIPTORS),) if keep is None else ((3, keep - 1), (keep + 1, _MOST_DESCRIPTORS))
+def close_descriptors(*, keep: int | None = None, first: int = 3) -> list[Call]:
+    """Close what was inherited from the descriptor `first` on, but one. Those before it stay: input, output, errors, then sockets."""
+    ranges = ((first, _MOST_DESCRIPTORS),) if keep is None else ((first, keep - 1), (keep + 1, _MOST_DESCRIPTORS))
     return [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges if first <= last]
+
+
+def usual_modes() -> list[Call]:
+    """Let what is made have the modes that are asked for, whatever whoever starts it keeps from others."""
+    return [_call("umask", (0o022,))]
+
+
+def hold_signals() -> list[Call]:
+    """Let the signals wait by which a process is asked to do something, for itself and for what it becomes."""
+    return [_call("rt_sigprocmask", (_SIG_BLOCK, _signals(), 0, 8), "hold signals")]
+
+
+def take_signals() -> list[Call]:
+    """Take those signals again, one that waits already included."""
+    return [_call("rt_sigprocmask", (_SIG_UNBLOCK, _signals(), 0, 8), "take signals")]
 
 
 def own_mounts() -> list[Call]:
@@ -192,6 +210,10 @@ def most_open_files() -> int:
 def myself() -> Owner:
     """The ids of this process."""
     return Owner(os.geteuid(), os.getegid())
+
+
+def _signals() -> Data:
+    return Data((struct.pack("<Q", sum(1 << (number - 1) for number in _ASKING)),))
 
 
 def _separate() -> Call:
