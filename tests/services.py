@@ -116,7 +116,7 @@ def installation(top: Path) -> Installation:
         wait_until_healthy(made.service, lambda: systemd.look(seat.service))
 
     places = Places(top / "installed/shop", top / "units", top / "bin")
-    return Installation(seat, places, systemd, make=make, healthy=healthy, sink=_nothing)
+    return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, sink=_nothing)
 
 
 def _nothing(_event: Event) -> None:
