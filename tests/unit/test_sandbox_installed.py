@@ -458,7 +458,7 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
         "LimitNOFILE=4096",
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
-        "ProtectHome=yes",
+        "ProtectHome=tmpfs",
         "PrivateDevices=yes",
         "MemoryDenyWriteExecute=yes",
         'ReadWritePaths="-/data/shop"',
@@ -468,7 +468,7 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
     assert "PrivateDevices=yes" not in service(PORT)
     assert "PrivateDevices=yes" not in service(policy([Use(Device.KVM)]))
     assert "MemoryDenyWriteExecute=yes" not in service(policy([WriteExecute()]))
-    assert "ProtectHome=yes" not in service(policy([Read("~/x")]))
+    assert "ProtectHome=tmpfs" not in service(policy([Read("~/x")]))
     assert 'ReadWritePaths="-/data/shop" "-/mnt/a b"' in service(policy([Read("/mnt/r"), Write("/mnt/a b")]))
     theirs = service(policy(), by_root=False)
     assert "WantedBy=default.target" in theirs
