@@ -90,7 +90,7 @@ def installation(top: Path) -> Installation:
     here = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/unit')]!r}; from pathlib import Path; import services"
     prepare = f"{here}; services.installation(Path({str(top)!r})).prepare()"
     words = ("/usr/bin/env", f"XDG_RUNTIME_DIR={top}/runtime", sys.executable, "-I", "-c", prepare)
-    seat = Seat("shop", top / "links/shop/start", top / "links/shop.moving", top / "data/shop", Path("/root"), by_root=False, obelisk=words)
+    seat = Seat("shop", top / "links/shop/start", top / "links/shop.moving", top / "data/shop", Path("/root"), by_root=True, obelisk=words)
 
     def make(image: StoredImage) -> Made:
         said = json.loads(image.part_path(PartKind.ROOT).read_bytes()[:4096])
@@ -116,7 +116,7 @@ def installation(top: Path) -> Installation:
         wait_until_healthy(made.service, lambda: systemd.look(seat.service))
 
     places = Places(top / "installed/shop", top / "units", top / "bin")
-    return Installation(seat, places, systemd, make=make, healthy=healthy, sink=_nothing)
+    return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, sink=_nothing)
 
 
 def _nothing(_event: Event) -> None:

@@ -41,6 +41,7 @@ class World:
         self.listening = False
         self.unhealthy: set[str] = set()
         self.said: list[str] = []
+        self.cleared: list[StoredImage] = []
         self.apps: dict[str, tuple[Application, Policy]] = {}
         run = top / "run"
         self.seat = Seat(
@@ -123,7 +124,7 @@ class World:
 
     def installation(self) -> Installation:
         places = Places(self.top / "installed/shop", self.units, self.top / "bin")
-        return Installation(self.seat, places, self, make=self.made, healthy=self.healthy, sink=_nothing)
+        return Installation(self.seat, places, self, make=self.made, clear=self.cleared.append, healthy=self.healthy, sink=_nothing)
 
     def install(self, image: StoredImage) -> installed.Changed:
         installation = self.installation()
@@ -252,6 +253,7 @@ def test_a_third_version_forgets_the_first(world: World) -> None:
     kept = {path.name for path in (world.top / "installed/shop/images").iterdir()}
     assert kept == {images[1].id, images[2].id}
     assert [path.name for path in (world.top / "data/.saved/shop").iterdir()] == [images[1].id]
+    assert [image.id for image in world.cleared] == [images[0].id]
 
 
 @pytest.mark.parametrize("app", [SERVED, ALONE], ids=["sockets", "ports"])
@@ -456,7 +458,7 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
         "LimitNOFILE=4096",
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
-        "ProtectHome=yes",
+        "ProtectHome=tmpfs",
         "PrivateDevices=yes",
         "MemoryDenyWriteExecute=yes",
         'ReadWritePaths="-/data/shop"',
@@ -466,7 +468,7 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
     assert "PrivateDevices=yes" not in service(PORT)
     assert "PrivateDevices=yes" not in service(policy([Use(Device.KVM)]))
     assert "MemoryDenyWriteExecute=yes" not in service(policy([WriteExecute()]))
-    assert "ProtectHome=yes" not in service(policy([Read("~/x")]))
+    assert "ProtectHome=tmpfs" not in service(policy([Read("~/x")]))
     assert 'ReadWritePaths="-/data/shop" "-/mnt/a b"' in service(policy([Read("/mnt/r"), Write("/mnt/a b")]))
     theirs = service(policy(), by_root=False)
     assert "WantedBy=default.target" in theirs

@@ -7,12 +7,15 @@ import struct
 from pathlib import Path
 
 import pytest
+from host_samples import sealed
 from hypothesis import given
 from hypothesis import strategies as st
 from policy_samples import policies
+from store_samples import manifest_of
 
-from obelisk.errors import MissingFeatureError
+from obelisk.errors import MissingFeatureError, TrustError
 from obelisk.model.application import Application
+from obelisk.model.image import Part, PartKind
 from obelisk.model.policy import (
     Call,
     Calls,
@@ -35,7 +38,9 @@ from obelisk.sandbox import network, plan
 from obelisk.sandbox.calls import filter_of, power_for
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.observer import NETWORK, Observer, Refusal
-from obelisk.sandbox.plan import Place, compile_plan, data_directory, layers_of
+from obelisk.sandbox.plan import Guard, Place, compile_plan, data_directory, layers_of
+from obelisk.sandbox.ready import check_root
+from obelisk.store import StoredImage
 from obelisk.system import cgroups, program
 from obelisk.system.cgroups import Way
 from obelisk.system.confine import Owner
@@ -368,3 +373,50 @@ def test_every_call_that_a_grant_allows_is_found_by_its_name() -> None:
         names = {name for name, number in NUMBERS.items() if number in held}
         assert names
         assert {power_for(name) for name in names} == {Call(calls)}
+
+
+def test_a_service_takes_signals_that_wait_for_all_around_it_and_keeps_its_sockets() -> None:
+    def asked(one: bytes, number: int, first: int) -> bool:
+        """Whether a program makes this call with this first argument."""
+        return b"\x48\xbf" + struct.pack("<Q", first) in one and b"\xb8" + struct.pack("<I", number) + b"\x0f\x05" in one
+
+    served = compile_plan(APP, policy([Listen(8080)]), PLACE, MACHINE, guard=Guard(2))
+    block, unblock, mask = 0, 1, NUMBERS["rt_sigprocmask"]
+    assert asked(served.start, mask, block)
+    assert asked(served.confine, mask, unblock)
+    assert asked(served.start, NUMBERS["close_range"], 5)
+    assert b"LISTEN_FDS=2\0" in served.confine
+    assert b"LISTEN_PID=2\0" in served.confine
+    assert served.rules == ""
+    assert b"--unshare-net" in served.start
+    plain = compile_plan(APP, policy([Listen(8080)]), PLACE, MACHINE)
+    assert asked(plain.start, NUMBERS["close_range"], 3)
+    assert not asked(plain.start, mask, block)
+    assert b"LISTEN_FDS" not in plain.confine
+    assert b"--unshare-net" not in plain.start
+
+
+def test_a_service_that_is_handed_its_sockets_has_no_connections_of_its_own() -> None:
+    with pytest.raises(MissingFeatureError) as error:
+        compile_plan(APP, policy([Listen(80), Connect("10.0.0.0/8")]), PLACE, MACHINE, guard=Guard(1))
+    assert error.value.code == "sockets-and-network"
+
+
+@pytest.mark.parametrize("fault", ["", "a block", "the end", "the tree"])
+def test_every_block_of_a_root_is_checked_before_it_is_used(tmp_path: Path, fault: str) -> None:
+    content, tree, root_hash = sealed(300)
+    if fault == "a block":
+        content = content[:500_000] + b"!" + content[500_001:]
+    if fault == "the end":
+        content += bytes(4096)
+    if fault == "the tree":
+        tree = tree[:-1] + bytes([tree[-1] ^ 1])
+    (tmp_path / "root").write_bytes(content)
+    (tmp_path / "tree").write_bytes(tree)
+    parts = (Part(PartKind.ROOT, "root", len(content), "0" * 64), Part(PartKind.VERITY, "tree", len(tree), "0" * 64))
+    image = StoredImage("0" * 64, dataclasses.replace(manifest_of(content), parts=parts, root_hash=root_hash), tmp_path, 0)
+    if not fault:
+        check_root(image)
+        return
+    with pytest.raises(TrustError):
+        check_root(image)

@@ -1,10 +1,12 @@
 """The part of a spec that only applications have."""
 
+import json
 from pathlib import Path
 
 import pytest
 from spec_samples import load_text, problems
 
+from obelisk.model.application import Service, parse_application
 from obelisk.model.policy import Call, Calls, Connect, Layer, Limits, Listen, Reach, Read, WriteExecute
 from obelisk.spec import digest_inputs
 from obelisk.spec.positions import spell
@@ -45,6 +47,19 @@ def test_an_application_is_read_with_its_policy(tmp_path: Path) -> None:
     assert app.policy.may_miss == {Layer.LANDLOCK}
 
 
+def test_a_service_says_how_it_is_reached_and_how_long_it_may_take(tmp_path: Path) -> None:
+    said = 'service = true\nsockets = true\nhealth = "http://localhost:8080/up"\nsteady = "1min"\nstop_timeout = "9s"\n'
+    app = load_text(tmp_path, f"{APP}{said}[grants]\nlisten = [8080]\n").application
+    assert app is not None
+    assert app.service == Service(sockets=True, health="http://localhost:8080/up", health_s=60, steady_s=60, stop_s=9)
+    assert parse_application(app.to_bytes()) == app
+    command = load_text(tmp_path / "command", APP).application
+    assert command is not None
+    assert command.service is None
+    assert "service" not in json.loads(command.to_bytes())
+    assert parse_application(command.to_bytes()) == command
+
+
 def test_nothing_is_granted_unless_it_is_said(tmp_path: Path) -> None:
     app = load_text(tmp_path, APP).application
     assert app is not None
@@ -82,6 +97,19 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         (f'{APP}[grants]\nconnect = ["example org:80"]', "grants.connect[0]", "a network or host name and a port"),
         (f'{APP}[grants]\nwrite = ["/desk/../etc"]', "grants.write[0]", "absolute path"),
         (f"{APP}[grants]\nlisten = [0]", "grants.listen[0]", "from 1 to 65535"),
+        (f"{APP}sockets = true", "app", "are about a service"),
+        (f"{APP}service = true\nsockets = true", "app.sockets", "`listen` among its grants"),
+        (
+            f'{APP}service = true\nsockets = true\n[grants]\nlisten = [80]\nconnect = ["10.0.0.0/8:80"]',
+            "app.sockets",
+            "and no `connect`",
+        ),
+        (
+            f'{APP}service = true\nhealth = "http://localhost:81/"\n[grants]\nlisten = [80]',
+            "app.health",
+            "a port at which it does not listen",
+        ),
+        (f'{APP}service = true\nhealth = "http://example.org:80/"\n[grants]\nlisten = [80]', "app.health", "http://localhost"),
         (f'{APP}[grants]\ndevices = ["disk"]', "grants.devices[0]", "one of audio"),
     ],
 )

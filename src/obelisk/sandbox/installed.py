@@ -36,6 +36,7 @@ from obelisk.system.namespace import remove_tree
 from obelisk.system.systemctl import Unit
 
 SCHEMA = "obelisk.installed/1"
+_DRAFT = ".draft"
 
 
 class Manager(Protocol):
@@ -135,15 +136,19 @@ class Changed:
 
 
 class Installation:
-    """One application of the machine. `make` makes a version ready, `healthy` waits until it is, or raises StateError."""
+    """One application of the machine.
 
-    def __init__(
+    `make` makes a version ready and `clear` undoes that; `healthy` waits until it is healthy, or raises StateError.
+    """
+
+    def __init__(  # noqa: PLR0913 - keywords name what a test of it plays
         self,
         seat: Seat,
         places: Places,
         systemd: Manager,
         *,
         make: Callable[[StoredImage], Made],
+        clear: Callable[[StoredImage], object],
         healthy: Callable[[Made], None],
         sink: Sink,
     ) -> None:
@@ -151,6 +156,7 @@ class Installation:
         self.places = places
         self._systemd = systemd
         self._make = make
+        self._clear = clear
         self._healthy = healthy
         self._sink = sink
         self._data = Data(seat.data)
@@ -219,6 +225,7 @@ class Installation:
             self._data.remove()
         else:
             self._data.keep_only("")
+        self._sweep(State())
         remove_tree(self.places.kept)
 
     def prepare(self) -> None:
@@ -402,7 +409,7 @@ class Installation:
         target = self.places.kept / "images" / image.id
         if target.exists():
             return
-        draft = target.with_name(".draft")
+        draft = target.with_name(_DRAFT)
         remove_tree(draft)
         draft.mkdir(parents=True)
         for part in image.manifest.parts:
@@ -417,4 +424,6 @@ class Installation:
         self._data.keep_only(state.prior)
         for each in (self.places.kept / "images").glob("*"):
             if each.name not in {state.current, state.prior}:
+                if each.name != _DRAFT and (each / MANIFEST).exists():
+                    self._clear(self.image(each.name))
                 remove_tree(each)

@@ -18,7 +18,7 @@ from obelisk.model.policy import Policy
 from obelisk.sandbox.health import wait_until_healthy
 from obelisk.sandbox.installed import Installation, Made, Manager, Places
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.ready import Directories, application_of, make_ready
+from obelisk.sandbox.ready import Directories, application_of, clear, make_ready
 from obelisk.sandbox.units import Seat, guard_of, program, texts
 from obelisk.store import StoredImage
 from obelisk.system.bubblewrap import Room
@@ -76,18 +76,28 @@ class Ground:
         def healthy(made: Made) -> None:
             wait_until_healthy(made.service or Service(), lambda: systemd.look(seat.service))
 
-        places = Places(self.kept / name, self.units, self.programs)
-        return Installation(seat, places, systemd, make=lambda image: self._made(seat, image), healthy=healthy, sink=sink)
+        return Installation(
+            seat,
+            Places(self.kept / name, self.units, self.programs),
+            systemd,
+            make=lambda image: self._made(seat, image),
+            clear=lambda image: clear(image, self._ready_at()),
+            healthy=healthy,
+            sink=sink,
+        )
+
+    def _ready_at(self) -> Directories:
+        # What root mounts goes with a restart; what others have copied need not be copied again.
+        run = self.directories.run if self.machine.is_root else self.kept / ".run"
+        return Directories(run, self.directories.data)
 
     def _made(self, seat: Seat, image: StoredImage) -> Made:
         app, policy = application_of(image), self.policy_of(image)
-        # What root mounts goes with a restart; what others have copied need not be copied again.
-        run = self.directories.run if self.machine.is_root else self.kept / ".run"
         ready = make_ready(
             image,
             policy,
             self.machine,
-            directories=Directories(run, self.directories.data),
+            directories=self._ready_at(),
             home=self.home,
             room=self.room,
             guard=guard_of(app, policy),

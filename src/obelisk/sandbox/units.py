@@ -27,11 +27,10 @@ _HARDENING = (
     "SystemCallArchitectures=native",
 )
 # A namespace of mounts is systemd's to make for root alone. What covers a part of /proc is left out: the kernel lets nobody mount
-# a /proc of their own where a part of theirs is covered, and the application has one of its own.
+# a /proc of their own where a part of theirs is covered, and the application has one of its own. Nor is anything of /sys in its sight.
 _HARDENING_BY_ROOT = (
     "ProtectSystem=strict",
     "ProtectKernelModules=yes",
-    "ProtectControlGroups=yes",
     "ProtectClock=yes",
     "PrivateTmp=yes",
     "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
@@ -143,7 +142,7 @@ def _by_root(seat: Seat, policy: Policy, *, networked: bool) -> list[str]:
         *_HARDENING_BY_ROOT,
         f"CapabilityBoundingSet={_CAPABILITIES}",
         f"ReadWritePaths={' '.join(_word(f'-{place}') for place in written)}",
-        *([] if at_home else ["ProtectHome=yes"]),
+        *([] if at_home else ["ProtectHome=tmpfs"]),
         *([] if networked or policy.of(Use) else ["PrivateDevices=yes"]),
     ]
 
