@@ -61,6 +61,7 @@ install_programs() {
         # For applications with a network.
         need nft nftables
         need pasta passt
+        need systemctl systemd
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
