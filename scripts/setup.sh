@@ -61,9 +61,9 @@ install_programs() {
         # For applications with a network.
         need nft nftables
         need pasta passt
-        # For what is exported to others' formats.
-        need crun crun
+        # For applications as services, and in others' formats.
         need systemd-analyze systemd
+        need crun crun
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
