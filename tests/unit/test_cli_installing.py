@@ -1,6 +1,7 @@
 """`obelisk app install|rollback|remove|list|prepare`: what a person or a program is told, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from obelisk.sandbox.installed import Installation
 from obelisk.store import StoredImage
 from obelisk.system.systemctl import Unit
 
+SECRET = replace(SERVED, credentials=("password",))
+
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
@@ -27,7 +30,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         return world.installation()
 
     def found(_store: object, name: str) -> StoredImage:
-        app, granted = {"1": (SERVED, PORT), "2": (SERVED, policy([Listen(8080), Listen(9090)])), "3": (COMMAND, policy())}[name]
+        app, granted = {
+            "1": (SERVED, PORT),
+            "2": (SERVED, policy([Listen(8080), Listen(9090)])),
+            "3": (COMMAND, policy()),
+            "4": (SECRET, PORT),
+        }[name]
         return world.image(name, app, granted)
 
     names = lambda: sorted(path.parent.name for path in (tmp_path / "installed").glob("*/state.json"))  # noqa: E731
@@ -62,6 +70,13 @@ def test_more_powers_are_refused_in_words_until_they_are_approved(world: World, 
     assert (result["image"], result["prior"]) == (world.image("2").id, world.image("1").id)
     assert result["data_saved"] in {"copy", "reflink", "snapshot"}
     assert run("install", "1") == 0  # fewer need no word
+
+
+def test_another_secret_is_a_power_more(world: World) -> None:
+    assert run("install", "1") == 0
+    with pytest.raises(StateError, match="reads the credential password"):
+        run("install", "4")
+    assert world.settled().current == world.image("1").id
 
 
 def test_the_list_tells_versions_states_and_how_much_is_open(world: World, capsys: pytest.CaptureFixture[str]) -> None:

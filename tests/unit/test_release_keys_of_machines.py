@@ -3,6 +3,7 @@
 import hashlib
 import ssl
 import struct
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from obelisk.errors import StateError
 from obelisk.model.publication import Terms
 from obelisk.model.release import Release
 from obelisk.release.publishing import Wanted, release
+from obelisk.release.retiring import retire
 
 X509 = bytes.fromhex("a159c0a5e494a74a87b5ab155c2bf072")
 NEW = b"the DER of a certificate"
@@ -26,10 +28,12 @@ class Desk:
         self.place = place
         self.who = samples.publisher(place, samples.keyring(place))
 
-    def release(self, version: str, *, minimum: str = "", certificate: str = "c" * 64, brings: bytes = b"") -> Release:
+    def release(
+        self, version: str, *, channel: str = "stable", minimum: str = "", certificate: str = "c" * 64, brings: bytes = b""
+    ) -> Release:
         made = samples.image(self.place, version, certificate=certificate, brings=brings)
         proof = samples.proof_of(made, self.place / "tester")
-        return release(self.who, Wanted(made, (proof,), "stable", Terms(minimum)), samples.founding())
+        return release(self.who, Wanted(made, (proof,), channel, Terms(minimum)), samples.founding())
 
 
 @pytest.fixture
@@ -44,6 +48,14 @@ def test_the_first_release_that_brings_the_key_is_the_minimum_of_those_that_it_s
     assert desk.release("4", certificate=NEW_SHA256).minimum == "2"
     assert desk.release("5", certificate=NEW_SHA256).minimum == "2"
     assert desk.release("6", certificate=NEW_SHA256, minimum="4").minimum == "4"
+
+
+def test_what_is_released_already_keeps_its_minimum_when_the_ones_before_it_are_gone(desk: Desk) -> None:
+    for version in ("1", "2", "3"):
+        desk.release(version, brings=UPDATE)
+    assert desk.release("4", certificate=NEW_SHA256).minimum == "1"
+    retire(samples.at(desk.who, samples.NOW + samples.DAY), keep=2, before=samples.NOW + samples.DAY, grace=timedelta(0))
+    assert desk.release("4", channel="testing", certificate=NEW_SHA256).minimum == "1"
 
 
 def test_hosts_of_a_release_that_brings_nothing_would_be_lost(desk: Desk) -> None:

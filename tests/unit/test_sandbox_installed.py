@@ -322,6 +322,9 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
         "WantedBy=multi-user.target",
     ):
         assert line in plain
+    assert not [line for line in plain if line.startswith(("MemoryMax", "CPUQuota"))]
+    bounded = service(policy((), Limits(total_memory_bytes=1 << 30, cpu_percent=150)))
+    assert {f"MemoryMax={1 << 30}", "MemorySwapMax=0", "CPUQuota=150%"} <= set(bounded)
     assert "PrivateDevices=yes" not in service(PORT)
     assert "PrivateDevices=yes" not in service(policy([Use(Device.KVM)]))
     assert "MemoryDenyWriteExecute=yes" not in service(policy([WriteExecute()]))

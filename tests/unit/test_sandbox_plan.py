@@ -220,6 +220,14 @@ def test_a_start_enters_the_group_itself_or_by_systemd_and_then_does_the_same() 
         assert way.value in dict(scoped.layers)["cgroup"]
 
 
+@pytest.mark.parametrize("way", [Way.SYSTEM, Way.USER, Way.DIRECT])
+def test_a_service_stays_in_the_group_of_its_unit(way: Way) -> None:
+    """In another one, systemd would neither see it end nor end it."""
+    machine = dataclasses.replace(MACHINE, groups=cgroups.Here(way, program="/usr/bin/systemd-run"))
+    bounded, plain = (compile_plan(APP, one, PLACE, machine, guard=Guard()) for one in (TOTAL, Policy()))
+    assert (bounded.start, bounded.launch) == (plain.start, b"")
+
+
 def test_a_network_that_the_machine_cannot_give_is_an_error_with_the_remedy() -> None:
     without = dataclasses.replace(MACHINE, network="install passt")
     assert compile_plan(APP, Policy(), PLACE, without).rules == ""

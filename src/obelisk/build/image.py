@@ -28,7 +28,7 @@ def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> d
     if spec.application is not None:
         steps = {step.name: step for step in (tools, foundation, base, sbom_step(spec, lock), configured)}
         return steps | {"root": root_step(spec, lock, steps)}
-    beside = (initrd_step(foundation, tools), loader_step(lock, key, tools), sbom_step(spec, lock))
+    beside = (initrd_step(foundation, tools), loader_step(key, tools), sbom_step(spec, lock))
     steps = {step.name: step for step in (tools, foundation, base, *beside, configured)}
     steps["root"] = root_step(spec, lock, steps)
     steps["uki"] = uki_step(spec, lock, key, steps)

@@ -14,16 +14,17 @@ The db key is replaced in steps, since hosts start nothing that a key signed whi
         revoke.auth         puts the certificate before this one into the dbx of a firmware; signed by KEK. Images bring it to hosts
 """
 
+import base64
 import hashlib
 import json
 import os
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obelisk.errors import StateError, TrustError
 from obelisk.model.canonical import digest
-from obelisk.system.bubblewrap import Room, writable
+from obelisk.system.bubblewrap import Room, read_only, writable
 from obelisk.system.files import write_durably, written_by_name
 from obelisk.system.namespace import remove_tree
 
@@ -160,9 +161,8 @@ def create(directory: Path, room: Room, *, name: str = "Obelisk", test_key: bool
         binds = [writable(fresh, "/out")]
         room.run(["sh", "-c", _MAKE, "keys", label, "PK", "KEK", "db"], binds=binds)
         room.run(["sh", "-c", _MAKE_ATTESTATION], binds=binds)
-        _sign_lists(
-            room, fresh, [_List(f"{name}.auth", name, signer, (name,)) for name, signer in (("PK", "PK"), ("KEK", "PK"), ("db", "KEK"))]
-        )
+        for variable, signer in (("PK", "PK"), ("KEK", "PK"), ("db", "KEK")):
+            (fresh / f"{variable}.auth").write_bytes(_signed_list(room, fresh, signer, variable, [fresh / f"{variable}.der"]))
         if test_key:
             (fresh / _MARK).write_text("Made without being asked for. Images signed with it say so in their manifest.\n")
         fresh.rename(directory)
@@ -196,13 +196,10 @@ def rotate(directory: Path, room: Room, *, name: str = "Obelisk") -> SigningKey:
     try:
         label = f"{name} TEST" if found.test_key else name
         room.run(["sh", "-c", _MAKE, "keys", f"{label} {number}", "db"], binds=[writable(fresh, "/out")])
-        for file in ("KEK.key", "KEK.crt"):
-            shutil.copyfile(directory / file, fresh / file)
-        (fresh / "before.der").write_bytes((found.signing / "db.der").read_bytes())
-        lists = [_List("db.auth", "db", "KEK", ("db",)), _List("both.auth", "db", "KEK", ("before", "db"))]
-        _sign_lists(room, fresh, [*lists, _List("update.auth", "db", "KEK", ("db",), append=True)])
-        for file in ("KEK.key", "KEK.crt", "before.der"):
-            (fresh / file).unlink()
+        before, new = found.signing / "db.der", fresh / "db.der"
+        (fresh / "db.auth").write_bytes(_signed_list(room, directory, "KEK", "db", [new]))
+        (fresh / "both.auth").write_bytes(_signed_list(room, directory, "KEK", "db", [before, new]))
+        (fresh / "update.auth").write_bytes(_signed_list(room, directory, "KEK", "db", [new], append=True))
         fresh.rename(target)
     except BaseException:
         remove_tree(fresh)
@@ -236,19 +233,9 @@ def revoke(directory: Path, room: Room) -> SigningKey:
         )
     if found.revoke is not None:
         return found
-    signers = _generations(directory)
-    before = signers[signers.index(found.signing) - 1] if signers[0] != found.signing else directory
-    scratch = directory / f".revoke.{os.getpid()}.new"
-    with written_by_name(scratch):
-        scratch.mkdir(mode=0o700)
-    try:
-        for file in ("KEK.key", "KEK.crt"):
-            shutil.copyfile(directory / file, scratch / file)
-        shutil.copyfile(before / "db.der", scratch / "before.der")
-        _sign_lists(room, scratch, [_List(_REVOKED, "dbx", "KEK", ("before",), append=True)])
-        write_durably(found.signing / _REVOKED, (scratch / _REVOKED).read_bytes())
-    finally:
-        remove_tree(scratch)
+    signers = [directory, *_generations(directory)]
+    before = signers[signers.index(found.signing) - 1]
+    write_durably(found.signing / _REVOKED, _signed_list(room, directory, "KEK", "dbx", [before / "db.der"], append=True))
     return _there(directory)
 
 
@@ -259,28 +246,17 @@ def _there(directory: Path) -> SigningKey:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _List:
-    """A signature list for the variable `variable` of the firmware: the certificates NAME.der, signed by SIGNER.key."""
-
-    file: str
-    variable: str
-    signer: str
-    certificates: tuple[str, ...]
-    append: bool = False
-
-
-def _sign_lists(room: Room, place: Path, lists: list[_List]) -> None:
-    """Write each list's file in `place`, where keys and certificates are too."""
-    wanted = [[each.file, each.variable, each.signer, list(each.certificates), each.append] for each in lists]
-    room.run(["python3", "-I", "-c", _SIGN_LISTS, json.dumps(wanted)], binds=[writable(place, "/out")])
+def _signed_list(room: Room, keys: Path, signer: str, variable: str, certificates: Sequence[Path], *, append: bool = False) -> bytes:
+    """What makes the firmware's `variable` hold these certificates (DER), or also them; signed by SIGNER.key in the directory `keys`."""
+    listed = [base64.b64encode(certificate.read_bytes()).decode() for certificate in certificates]
+    wanted = json.dumps([variable, signer, listed, append])
+    return base64.b64decode(room.run(["python3", "-I", "-c", _SIGN_LIST, wanted], binds=[read_only(keys, "/keys")]).stdout)
 
 
 # EFI_VARIABLE_AUTHENTICATION_2: a time, a PKCS#7 signature over (name, vendor GUID, attributes, time, list), then the signature list.
 # Source: UEFI specification 2.10, sections 8.2.2 and 32.4.1.
-_SIGN_LISTS = r"""
-import json, os, struct, subprocess, sys, uuid
-os.chdir("/out")
+_SIGN_LIST = r"""
+import base64, json, struct, subprocess, sys, uuid
 OWNER = uuid.UUID("6f62656c-6973-4b00-8000-000000000002")
 GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 IMAGE_SECURITY = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
@@ -289,27 +265,24 @@ PKCS7 = uuid.UUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 ATTRIBUTES = 0x27  # non-volatile, boot and runtime access, time-based authentication
 APPEND = 0x40
 TIME = struct.pack("<HBBBBBBIhBB", 2024, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-for file, name, signer, certificates, append in json.loads(sys.argv[1]):
-    vendor = GLOBAL if name in ("PK", "KEK") else IMAGE_SECURITY
-    listed = b""
-    for certificate in certificates:
-        der = open(f"{certificate}.der", "rb").read()
-        listed += X509.bytes_le + struct.pack("<III", 28 + 16 + len(der), 0, 16 + len(der)) + OWNER.bytes_le + der
-    attributes = ATTRIBUTES | (APPEND if append else 0)
-    signed = name.encode("utf-16-le") + vendor.bytes_le + struct.pack("<I", attributes) + TIME + listed
-    open("data", "wb").write(signed)
-    subprocess.run(["openssl", "smime", "-sign", "-binary", "-noattr", "-md", "sha256", "-outform", "DER", "-in", "data",
-                    "-signer", f"{signer}.crt", "-inkey", f"{signer}.key", "-out", "pkcs7"], check=True, capture_output=True)
-    content = open("pkcs7", "rb").read()
-    # The variable holds SignedData itself, without the ContentInfo around it: skip SEQUENCE, OID and the explicit tag.
-    def header(data, at):
-        length = data[at + 1]
-        return at + 2 + (length & 0x7F if length & 0x80 else 0)
-    at = header(content, 0)
-    at = at + 2 + content[at + 1]
-    at = header(content, at)
-    body = content[at:]
-    certificate = struct.pack("<IHH", 24 + len(body), 0x0200, 0x0EF1) + PKCS7.bytes_le + body
-    open(file, "wb").write(TIME + certificate + listed)
-    os.remove("data"); os.remove("pkcs7")
+name, signer, certificates, append = json.loads(sys.argv[1])
+vendor = GLOBAL if name in ("PK", "KEK") else IMAGE_SECURITY
+listed = b""
+for der in map(base64.b64decode, certificates):
+    listed += X509.bytes_le + struct.pack("<III", 28 + 16 + len(der), 0, 16 + len(der)) + OWNER.bytes_le + der
+attributes = ATTRIBUTES | (APPEND if append else 0)
+signed = name.encode("utf-16-le") + vendor.bytes_le + struct.pack("<I", attributes) + TIME + listed
+words = ["openssl", "smime", "-sign", "-binary", "-noattr", "-md", "sha256", "-outform", "DER"]
+words += ["-signer", f"/keys/{signer}.crt", "-inkey", f"/keys/{signer}.key"]
+content = subprocess.run(words, input=signed, check=True, capture_output=True).stdout
+# The variable holds SignedData itself, without the ContentInfo around it: skip SEQUENCE, OID and the explicit tag.
+def header(data, at):
+    length = data[at + 1]
+    return at + 2 + (length & 0x7F if length & 0x80 else 0)
+at = header(content, 0)
+at = at + 2 + content[at + 1]
+at = header(content, at)
+body = content[at:]
+certificate = struct.pack("<IHH", 24 + len(body), 0x0200, 0x0EF1) + PKCS7.bytes_le + body
+print(base64.b64encode(TIME + certificate + listed).decode())
 """

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
-from obelisk.cli.sandboxing import policy_of
+from obelisk.cli.sandboxing import grown, policy_of
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError, StateError
 from obelisk.events import Sink
@@ -35,10 +35,11 @@ def _install(arguments: Namespace, sink: Sink) -> int:
     installation = ground.installation(name, _systemd(ground), sink)
     with installation.changing() as state:
         if state.current:
-            grown = exposure.difference(policy_of(installation.image(state.current)), held).gained
-            if grown and not arguments.approve:
+            there = installation.image(state.current)
+            more = grown((application_of(there), policy_of(there)), (app, held))
+            if more and not arguments.approve:
                 raise StateError(
-                    f"{image.manifest.label} may do more than the {name} that is installed:\n" + "\n".join(f"  {line}" for line in grown),
+                    f"{image.manifest.label} may do more than the {name} that is installed:\n" + "\n".join(f"  {line}" for line in more),
                     code="app-growth",
                     hint="say --approve when it is to, or narrow it in the operator's file (docs/sandbox.md)",
                 )

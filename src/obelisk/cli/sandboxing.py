@@ -14,7 +14,7 @@ from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.model import exposure
-from obelisk.model.application import effective
+from obelisk.model.application import Application, effective
 from obelisk.model.exposure import sorted_powers
 from obelisk.model.policy import Policy, spelled
 from obelisk.sandbox.learning import learn
@@ -91,9 +91,7 @@ def _show(store: Store, arguments: Namespace) -> int:
 def _diff(store: Store, arguments: Namespace) -> int:
     old, new = (application_of(find_image(store, name)) for name in (arguments.image, arguments.other))
     before, after = old.policy, new.policy
-    change = exposure.difference(before, after)
-    gained = (*change.gained, *(f"reads the credential {name}" for name in sorted({*new.credentials} - {*old.credentials})))
-    lost = (*change.lost, *(f"reads the credential {name}" for name in sorted({*old.credentials} - {*new.credentials})))
+    gained, lost = grown((old, before), (new, after)), grown((new, after), (old, before))
     lines = [*(f"+ {line}" for line in gained), *(f"- {line}" for line in lost)]
     answer(
         "\n".join(lines) or "both may do the same",
@@ -103,6 +101,12 @@ def _diff(store: Store, arguments: Namespace) -> int:
         score=[exposure.score(before), exposure.score(after)],
     )
     return 1 if gained else 0
+
+
+def grown(before: tuple[Application, Policy], after: tuple[Application, Policy]) -> tuple[str, ...]:
+    """What the second of two applications may do under its policy, and the first may not, in plain words."""
+    secrets = sorted({*after[0].credentials} - {*before[0].credentials})
+    return (*exposure.difference(before[1], after[1]).gained, *(f"reads the credential {name}" for name in secrets))
 
 
 def _audit(store: Store, arguments: Namespace) -> int:

@@ -128,26 +128,27 @@ def _minimum(there: Repository, wanted: Wanted) -> str:
         StateError: it is signed by a key that no release has brought to hosts, and the terms name no minimum.
     """
     manifest, minimum = wanted.image.manifest, wanted.terms.minimum
+    if minimum or manifest.is_application or there.contents.release(manifest.id) is not None:
+        return minimum
     earlier = [each for each in there.contents.releases if each.name == manifest.name and compare(each.version, manifest.version) < 0]
     earlier.sort(key=cmp_to_key(lambda one, other: compare(one.version, other.version)), reverse=True)
-    if manifest.is_application or not earlier:
-        return minimum
-    bringing = ""
+    known, bringing = not earlier, ""
     for each in earlier:  # from the newest on
         before = there.manifest(each)
         if before.secure_boot_certificate == manifest.secure_boot_certificate:
-            return minimum or each.minimum
-        if not _brings(there, before, manifest.secure_boot_certificate):
+            known = True
+        elif _brings(there, before, manifest.secure_boot_certificate):
+            bringing = each.version
+        else:
             break
-        bringing = each.version
-    if not minimum and not bringing:
+    if not known and not bringing:
         raise StateError(
             f"{manifest.label} is signed by a key that the firmware of hosts does not know: no release has brought it to them",
             code="release-key-unknown",
             hint="release an image between that was built after `obelisk keys rotate secure-boot` and before its --finish; "
             "or say by --minimum that you have enrolled the key yourself",
         )
-    return minimum or bringing
+    return bringing
 
 
 def _brings(there: Repository, manifest: Manifest, certificate_sha256: str) -> bool:

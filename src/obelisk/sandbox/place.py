@@ -9,7 +9,7 @@ root                                ordinary user
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obelisk.events import Sink
@@ -89,7 +89,7 @@ class Ground:
     def _ready_at(self) -> Directories:
         # What root mounts goes with a restart; what others have copied need not be copied again.
         run = self.directories.run if self.machine.is_root else self.kept / ".run"
-        return Directories(run, self.directories.data)
+        return replace(self.directories, run=run)
 
     def _made(self, seat: Seat, image: StoredImage) -> Made:
         app, policy = application_of(image), self.policy_of(image)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Write, WriteExecute
+from obelisk.model.policy import NO_LIMIT, Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Write, WriteExecute
 from obelisk.sandbox import network
 from obelisk.sandbox.calls import WATCHED, filter_of
 from obelisk.sandbox.machine import Machine
@@ -127,7 +127,8 @@ def compile_plan(
                 code="port-privileged",
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
-    entering = cgroups.enter(place.group) if is_grouped(policy, machine) and machine.groups.way is Way.DIRECT else []
+    grouped = is_grouped(policy, machine, guard)
+    entering = cgroups.enter(place.group) if grouped and machine.groups.way is Way.DIRECT else []
     before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
     before += confine.usual_modes()
     before += confine.hold_signals() if guard is not None else []
@@ -137,7 +138,7 @@ def compile_plan(
     within = [*confine.take_signals(), *within] if guard is not None else within
     inside = assemble(within, Execute(app.command[0], app.command, environment_of(app, policy, guard)))
     start, launch = outside, b""
-    if is_grouped(policy, machine) and machine.groups.way is not Way.DIRECT:
+    if grouped and machine.groups.way is not Way.DIRECT:
         scope = cgroups.scope(machine.groups, place.group, machine.owner, (str(place.plan / "launch"),))
         start, launch = assemble([], scope), outside
     return Plan(start, launch, inside, network.rules(policy), layers_of(policy, machine))
@@ -149,9 +150,16 @@ def missing_layers(policy: Policy, machine: Machine) -> frozenset[Layer]:
     return machine.missing | (frozenset() if grouped else {Layer.CGROUP})
 
 
-def is_grouped(policy: Policy, machine: Machine) -> bool:
-    """Whether the application runs in a control group of its own."""
-    return policy.limits.are_total and machine.groups.way is not Way.NONE
+def is_grouped(policy: Policy, machine: Machine, guard: Guard | None) -> bool:
+    """Whether its plan puts the application into a control group; that of a service is systemd's, and its unit has the bounds."""
+    return guard is None and policy.limits.are_total and machine.groups.way is not Way.NONE
+
+
+def bounds_of(policy: Policy) -> cgroups.Bounds:
+    """What all processes of the application together may take."""
+    limits = policy.limits
+    memory, time = (None if value == NO_LIMIT else value for value in (limits.total_memory_bytes, limits.cpu_percent))
+    return cgroups.Bounds(limits.processes, memory, time)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,11 @@ from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
-from obelisk.model.policy import NO_LIMIT, Device, Policy, Reach, Read, Use, Write
+from obelisk.model.policy import Device, Policy, Reach, Read, Use, Write
 from obelisk.release.client import hashtree
 from obelisk.sandbox import network
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, compile_plan, data_directory, host_path, is_grouped
+from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, bounds_of, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
 from obelisk.system import cgroups, confine, erofs, resolver
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
@@ -165,10 +165,8 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
-    if is_grouped(policy, machine):
-        limits = policy.limits
-        memory, time = (None if value == NO_LIMIT else value for value in (limits.total_memory_bytes, limits.cpu_percent))
-        cgroups.prepare(machine.groups.way, group, cgroups.Bounds(limits.processes, memory, time), machine.owner)
+    if is_grouped(policy, machine, guard):
+        cgroups.prepare(machine.groups.way, group, bounds_of(policy), machine.owner)
     files = {"confine": plan.confine, "network.nft": plan.rules.encode(), "launch": plan.launch, "start": plan.start}
     for file, content in files.items():
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:

@@ -13,7 +13,8 @@ from pathlib import Path
 from obelisk.model.application import Application, Service
 from obelisk.model.policy import Listen, Policy, Read, Use, Write, WriteExecute
 from obelisk.sandbox import network
-from obelisk.sandbox.plan import Guard, handed_sockets, host_path
+from obelisk.sandbox.plan import Guard, bounds_of, handed_sockets, host_path
+from obelisk.system import cgroups
 
 PREFIX = "obelisk-app-"
 _AROUND = 8  # bubblewrap twice, pasta, and what they start on the way
@@ -122,7 +123,7 @@ def _service(seat: Seat, label: str, service: Service, policy: Policy, *, socket
         f"TimeoutStopSec={service.stop_s}",
         # To each of its processes; those around the application let the signal wait (see Guard).
         "KillMode=control-group",
-        f"TasksMax={policy.limits.processes + _AROUND}",
+        *(f"{key}={value}" for key, value in cgroups.settings(bounds_of(policy), starters=_AROUND)),
         f"LimitNOFILE={max(policy.limits.open_files, 1024)}",
         *_HARDENING,
         *([] if policy.has(WriteExecute()) else ["MemoryDenyWriteExecute=yes"]),

@@ -108,7 +108,7 @@ def prepare(way: Way, name: str, bounds: Bounds, owner: Owner, *, top: Path = _T
             ) from error
     elif way is not Way.NONE:
         unit = _units(way, owner) / slice_of(name)
-        content = f"[Unit]\nDescription=Bounds of {name}\n[Slice]\n" + "".join(f"{key}={value}\n" for key, value in _settings(bounds))
+        content = f"[Unit]\nDescription=Bounds of {name}\n[Slice]\n" + "".join(f"{key}={value}\n" for key, value in settings(bounds))
         if not unit.exists() or unit.read_text() != content:
             unit.parent.mkdir(parents=True, exist_ok=True)
             write_durably(unit, content.encode(), mode=0o644)
@@ -150,10 +150,11 @@ def _files(bounds: Bounds) -> dict[str, str]:
     }
 
 
-def _settings(bounds: Bounds) -> list[tuple[str, str]]:
+def settings(bounds: Bounds, *, starters: int = _STARTERS) -> list[tuple[str, str]]:
+    """What a unit of systemd's says of them; so many processes more are on their way to the application."""
     memory = [] if bounds.memory_bytes is None else [("MemoryMax", str(bounds.memory_bytes)), ("MemorySwapMax", "0")]
     time = [] if bounds.cpu_percent is None else [("CPUQuota", f"{bounds.cpu_percent}%")]
-    return [*memory, *time, ("TasksMax", str(bounds.processes + _STARTERS))]
+    return [*memory, *time, ("TasksMax", str(bounds.processes + starters))]
 
 
 def _manager(way: Way) -> tuple[str, ...]:
