@@ -65,7 +65,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Firmware:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """An ESP with a loader and two images, all signed by the old key."""
-    for name in ("EFI/BOOT", "EFI/systemd", "EFI/Linux", "EFI/obelisk"):
+    for name in ("EFI/BOOT", "EFI/systemd", "EFI/Linux"):
         (tmp_path / "esp" / name).mkdir(parents=True)
     for name in ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi", "EFI/Linux/shop_1.efi", "EFI/Linux/shop_2.efi"):
         (tmp_path / "esp" / name).write_bytes(b"old:program")

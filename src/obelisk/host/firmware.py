@@ -38,6 +38,7 @@ def lay(place: Path, manifest: Manifest, source: Source) -> None:
     Raises:
         TrustError: a file is not what the manifest says.
     """
+    (place / esp.MANIFESTS).mkdir(exist_ok=True)
     for kind in wanted(place, manifest):
         path = source.path(kind)
         if not path.exists():  # a source of an older form
