@@ -15,11 +15,17 @@ from obelisk.model.image import Manifest, Part, PartKind
 from obelisk.system import efivars, sbverify
 
 X509 = bytes.fromhex("a159c0a5e494a74a87b5ab155c2bf072")
-BROUGHT = {PartKind.UPDATE_DB: "db", PartKind.LOADER: "loader", PartKind.UPDATE_DBX: "dbx"}
+BROUGHT = {
+    PartKind.UPDATE_PK: "pk",
+    PartKind.UPDATE_KEK: "kek",
+    PartKind.UPDATE_DB: "db",
+    PartKind.LOADER: "loader",
+    PartKind.UPDATE_DBX: "dbx",
+}
 
 
 def update(certificate: bytes) -> bytes:
-    """A signed update of db or dbx with one certificate; its signature has 4 bytes."""
+    """A signed update with one certificate; its signature has 4 bytes."""
     head = bytes(16) + struct.pack("<I", 28) + bytes(24)
     return head + X509 + struct.pack("<III", 28 + 16 + len(certificate), 0, 16 + len(certificate)) + bytes(16) + certificate
 
@@ -30,6 +36,8 @@ class Firmware:
 
     db: list[bytes] = field(default_factory=lambda: [b"old"])
     dbx: list[bytes] = field(default_factory=list)
+    pk: list[bytes] = field(default_factory=lambda: [b"first PK"])
+    kek: list[bytes] = field(default_factory=lambda: [b"first KEK"])
     refuses: bool = False
     enforcing: bool = True
     forgets: bool = False
@@ -37,11 +45,15 @@ class Firmware:
     def trusted(self) -> tuple[bytes, ...]:
         return tuple(each for each in self.db if each not in self.dbx)
 
-    def append(self, variable: str, data: bytes) -> None:
+    def certificates(self, variable: str) -> tuple[bytes, ...]:
+        return tuple(vars(self)[variable.lower()])
+
+    def update(self, variable: str, data: bytes, *, append: bool) -> None:
         if self.refuses:
             raise PermissionError(13, "Permission denied")
         if not self.forgets:
-            {"db": self.db, "dbx": self.dbx}[variable].extend(efivars.certificates_of(data))
+            there = vars(self)[variable.lower()]
+            there[:] = [*(there if append else ()), *efivars.certificates_of(data)]
 
     def starts(self, program: Path) -> bool:
         return is_signed_by(program, self.trusted())
@@ -56,8 +68,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Firmware:
     found = Firmware()
     monkeypatch.setattr(efivars, "secure_boot", lambda: found.enforcing)
     monkeypatch.setattr(efivars, "trusted_certificates", found.trusted)
-    monkeypatch.setattr(efivars, "revoked_certificates", lambda: tuple(found.dbx))
-    monkeypatch.setattr(efivars, "append", found.append)
+    monkeypatch.setattr(efivars, "certificates", found.certificates)
+    monkeypatch.setattr(efivars, "update", found.update)
     monkeypatch.setattr(sbverify, "is_signed_by", is_signed_by)
     return found
 
@@ -162,24 +174,24 @@ def test_wherever_it_is_cut_the_machine_boots_and_the_next_boot_goes_on(
     machine.db.append(b"new")
     for path in (place / "EFI/Linux").iterdir():
         path.write_bytes(b"new:program")
-    bring(place, tmp_path, db=update(b"new"), loader=b"new:loader", dbx=update(b"old"))
-    flush, copy, add = esp.flush, shutil.copyfile, machine.append
+    bring(place, tmp_path, pk=update(b"next PK"), kek=update(b"next KEK"), db=update(b"new"), loader=b"new:loader", dbx=update(b"old"))
+    flush, copy, give = esp.flush, shutil.copyfile, machine.update
     done = False
     for cut in range(100):
         left = [cut]
 
         def counted(function: object, left: list[int] = left) -> object:
-            def step(*words: object) -> object:
+            def step(*words: object, **more: object) -> object:
                 if not left[0]:
                     raise KeyboardInterrupt
                 left[0] -= 1
-                return function(*words)  # type: ignore[operator]
+                return function(*words, **more)  # type: ignore[operator]
 
             return step
 
         monkeypatch.setattr(esp, "flush", counted(flush))
         monkeypatch.setattr(shutil, "copyfile", counted(copy))
-        monkeypatch.setattr(efivars, "append", counted(add))
+        monkeypatch.setattr(efivars, "update", counted(give))
         try:
             firmware.apply(place, "shop_2")
             done = True
@@ -191,19 +203,27 @@ def test_wherever_it_is_cut_the_machine_boots_and_the_next_boot_goes_on(
         bring_again(place, tmp_path, machine, copy)
     assert done
     assert cut > 3
+    assert (machine.pk, machine.kek, machine.dbx) == ([b"next PK"], [b"next KEK"], [b"old"])
 
 
 def bring_again(place: Path, tmp_path: Path, machine: Firmware, copy: object) -> None:
     """The machine as it was before the cut, so that each cut is one from the same beginning."""
-    del machine.dbx[:]
+    machine.dbx[:], machine.pk[:], machine.kek[:] = [], [b"first PK"], [b"first KEK"]
     for name in ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"):
         (place / name).write_bytes(b"old:program")
     for kind, ending in BROUGHT.items():
         copy(tmp_path / "image" / kind.value, place / "EFI/obelisk" / f"shop_2.{ending}")  # type: ignore[operator]
 
 
+def test_who_may_sign_updates_takes_the_place_of_who_might(place: Path, tmp_path: Path, machine: Firmware) -> None:
+    bring(place, tmp_path, pk=update(b"next PK"), kek=update(b"next KEK"))
+    assert firmware.apply(place, "shop_2") == ["the firmware has another PK", "the firmware has another KEK"]
+    assert (machine.pk, machine.kek) == ([b"next PK"], [b"next KEK"])
+
+
 def test_what_is_there_already_is_not_brought(place: Path, tmp_path: Path, machine: Firmware) -> None:
-    bring(place, tmp_path, loader=b"old:program")
+    machine.dbx.append(b"gone")
+    bring(place, tmp_path, pk=update(b"first PK"), kek=update(b"first KEK"), db=update(b"old"), loader=b"old:program", dbx=update(b"gone"))
     assert esp.brought(place, "shop_2") == ()
     assert machine.starts(place / "EFI/BOOT/BOOTX64.EFI")
 

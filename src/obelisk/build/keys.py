@@ -1,7 +1,8 @@
 """The keys that sign what a build makes: Secure Boot (PK, KEK, db) and attestations.
 
 A key directory holds PK, KEK and db as .key (PEM, mode 0600), .crt (PEM) and .auth (for enrolment by systemd-boot), and
-attestation.key (Ed25519, PEM). A directory with a file `TEST-KEY` is made without being asked for and marks its images as such.
+attestation.key (Ed25519, PEM). A directory with a file `TEST-KEY` is made without being asked for and marks its images as such. Builds
+do without PK.key and KEK.key: only new keys need them.
 
 The db key is replaced in steps, since hosts start nothing that a key signed which their firmware does not know:
 
@@ -12,27 +13,39 @@ The db key is replaced in steps, since hosts start nothing that a key signed whi
         update.auth         adds this certificate to the db of a firmware; signed by KEK
         signs               exists: this key signs. Until then the one before does, and images bring hosts `update.auth`
         revoke.auth         puts the certificate before this one into the dbx of a firmware; signed by KEK. Images bring it to hosts
+
+PK and KEK are replaced together, and at once, since no image is signed by them:
+
+    platform-<n>/           the n-th pair, n from 2; it appears all at once
+        PK.key, KEK.key …   the keys
+        PK.auth, KEK.auth   for enrolment. KEK.auth has the KEK of a firmware be this one alone; images bring it to hosts
+        update-pk.auth      has the PK of a firmware be this one; signed by the PK before it. Images bring it to hosts
+        signed/             what the KEK before it has signed, signed by this one: db.db.auth, db-2.update.auth, …
 """
 
 import base64
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from obelisk.errors import StateError, TrustError
 from obelisk.model.canonical import digest
+from obelisk.model.image import PartKind
+from obelisk.system import efivars
 from obelisk.system.bubblewrap import Room, read_only, writable
 from obelisk.system.files import write_durably, written_by_name
 from obelisk.system.namespace import remove_tree
 
-UPDATE_DB, UPDATE_DBX = "update-db.auth", "update-dbx.auth"
-"""The files of an image by which the firmware of hosts learns of another certificate, and that one counts no more."""
 _MARK = "TEST-KEY"
 _SIGNS = "signs"
-_REVOKED = "revoke.auth"
+_UPDATE, _REVOKED = "update.auth", "revoke.auth"
+_ADDED = (_UPDATE, _REVOKED)
+_EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 
 # The firmware's three levels, one self-signed certificate each; .auth files carry the signature that enrolment asks for.
 _MAKE = """
@@ -60,7 +73,8 @@ class SigningKey:
     """A key directory that is known to be complete.
 
     `generation` is the name of the directory in it with the db key that signs, empty for the first; `coming` that of one which does not
-    sign yet. `enrolment_sha256` tells apart what images bring to the firmware of machines.
+    sign yet; `platform` that of PK and KEK, empty for the first. `enrolment_sha256` tells apart what images bring to the firmware of
+    machines.
     """
 
     directory: Path
@@ -68,6 +82,7 @@ class SigningKey:
     test_key: bool
     generation: str = ""
     coming: str = ""
+    platform: str = ""
     enrolment_sha256: str = ""
 
     @property
@@ -78,18 +93,41 @@ class SigningKey:
     @property
     def enrol_db(self) -> Path:
         """The file by which new machines come to trust images."""
-        return self.directory / self.coming / "both.auth" if self.coming else self.signing / "db.auth"
+        return self._signed(self.coming, "both.auth") if self.coming else self._signed(self.generation, "db.auth")
+
+    @property
+    def owner(self) -> Path:
+        """The directory of PK and KEK."""
+        return self.directory / self.platform
 
     @property
     def update(self) -> Path | None:
         """The file that brings hosts the certificate that is coming."""
-        return self.directory / self.coming / "update.auth" if self.coming else None
+        return self._signed(self.coming, _UPDATE) if self.coming else None
 
     @property
     def revoke(self) -> Path | None:
         """The file that has hosts refuse what the key before signed."""
-        file = self.signing / _REVOKED
+        file = self._signed(self.generation, _REVOKED)
         return file if self.generation and file.exists() else None
+
+    @property
+    def enrolment(self) -> Mapping[str, Path]:
+        """The files of an image by which the firmware of a new machine learns of the keys, by their names in it."""
+        return {"PK.auth": self.owner / "PK.auth", "KEK.auth": self.owner / "KEK.auth", "db.auth": self.enrol_db}
+
+    @property
+    def updates(self) -> Mapping[PartKind, Path]:
+        """The files of an image by which the firmware of hosts learns of what has changed."""
+        found = {PartKind.UPDATE_DB: self.update, PartKind.UPDATE_DBX: self.revoke}
+        if self.platform:
+            found |= {PartKind.UPDATE_PK: self.owner / "update-pk.auth", PartKind.UPDATE_KEK: self.owner / "KEK.auth"}
+        return {kind: file for kind, file in found.items() if file is not None}
+
+    def _signed(self, generation: str, name: str) -> Path:
+        """A file of a db key, signed by the KEK that counts."""
+        again = self.owner / "signed" / f"{generation or 'db'}.{name}"
+        return again if self.platform and again.exists() else self.directory / generation / name
 
     @property
     def coming_sha256(self) -> str:
@@ -106,17 +144,23 @@ def load(directory: Path) -> SigningKey | None:
     """
     if not directory.exists():
         return None
-    _require(directory, ("PK.key", "KEK.key", "db.key", "db.crt", "db.auth", "KEK.auth", "PK.auth", "attestation.key"))
-    generation, coming = "", ""
-    for each in _generations(directory):
-        _require(each, ("db.key", "db.crt", "db.auth", "both.auth", "update.auth"))
+    _require(directory, ("db.key", "db.crt", "db.auth", "KEK.auth", "PK.auth", "attestation.key"))
+    generation, coming, platform = "", "", ""
+    for each in _generations(directory, "platform"):
+        _require(each, ("PK.auth", "KEK.auth", "update-pk.auth"))
+        platform = each.name
+    for name in ("PK.key", "KEK.key"):
+        if (directory / platform / name).exists():
+            _require(directory / platform, (name,))
+    for each in _generations(directory, "db"):
+        _require(each, ("db.key", "db.crt", "db.auth", "both.auth", _UPDATE))
         if (each / _SIGNS).exists():
             generation = each.name
         else:
             coming = each.name
-    found = SigningKey(directory, _fingerprint(directory / generation), (directory / _MARK).exists(), generation, coming)
-    files = (directory / "PK.auth", directory / "KEK.auth", found.enrol_db, found.update, found.revoke)
-    return replace(found, enrolment_sha256=digest([hashlib.sha256(file.read_bytes()).hexdigest() if file else "" for file in files]))
+    found = SigningKey(directory, _fingerprint(directory / generation), (directory / _MARK).exists(), generation, coming, platform)
+    files = {**found.enrolment, **{kind.value: file for kind, file in found.updates.items()}}
+    return replace(found, enrolment_sha256=digest({name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}))
 
 
 def _require(directory: Path, names: tuple[str, ...]) -> None:
@@ -132,10 +176,14 @@ def _require(directory: Path, names: tuple[str, ...]) -> None:
             raise TrustError(f"{file} can be read by others", code="keys-readable", hint=f"chmod 600 {file}, and consider new keys")
 
 
-def _generations(directory: Path) -> list[Path]:
-    """The db keys after the first, in the order in which they came."""
-    found = (path for path in directory.glob("db-*") if path.name.removeprefix("db-").isdecimal())
-    return sorted(found, key=lambda path: int(path.name.removeprefix("db-")))
+def _generations(directory: Path, what: str) -> list[Path]:
+    """The keys `db` or `platform` after the first, in the order in which they came."""
+    found = (path for path in directory.glob(f"{what}-*") if path.name.removeprefix(f"{what}-").isdecimal())
+    return sorted(found, key=_number)
+
+
+def _number(generation: Path) -> int:
+    return int(generation.name.rpartition("-")[2])
 
 
 def _fingerprint(place: Path) -> str:
@@ -162,7 +210,9 @@ def create(directory: Path, room: Room, *, name: str = "Obelisk", test_key: bool
         room.run(["sh", "-c", _MAKE, "keys", label, "PK", "KEK", "db"], binds=binds)
         room.run(["sh", "-c", _MAKE_ATTESTATION], binds=binds)
         for variable, signer in (("PK", "PK"), ("KEK", "PK"), ("db", "KEK")):
-            (fresh / f"{variable}.auth").write_bytes(_signed_list(room, fresh, signer, variable, [fresh / f"{variable}.der"]))
+            (fresh / f"{variable}.auth").write_bytes(
+                _Signer(room, fresh, signer).sign(variable, [(fresh / f"{variable}.der").read_bytes()])
+            )
         if test_key:
             (fresh / _MARK).write_text("Made without being asked for. Images signed with it say so in their manifest.\n")
         fresh.rename(directory)
@@ -188,23 +238,70 @@ def rotate(directory: Path, room: Room, *, name: str = "Obelisk") -> SigningKey:
             code="rotation-underway",
             hint="release an image built since then; when every host runs it: `obelisk keys rotate secure-boot --finish`",
         )
-    number = 1 + max((int(path.name.removeprefix("db-")) for path in _generations(directory)), default=1)
-    target = directory / f"db-{number}"
-    fresh = directory / f".db-{number}.{os.getpid()}.new"
-    with written_by_name(target):
-        fresh.mkdir(mode=0o700)
-    try:
+    _require_offline(found, "KEK.key")
+    with _next(directory, "db") as (number, fresh):
         label = f"{name} TEST" if found.test_key else name
         room.run(["sh", "-c", _MAKE, "keys", f"{label} {number}", "db"], binds=[writable(fresh, "/out")])
-        before, new = found.signing / "db.der", fresh / "db.der"
-        (fresh / "db.auth").write_bytes(_signed_list(room, directory, "KEK", "db", [new]))
-        (fresh / "both.auth").write_bytes(_signed_list(room, directory, "KEK", "db", [before, new]))
-        (fresh / "update.auth").write_bytes(_signed_list(room, directory, "KEK", "db", [new], append=True))
-        fresh.rename(target)
+        before, new = (found.signing / "db.der").read_bytes(), (fresh / "db.der").read_bytes()
+        (fresh / "db.auth").write_bytes(_Signer(room, found.owner, "KEK").sign("db", [new]))
+        (fresh / "both.auth").write_bytes(_Signer(room, found.owner, "KEK").sign("db", [before, new]))
+        (fresh / _UPDATE).write_bytes(_Signer(room, found.owner, "KEK").sign("db", [new], append=True))
+    return _there(directory)
+
+
+def rotate_platform(directory: Path, room: Room, *, name: str = "Obelisk") -> SigningKey:
+    """Make the next PK and KEK. Images built from now on have hosts exchange theirs.
+
+    A firmware takes a PK from the one before alone, so hosts have to run an image that was built since the last time.
+
+    Raises:
+        StateError: there are no keys, or PK.key is not there.
+    """
+    found = _there(directory)
+    _require_offline(found, "PK.key")
+    with _next(directory, "platform") as (number, fresh):
+        label = f"{name} TEST" if found.test_key else name
+        room.run(["sh", "-c", _MAKE, "keys", f"{label} {number}", "PK", "KEK"], binds=[writable(fresh, "/out")])
+        # What takes the place of a variable has to be younger than it.
+        at = _EPOCH + timedelta(days=number)
+        for file, keys, variable in (("PK", fresh, "PK"), ("KEK", fresh, "KEK"), ("update-pk", found.owner, "PK")):
+            listed = [(fresh / f"{variable}.der").read_bytes()]
+            (fresh / f"{file}.auth").write_bytes(_Signer(room, keys, "PK").sign(variable, listed, at=at))
+        (fresh / "signed").mkdir()
+        for generation in ("", *(each.name for each in _generations(directory, "db"))):
+            for file in ("db.auth", "both.auth", _UPDATE, _REVOKED):
+                before = found._signed(generation, file)  # noqa: SLF001 - of this module
+                if not before.exists():
+                    continue
+                listed = list(efivars.certificates_of(before.read_bytes()))
+                variable = "dbx" if file == _REVOKED else "db"
+                again = _Signer(room, fresh, "KEK").sign(variable, listed, append=file in _ADDED)
+                (fresh / "signed" / f"{generation or 'db'}.{file}").write_bytes(again)
+    return _there(directory)
+
+
+@contextmanager
+def _next(directory: Path, what: str) -> Iterator[tuple[int, Path]]:
+    """The number of the next generation, and a directory for it that appears under its name when the block has ended well."""
+    number = 1 + max(map(_number, _generations(directory, what)), default=1)
+    fresh = directory / f".{what}-{number}.{os.getpid()}.new"
+    with written_by_name(directory / f"{what}-{number}"):
+        fresh.mkdir(mode=0o700)
+    try:
+        yield number, fresh
+        fresh.rename(directory / f"{what}-{number}")
     except BaseException:
         remove_tree(fresh)
         raise
-    return _there(directory)
+
+
+def _require_offline(found: SigningKey, name: str) -> None:
+    """A private key that only new keys need, and that may be elsewhere meanwhile."""
+    file = found.owner / name
+    if not file.exists():
+        raise StateError(
+            f"this wants {file}, which is not there", code="keys-offline", hint="bring it back for this command, and take it away again"
+        )
 
 
 def finish(directory: Path) -> SigningKey:
@@ -216,7 +313,7 @@ def finish(directory: Path) -> SigningKey:
     found = _there(directory)
     if found.update is None:
         raise StateError("no key is coming", code="rotation-none", hint="begin with `obelisk keys rotate secure-boot`")
-    write_durably(found.update.parent / _SIGNS, b"")
+    write_durably(directory / found.coming / _SIGNS, b"")
     return _there(directory)
 
 
@@ -233,9 +330,10 @@ def revoke(directory: Path, room: Room) -> SigningKey:
         )
     if found.revoke is not None:
         return found
-    signers = [directory, *_generations(directory)]
+    _require_offline(found, "KEK.key")
+    signers = [directory, *_generations(directory, "db")]
     before = signers[signers.index(found.signing) - 1]
-    write_durably(found.signing / _REVOKED, _signed_list(room, directory, "KEK", "dbx", [before / "db.der"], append=True))
+    write_durably(found.signing / _REVOKED, _Signer(room, found.owner, "KEK").sign("dbx", [(before / "db.der").read_bytes()], append=True))
     return _there(directory)
 
 
@@ -246,11 +344,20 @@ def _there(directory: Path) -> SigningKey:
     return found
 
 
-def _signed_list(room: Room, keys: Path, signer: str, variable: str, certificates: Sequence[Path], *, append: bool = False) -> bytes:
-    """What makes the firmware's `variable` hold these certificates (DER), or also them; signed by SIGNER.key in the directory `keys`."""
-    listed = [base64.b64encode(certificate.read_bytes()).decode() for certificate in certificates]
-    wanted = json.dumps([variable, signer, listed, append])
-    return base64.b64decode(room.run(["python3", "-I", "-c", _SIGN_LIST, wanted], binds=[read_only(keys, "/keys")]).stdout)
+@dataclass(frozen=True, slots=True)
+class _Signer:
+    """One of the keys PK and KEK in a directory."""
+
+    room: Room
+    directory: Path
+    name: str
+
+    def sign(self, variable: str, certificates: Sequence[bytes], *, append: bool = False, at: datetime = _EPOCH) -> bytes:
+        """What makes the firmware's `variable` hold these certificates (DER), or also them, as of that day."""
+        listed = [base64.b64encode(certificate).decode() for certificate in certificates]
+        wanted = json.dumps([variable, self.name, listed, append, [at.year, at.month, at.day]])
+        words = ["python3", "-I", "-c", _SIGN_LIST, wanted]
+        return base64.b64decode(self.room.run(words, binds=[read_only(self.directory, "/keys")]).stdout)
 
 
 # EFI_VARIABLE_AUTHENTICATION_2: a time, a PKCS#7 signature over (name, vendor GUID, attributes, time, list), then the signature list.
@@ -264,8 +371,8 @@ X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 PKCS7 = uuid.UUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 ATTRIBUTES = 0x27  # non-volatile, boot and runtime access, time-based authentication
 APPEND = 0x40
-TIME = struct.pack("<HBBBBBBIhBB", 2024, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-name, signer, certificates, append = json.loads(sys.argv[1])
+name, signer, certificates, append, day = json.loads(sys.argv[1])
+TIME = struct.pack("<HBBBBBBIhBB", *day, 0, 0, 0, 0, 0, 0, 0, 0)
 vendor = GLOBAL if name in ("PK", "KEK") else IMAGE_SECURITY
 listed = b""
 for der in map(base64.b64decode, certificates):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from obelisk import spec as specs
 from obelisk.build import slots
-from obelisk.build.keys import UPDATE_DB, UPDATE_DBX, SigningKey
+from obelisk.build.keys import SigningKey
 from obelisk.build.seal import command_line
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind
 from obelisk.model.lock import Lock
@@ -42,8 +42,7 @@ def parts_of(spec: Spec, key: SigningKey) -> tuple[tuple[PartKind, str, str], ..
     """The parts of an image of `spec`: kind, step, and file in its output."""
     if spec.application is not None:
         return APPLICATION
-    brought = ((PartKind.UPDATE_DB, key.update, UPDATE_DB), (PartKind.UPDATE_DBX, key.revoke, UPDATE_DBX))
-    return (*MACHINE, *((kind, "loader", name) for kind, file, name in brought if file is not None))
+    return (*MACHINE, *((kind, "loader", f"{kind.value}.auth") for kind in key.updates))
 
 
 def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path]) -> Manifest:

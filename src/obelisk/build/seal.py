@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 
 from obelisk.build import slots
 from obelisk.build.graph import Step
-from obelisk.build.keys import UPDATE_DB, UPDATE_DBX, SigningKey
+from obelisk.build.keys import SigningKey
 from obelisk.build.programs import Overlay, overlay_command, run_program
 from obelisk.build.trees import LAYERS, digest_of_code, layer_binds
 from obelisk.errors import InputError
@@ -113,10 +113,8 @@ def loader_step(key: SigningKey, tools: Step) -> Step:
 
     def produce(work: Path, needs: Mapping[str, Path], _running: Task) -> None:
         loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
-        brought = {"PK.auth": key.directory / "PK.auth", "KEK.auth": key.directory / "KEK.auth", "db.auth": key.enrol_db}
-        for name, file in (brought | {UPDATE_DB: key.update, UPDATE_DBX: key.revoke}).items():
-            if file is not None:
-                shutil.copyfile(file, work / name)
+        for name, file in {**key.enrolment, **{f"{kind.value}.auth": file for kind, file in key.updates.items()}}.items():
+            shutil.copyfile(file, work / name)
         binds = [read_only(key.signing, "/key"), writable(work, "/step")]
         sbsign.sign(Room(needs["tools"] / "tree"), loader, Path("/step/systemd-bootx64.efi"), epoch=_LOADER_EPOCH, binds=binds)
 

@@ -39,6 +39,8 @@ def _init(arguments: Namespace) -> int:
 def _rotate(arguments: Namespace) -> int:
     if arguments.role == "secure-boot":
         return _rotate_secure_boot(arguments)
+    if arguments.role == "platform" and not (arguments.finish or arguments.revoke):
+        return _rotate_platform(arguments)
     if arguments.finish or arguments.revoke:
         raise InputError("--finish and --revoke are steps of `keys rotate secure-boot`", code="role-other", hint="leave them out")
     passphrase = new_passphrase() if arguments.passphrase else b""
@@ -84,6 +86,18 @@ def _rotate_secure_boot(arguments: Namespace) -> int:
     return 0
 
 
+def _rotate_platform(arguments: Namespace) -> int:
+    directory, store = key_directory(), open_store(arguments)
+    with reporting(json_wanted=arguments.json) as sink:
+        found = secure_boot.rotate_platform(directory, tools_room(None, store, sink))
+    lines = [
+        f"made another PK and KEK in {found.owner}; keep PK.key and KEK.key offline",
+        "build and release an image now, which brings them to hosts; rotate again only when every host runs that or a later one",
+    ]
+    answer("\n".join(lines), json_wanted=arguments.json, directory=str(found.owner))
+    return 0
+
+
 def _tell_rotated(arguments: Namespace, done: Rotated) -> None:
     lines = [f"made {file.path} ({file.public.keyid[:12]})" for file in done.made]
     lines.append(f"{arguments.role} is signed by {', '.join(key[:12] for key in done.key_ids)}")
@@ -126,6 +140,8 @@ def _show(arguments: Namespace) -> int:
         coming = f"; {boot.coming_sha256[:12]} is coming, and hosts learn of it by images built now" if boot.coming_sha256 else ""
         revoked = "; images revoke the key before it" if boot.revoke else ""
         lines.append(f"{boot.signing / 'db.key'}  secure-boot  {boot.certificate_sha256[:12]}{coming}{revoked}")
+        away = " and ".join(name for name in ("PK", "KEK") if not (boot.owner / f"{name}.key").exists())
+        lines.append(f"{boot.owner}  platform  PK and KEK{f'; {away} elsewhere' if away else ''}")
     result: dict[str, object] = {"here": [{"role": file.role.value, "file": str(file.path), "id": key} for key, file in here.items()]}
     if arguments.repo is not None:
         there = looked_at(arguments)

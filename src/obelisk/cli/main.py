@@ -407,7 +407,7 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         )
     keys["init"].add_argument("--root-keys", type=int, default=1, metavar="N", help="how many root keys there are (default: 1)")
     keys["init"].add_argument("--threshold", type=int, default=1, metavar="N", help="how many of them have to sign together (default: 1)")
-    keys["rotate"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "tester", "secure-boot"))
+    keys["rotate"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "tester", "secure-boot", "platform"))
     keys["rotate"].add_argument("--repo", metavar="REPO", help=_REPO)
     keys["rotate"].add_argument(
         "--drop", action="append", default=[], metavar="KEY", help="root, tester: the key to go, by the beginning of its id"

@@ -3,7 +3,7 @@
     EFI/Linux/<name>_<version>[+LEFT[-DONE]].efi   what systemd-boot lists; the newest that has boots left goes first
     EFI/Linux/<name>_<version>.new                 a UKI that is being written: no entry, for it does not end in .efi
     EFI/obelisk/<name>_<version>.json              the manifest of the image
-    EFI/obelisk/<name>_<version>.db|.loader|.dbx   what it brings to firmware and loader, see `firmware`
+    EFI/obelisk/<name>_<version>.pk|.kek|.db|.loader|.dbx   what it brings to firmware and loader, see `firmware`
 
 An entry appears, changes its counter and goes by one rename or removal in one directory.
 """
@@ -19,7 +19,7 @@ from obelisk.system.filesystem import sync_filesystem
 
 ENTRIES = Path("EFI/Linux")
 MANIFESTS = Path("EFI/obelisk")
-BROUGHT = ("db", "loader", "dbx")
+BROUGHT = ("pk", "kek", "db", "loader", "dbx")
 """Endings of the files that an image brings to firmware and loader, in the order in which they are applied."""
 SPARE_BYTES = 1 << 20
 """Kept free on the ESP for what the boot loader itself writes."""

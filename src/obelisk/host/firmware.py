@@ -1,12 +1,14 @@
 """What an image brings to the machine's firmware and boot loader, once it is blessed: keys that are coming, the loader, keys that go.
 
     EFI/obelisk/<label>.loader   on the ESP, beside the image's entry: systemd-boot, in the place of an older one
+    EFI/obelisk/<label>.pk       another PK for the firmware, signed by the one before it
+    EFI/obelisk/<label>.kek      another KEK, signed by that PK
     EFI/obelisk/<label>.db       a certificate more for the firmware's db, signed by its KEK
     EFI/obelisk/<label>.dbx      one for its dbx
 
-Each goes away when it is done, so a cut is made good at the next boot. The order is what keeps the machine bootable: first the new key is
-known, then the loader is one that it may have signed, and a key is revoked only when nothing that this machine starts is signed by it,
-the fallback included. Until then, that waits.
+Each goes away when it is done, so a cut is made good at the next boot. The order is what keeps the machine bootable: who may sign updates
+comes before them, then the new key is known, then the loader is one that it may have signed, and a key is revoked only when nothing that
+this machine starts is signed by it, the fallback included. Until then, that waits.
 """
 
 import shutil
@@ -21,13 +23,20 @@ from obelisk.model.image import Manifest, PartKind
 from obelisk.system import efivars, sbverify
 from obelisk.system.files import hash_file, sync_file
 
-_KINDS = dict(zip((PartKind.UPDATE_DB, PartKind.LOADER, PartKind.UPDATE_DBX), esp.BROUGHT, strict=True))
+_KINDS = dict(
+    zip(
+        (PartKind.UPDATE_PK, PartKind.UPDATE_KEK, PartKind.UPDATE_DB, PartKind.LOADER, PartKind.UPDATE_DBX),
+        esp.BROUGHT,
+        strict=True,
+    )
+)
 """Parts of an image that are for the firmware, in the order in which they are applied, and the endings of their files on the ESP."""
+_GROWING = ("db", "dbx")
 _LOADERS = (Path("EFI/systemd/systemd-bootx64.efi"), Path("EFI/BOOT/BOOTX64.EFI"))
 
 
 def wanted(place: Path, manifest: Manifest) -> list[PartKind]:
-    """The parts that this machine does not have yet. `place` is the ESP."""
+    """The parts that this machine may not have yet. `place` is the ESP."""
     kinds = [part.kind for part in manifest.parts if part.kind in _KINDS]
     return [kind for kind in _KINDS if kind in kinds and not (kind is PartKind.LOADER and _has_loader(place, manifest))]
 
@@ -49,6 +58,8 @@ def lay(place: Path, manifest: Manifest, source: Source) -> None:
         if hash_file(target) != manifest.part(kind).sha256:
             target.unlink()
             raise TrustError(f"{path} is not what the manifest says", code="part-damaged", hint="copy or fetch the image again")
+        if kind is not PartKind.LOADER and efivars.secure_boot() and _knows(_variable(kind), target.read_bytes()):
+            target.unlink()
     esp.flush(place)
 
 
@@ -65,15 +76,18 @@ def apply(place: Path, label: str) -> list[str]:
         if not file.exists():
             continue
         match kind:
+            case PartKind.UPDATE_PK | PartKind.UPDATE_KEK:
+                _give(_variable(kind), file.read_bytes())
+                said.append(f"the firmware has another {_variable(kind)}")
             case PartKind.UPDATE_DB:
-                _append("db", file.read_bytes())
+                _give("db", file.read_bytes())
                 said.append("the firmware knows the key that is coming")
             case PartKind.LOADER:
                 _replace_loader(place, file)
                 said.append("the boot loader is that of the image")
             case _:
                 _require_unneeded(place, efivars.certificates_of(file.read_bytes()))
-                _append("dbx", file.read_bytes())
+                _give("dbx", file.read_bytes())
                 said.append("the firmware starts nothing any more that the old key signed")
         file.unlink()
         esp.flush(place)
@@ -89,23 +103,29 @@ def _has_loader(place: Path, manifest: Manifest) -> bool:
     return all((place / each).is_file() and hash_file(place / each) == sha256 for each in _LOADERS)
 
 
-def _append(variable: str, update: bytes) -> None:
+def _variable(kind: PartKind) -> str:
+    return {PartKind.UPDATE_PK: "PK", PartKind.UPDATE_KEK: "KEK", PartKind.UPDATE_DB: "db", PartKind.UPDATE_DBX: "dbx"}[kind]
+
+
+def _knows(variable: str, update: bytes) -> bool:
+    """Whether the firmware's variable is as the update leaves it."""
+    brought, there = set(efivars.certificates_of(update)), set(efivars.certificates(variable))
+    return bool(brought) and (brought <= there if variable in _GROWING else brought == there)
+
+
+def _give(variable: str, update: bytes) -> None:
     """The firmware's variable has what the update brings. Where the firmware checks nothing, nothing is brought to it."""
-    if not efivars.secure_boot():
-        return
-    brought = set(efivars.certificates_of(update))
-    known = efivars.trusted_certificates if variable == "db" else efivars.revoked_certificates
-    if brought and brought <= set(known()):
+    if not efivars.secure_boot() or _knows(variable, update):
         return
     try:
-        efivars.append(variable, update)
+        efivars.update(variable, update, append=variable in _GROWING)
     except OSError as error:
         raise StateError(
             f"the firmware does not take the update of {variable}: {error.strerror}",
             code="firmware-refuses",
-            hint="is it signed by the KEK of this machine? It is tried again at the next boot",
+            hint="is it signed by this machine's KEK, or PK? It is tried again at the next boot",
         ) from error
-    if not brought or not brought <= set(known()):
+    if not _knows(variable, update):
         raise StateError(
             f"the firmware took the update of {variable}, and does not show it",
             code="firmware-refuses",

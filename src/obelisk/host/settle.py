@@ -98,7 +98,7 @@ def apply_brought(here: Here) -> str:
         entry, brought = esp.find(place, here.label), set(esp.brought(place, here.label))
         if entry is None or entry.counted or not brought:
             return ""
-        if here.opened_by() and brought & {"db", "dbx"}:
+        if here.opened_by() and brought - {"loader"}:
             return "; another key for the firmware waits for somebody who has the recovery key: obelisk host firmware"
         from obelisk.host import firmware  # noqa: PLC0415 - what hardly any boot needs
 

@@ -26,6 +26,8 @@ class PartKind(StrEnum):
     ENROL_PK = "enrol-pk"
     ENROL_KEK = "enrol-kek"
     ENROL_DB = "enrol-db"
+    UPDATE_PK = "update-pk"
+    UPDATE_KEK = "update-kek"
     UPDATE_DB = "update-db"
     UPDATE_DBX = "update-dbx"
     SBOM_SPDX = "sbom-spdx"
