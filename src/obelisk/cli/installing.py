@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
-from obelisk.cli.sandboxing import grown, policy_of
+from obelisk.cli.sandboxing import policy_of
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError, StateError
 from obelisk.events import Sink
 from obelisk.model import exposure
+from obelisk.model.exposure import grown
 from obelisk.sandbox.installed import Changed, Installation
 from obelisk.sandbox.machine import this_machine
 from obelisk.sandbox.place import Ground

@@ -381,6 +381,12 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     release.add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
     for parser in (release, promote):
         parser.add_argument("--edges", default="previous", metavar="LIST", help=_EDGES)
+        parser.add_argument(
+            "--approve-growth",
+            default="",
+            metavar="WHY",
+            help="release an application although it may do more than what the channel has; recorded",
+        )
     promote.add_argument("version", metavar="VERSION")
     promote.add_argument("--from", required=True, dest="source", metavar="CHANNEL")
     promote.add_argument("--to", required=True, dest="target", metavar="CHANNEL")

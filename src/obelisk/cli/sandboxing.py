@@ -14,8 +14,8 @@ from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.model import exposure
-from obelisk.model.application import Application, effective
-from obelisk.model.exposure import sorted_powers
+from obelisk.model.application import effective
+from obelisk.model.exposure import grown, sorted_powers
 from obelisk.model.policy import Policy, spelled
 from obelisk.sandbox.learning import learn
 from obelisk.sandbox.machine import Machine, this_machine
@@ -101,12 +101,6 @@ def _diff(store: Store, arguments: Namespace) -> int:
         score=[exposure.score(before), exposure.score(after)],
     )
     return 1 if gained else 0
-
-
-def grown(before: tuple[Application, Policy], after: tuple[Application, Policy]) -> tuple[str, ...]:
-    """What the second of two applications may do under its policy, and the first may not, in plain words."""
-    secrets = sorted({*after[0].credentials} - {*before[0].credentials})
-    return (*exposure.difference(before[1], after[1]).gained, *(f"reads the credential {name}" for name in secrets))
 
 
 def _audit(store: Store, arguments: Namespace) -> int:
