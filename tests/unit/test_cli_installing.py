@@ -87,7 +87,7 @@ def test_the_list_tells_versions_states_and_how_much_is_open(world: World, capsy
     capsys.readouterr()
     run("list", "--json")
     assert told(capsys)["installed"] == [
-        {"name": "shop", "version": "3", "image": list(world.apps)[1], "state": "command", "score": 0, "prior": "1"}
+        {"name": "shop", "version": "3", "image": list(world.apps)[1], "state": "command", "score": 0, "prior": "1", "channel": None}
     ]
     run("rollback", "shop")
     capsys.readouterr()

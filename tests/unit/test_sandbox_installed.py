@@ -57,7 +57,7 @@ def test_a_version_that_is_not_healthy_goes_and_the_one_before_comes_back_with_i
     assert error.value.code == "app-unhealthy"
     assert (world.running, world.linked(), world.content.read_text()) == (one.id, one.id, one.id)
     assert world.listening
-    assert world.settled() == State(one.id)
+    assert world.settled() == State(one.id, failed=(two.id,))
     assert not list((world.top / "data/.saved/shop").iterdir())
 
 
@@ -88,9 +88,10 @@ def test_going_back_keeps_the_data_or_brings_it_back_as_told_and_can_be_undone(w
     world.start = noted  # type: ignore[method-assign]
     world.rollback(with_data=True)
     assert (world.running, seen.pop()) == (one.id, "of the first")
-    assert world.settled() == State(one.id, two.id)
+    assert world.settled() == State(one.id, two.id, failed=(two.id,))
     world.rollback(with_data=True)
     assert (world.running, seen.pop()) == (two.id, "of the second")
+    assert world.settled() == State(two.id, one.id, failed=(one.id,))
     world.content.write_text("of today")
     world.rollback(with_data=False)
     assert (world.running, seen.pop()) == (one.id, "of today")

@@ -1,24 +1,35 @@
-"""`obelisk app install|rollback|remove|list|prepare`: applications that this machine has."""
+"""`obelisk app install|upgrade|rollback|remove|list|prepare`: applications that this machine has."""
 
 import os
+import re
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
 from obelisk.cli.sandboxing import policy_of
 from obelisk.cli.terminal import answer, reporting
-from obelisk.errors import InputError, StateError
-from obelisk.events import Sink
+from obelisk.errors import InputError, ObeliskError, StateError
+from obelisk.events import Note, Sink
+from obelisk.host import subscription
 from obelisk.model import exposure
 from obelisk.model.exposure import grown
-from obelisk.sandbox.installed import Changed, Installation
+from obelisk.model.following import Decision, Follower, GoBack, Refuse, Stay, Take
+from obelisk.release.client.remote import Mirrors, mirror
+from obelisk.sandbox import channel as channels
+from obelisk.sandbox.channel import Following
+from obelisk.sandbox.installed import Changed, Installation, State
 from obelisk.sandbox.machine import this_machine
 from obelisk.sandbox.place import Ground
 from obelisk.sandbox.ready import application_of, home_of_user
 from obelisk.store import StoredImage
+from obelisk.system.http import Client, Limits, Proxies
 from obelisk.system.systemctl import Systemctl
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WORDS = {"active": "running", "activating": "starting", "inactive": "stopped", "deactivating": "stopping"}
 
 
@@ -29,25 +40,215 @@ def app(arguments: Namespace) -> int:
 
 
 def _install(arguments: Namespace, sink: Sink) -> int:
+    if arguments.channel is not None:
+        return _install_from_channel(arguments, sink)
+    if arguments.mirrors or arguments.root:
+        raise InputError("--from and --root are for channels, and none is named", code="channel-unnamed", hint="add --channel NAME")
     image = find_image(open_store(arguments), arguments.image)
-    app, held = application_of(image), policy_of(image)
     ground = _ground(arguments, sink)
-    name = image.manifest.name
+    installation = ground.installation(image.manifest.name, _systemd(ground), sink)
+    application_of(image)  # a machine's is refused before anything is done
+    with installation.changing() as state:
+        _require_approved(installation, state, image, arguments)
+        changed = installation.install(image, state)
+    _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {_kind(image)}")
+    return 0
+
+
+def _install_from_channel(arguments: Namespace, sink: Sink) -> int:
+    name: str = arguments.image
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name of an application", code="app-name", hint="--channel goes with the name in its spec")
+    ground = _ground(arguments, sink)
     installation = ground.installation(name, _systemd(ground), sink)
+    kept = installation.places.kept
+    known = channels.following(kept)
+    root = _read_root(arguments.root) if arguments.root else known.root if known else b""
+    repositories = tuple(_absolute(each) for each in arguments.mirrors) or (known.repositories if known else ())
+    followed = Following(arguments.channel, repositories, root)
+    with _asked(followed, sink) as wish:
+        offer = _offered(installation, wish, sink)
+        match offer.decision:
+            case Take():
+                changed = _take(installation, offer, arguments, sink, followed)
+                image = installation.image(changed.current)
+                _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {_kind(image)}")
+            case decision:
+                if not installation.state.current:
+                    raise StateError(decision.reason, code="nothing-released", hint="name another channel")
+                followed.keep(kept)
+                _stay(installation, decision, arguments)
+    return 0
+
+
+def _upgrade(arguments: Namespace, sink: Sink) -> int:
+    ground = _ground(arguments, sink)
+    systemd = _systemd(ground)
+    if arguments.name is not None:
+        return _upgrade_one(_known(arguments, sink), arguments, sink)
+    if arguments.retry:
+        raise InputError("--retry is for one application", code="retry-which", hint="name it")
+    found = [ground.installation(name, systemd, sink) for name in ground.names()]
+    following = [each for each in found if channels.following(each.places.kept) is not None]
+    if not following:
+        answer("nothing that is installed follows a channel", json_wanted=arguments.json)
+    faults = []
+    for each in following:
+        try:
+            _upgrade_one(each, arguments, sink)
+        except ObeliskError as error:
+            faults.append(error)
+            sink(Note(f"{each.seat.name}: {error.message}"))
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        message = "; ".join(error.message for error in faults)
+        raise StateError(f"{len(faults)} applications were not upgraded: {message}", code=faults[0].code, hint=faults[0].hint)
+    return 0
+
+
+def _upgrade_one(installation: Installation, arguments: Namespace, sink: Sink) -> int:
+    followed = channels.following(installation.places.kept)
+    if followed is None:
+        raise StateError(
+            f"{installation.seat.name} follows no channel",
+            code="no-channel",
+            hint=f"obelisk app install {installation.seat.name} --channel NAME --from REPO",
+        )
+    with _asked(followed, sink, retry=bool(arguments.retry)) as wish:
+        offer = _offered(installation, wish, sink)
+        decision = offer.decision
+        if isinstance(decision, Take) and arguments.retry not in {None, decision.listing.version}:
+            has = f"{wish.channel} has {decision.listing.version}"
+            raise InputError(f"--retry names {arguments.retry}, {has}", code="retry-other", hint="name that, or none")
+        if arguments.check:
+            return _say(installation, offer, arguments)
+        match decision:
+            case Take():
+                changed = _take(installation, offer, arguments, sink, followed)
+                _tell(arguments, installation, changed, f"{installation.image(changed.current).manifest.label} is installed")
+            case GoBack(_, reason):
+                with installation.changing() as state:
+                    changed = installation.rollback(state, with_data=False)
+                label = installation.image(changed.current).manifest.label
+                _tell(arguments, installation, changed, f"{reason}; {label} is installed again")
+            case _:
+                _stay(installation, decision, arguments)
+    return 0
+
+
+def _offered(installation: Installation, wish: channels.Wish, sink: Sink) -> channels.Offer:
+    """What the channel has for what is installed, once a change that was cut is settled."""
+    follower = None
     with installation.changing() as state:
         if state.current:
-            there = installation.image(state.current)
-            more = grown((application_of(there), policy_of(there)), (app, held))
-            if more and not arguments.approve:
-                raise StateError(
-                    f"{image.manifest.label} may do more than the {name} that is installed:\n" + "\n".join(f"  {line}" for line in more),
-                    code="app-growth",
-                    hint="say --approve when it is to, or narrow it in the operator's file (docs/sandbox.md)",
-                )
-        changed = installation.install(image, state)
-    what = "a command" if app.service is None else "a service"
-    _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {what}")
+            current = installation.image(state.current)
+            prior = installation.image(state.prior).manifest.version if state.prior and state.prior not in state.failed else ""
+            follower = Follower(current.manifest.version, current.id, frozenset(state.failed), prior)
+    return channels.look(installation.places.kept, installation.seat.name, wish, follower, sink)
+
+
+def _take(installation: Installation, offer: channels.Offer, arguments: Namespace, sink: Sink, followed: Following) -> Changed:
+    """Bring what is offered, and put it in the place of what is installed. More powers are refused before its blocks are fetched."""
+    kept, name = installation.places.kept, installation.seat.name
+    with channels.coming(kept):
+        image = channels.accept(kept, name, offer, sink)
+        state = installation.state
+        _require_approved(installation, state, image, arguments)
+        there = [installation.image(each) for each in (state.current, state.prior) if each]
+        channels.bring(image, offer, there, sink)
+        with installation.changing() as state:
+            _require_approved(installation, state, image, arguments)
+            changed = installation.install(image, state)
+            followed.keep(kept)
+        channels.discard(kept)
+    return changed
+
+
+def _require_approved(installation: Installation, state: State, image: StoredImage, arguments: Namespace) -> None:
+    if not state.current or arguments.approve:
+        return
+    there = installation.image(state.current)
+    more = grown((application_of(there), policy_of(there)), (application_of(image), policy_of(image)))
+    if more:
+        raise StateError(
+            f"{image.manifest.label} may do more than the {image.manifest.name} that is installed:\n"
+            + "\n".join(f"  {line}" for line in more),
+            code="app-growth",
+            hint="say --approve when it is to, or narrow it in the operator's file (docs/sandbox.md)",
+        )
+
+
+def _stay(installation: Installation, decision: Decision, arguments: Namespace) -> None:
+    """Say why nothing is to be done; or that nothing can be.
+
+    Raises:
+        StateError: there is a release, and it cannot be taken.
+    """
+    channels.discard(installation.places.kept)
+    if isinstance(decision, Refuse):
+        again = f"`journalctl --unit {installation.seat.service}` may say why. To try it again: obelisk app upgrade --retry"
+        raise StateError(decision.reason, code=decision.code, hint=again if decision.code == "failed-before" else decision.remedy)
+    withdrawn = isinstance(decision, Stay) and decision.withdrawn
+    name = installation.seat.name
+    answer(f"{name}: {decision.reason}", json_wanted=arguments.json, name=name, changed=False, why=decision.reason, withdrawn=withdrawn)
+
+
+def _say(installation: Installation, offer: channels.Offer, arguments: Namespace) -> int:
+    """What would be done."""
+    name, version = installation.seat.name, ""
+    match offer.decision:
+        case Take(listing, reason):
+            version, what = listing.version, "take"
+            text = f"would take {version}: {reason}"
+        case GoBack(version, reason):
+            text, what = f"would go back to {version}: {reason}", "back"
+        case Refuse(_, reason, remedy):
+            text, what = f"{reason}; {remedy}", "refuse"
+        case stay:
+            text, what = f"would stay: {stay.reason}", "stay"
+    answer(f"{name}: {text}", json_wanted=arguments.json, name=name, decision=what, version=version or None, why=text)
     return 0
+
+
+@contextmanager
+def _asked(followed: Following, sink: Sink, *, retry: bool = False) -> Iterator[channels.Wish]:
+    """The mirrors of what an application follows; where it names none, those that the running image follows.
+
+    Raises:
+        InputError: nothing says where to ask, or with which root trust begins.
+    """
+    own = subscription.read()
+    addresses = followed.repositories or (own.repositories if own else ())
+    root = followed.root or (own.root if own else b"")
+    if not addresses:
+        raise InputError("it is not known where that channel is", code="mirror-unnamed", hint="add --from with the address of a repository")
+    if not root:
+        raise InputError(
+            "nothing vouches for that repository yet",
+            code="root-unnamed",
+            hint="add --root with its metadata/1.root.json, as you have it from whoever runs it",
+        )
+    limits = Limits(bandwidth_bytes_s=own.bandwidth_bytes_s if own else None)
+    with Client(limits, proxies=Proxies(own.proxy if own else "")) as client:
+        found = Mirrors([mirror(address, client) for address in addresses], say=lambda message: sink(Note(message)))
+        yield channels.Wish(followed.channel, found, root, retry)
+
+
+def _read_root(place: str) -> bytes:
+    try:
+        return Path(place).read_bytes()
+    except OSError as error:
+        raise InputError(f"{place} cannot be read: {error.strerror}", code="root-missing", hint="name a root.json") from error
+
+
+def _absolute(address: str) -> str:
+    """An address, or a directory by its whole path, as it is to be noted."""
+    return str(Path(address).absolute()) if Path(address).is_dir() else address
+
+
+def _kind(image: StoredImage) -> str:
+    return "a command" if application_of(image).service is None else "a service"
 
 
 def _rollback(arguments: Namespace, sink: Sink) -> int:
@@ -75,13 +276,14 @@ def _list(arguments: Namespace, sink: Sink) -> int:
     lines = [
         f"{each['name']:<16} {each['version']:<12} {str(each['image'])[:12]} {each['state']:<9} {each['score']:>3} of 100 open"
         + (f"   before: {each['prior']}" if each["prior"] else "")
+        + (f"   follows {each['channel']}" if each["channel"] else "")
         for each in found
     ]
     answer("\n".join(lines) or "nothing is installed", json_wanted=arguments.json, installed=found)
     return 0
 
 
-def _described(installation: Installation, systemd: Systemctl) -> dict[str, str | int]:
+def _described(installation: Installation, systemd: Systemctl) -> dict[str, str | int | None]:
     state = installation.state
     image = _image_of(installation)
     running = "command"
@@ -92,6 +294,7 @@ def _described(installation: Installation, systemd: Systemctl) -> dict[str, str 
         running = "on trial"
     prior = installation.image(state.prior).manifest.version if state.prior else ""
     score = exposure.score(policy_of(image))
+    followed = channels.following(installation.places.kept)
     return {
         "name": installation.seat.name,
         "version": image.manifest.version,
@@ -99,6 +302,7 @@ def _described(installation: Installation, systemd: Systemctl) -> dict[str, str 
         "state": running,
         "score": score,
         "prior": prior,
+        "channel": followed.channel if followed else None,
     }
 
 
@@ -145,4 +349,4 @@ def _ground(arguments: Namespace, sink: Sink) -> Ground:
     return replace(ground, home=home_of_user())
 
 
-_ACTIONS = {"install": _install, "rollback": _rollback, "remove": _remove, "list": _list, "prepare": _prepare}
+_ACTIONS = {"install": _install, "upgrade": _upgrade, "rollback": _rollback, "remove": _remove, "list": _list, "prepare": _prepare}

@@ -14,6 +14,8 @@ _IMAGE = "directory of a spec, image id or its beginning, name, or name@version"
 _REPO = "directory of a repository, or HOST:PATH, rsync://… or rclone:REMOTE:PATH (default: $OBELISK_REPO, or ./repo)"
 _EXPIRE = "for how long a role's metadata is signed, such as timestamp=7d; may be repeated"
 _EDGES = "from what to make ready-made upgrades: previous, the last N, versions (@VERSION), none (default: previous)"
+_MIRRORS = "with --channel: the repository's address, or its directory; may be repeated (default: what it follows, or the running image)"
+_ROOT = "with --channel: the repository's metadata/1.root.json, with which trust begins (default: what it follows, or the running image)"
 _JSON = "events and results as JSON lines, for programs"
 
 _EPILOG = """\
@@ -152,8 +154,10 @@ _APP_COMMANDS = {
     "import": ("read such a format; prints the tables of a spec, and what was left out", "obelisk app import config.json"),
     "install": (
         "have it on this machine: a service of systemd's, or a command; the next version in its place, tried first",
-        "obelisk app install shop@2",
+        """obelisk app install shop@2
+         obelisk app install shop --channel stable --from https://releases.example/apps --root 1.root.json""",
     ),
+    "upgrade": ("take what the channels have that installed applications follow", "obelisk app upgrade shop"),
     "rollback": ("bring the version back that was installed before", "obelisk app rollback shop --with-data"),
     "remove": ("undo `install`; data is kept", "obelisk app remove shop"),
     "list": ("what is installed, and how it is", "obelisk app list"),
@@ -292,7 +296,7 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
         parsers[name].add_argument("--store", metavar="DIR", help="use this store")
         if name in _APP_BY_NAME:
             parsers[name].add_argument("name", metavar="NAME", help="the name of an installed application")
-        elif name != "list":
+        elif name not in {"list", "upgrade"}:
             parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
     for name in ("run", "audit"):
         parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
@@ -301,9 +305,18 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["export"].add_argument("--output", metavar="FILE", help="write it there (default: standard output)")
     parsers["import"].add_argument("file", metavar="FILE", help="a config.json of an OCI bundle, or the metadata of a Flatpak application")
     parsers["import"].add_argument("--format", choices=("oci", "flatpak"), help="what it is (default: by its content)")
+    for name in ("install", "upgrade"):
+        parsers[name].add_argument(
+            "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
+        )
     parsers["install"].add_argument(
-        "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
+        "--channel", metavar="NAME", help="take the application of that name (IMAGE) from this channel, and follow it from now on"
     )
+    parsers["install"].add_argument("--from", action="append", default=[], dest="mirrors", metavar="ADDRESS", help=_MIRRORS)
+    parsers["install"].add_argument("--root", metavar="FILE", help=_ROOT)
+    parsers["upgrade"].add_argument("name", nargs="?", metavar="NAME", help="the name of an installed application (default: all)")
+    parsers["upgrade"].add_argument("--check", action="store_true", help="only say what the channel has")
+    parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it failed here before")
     parsers["rollback"].add_argument("--with-data", action="store_true", help="also bring back the data as that version left it")
     parsers["remove"].add_argument("--data", action="store_true", help="remove its data as well")
 
