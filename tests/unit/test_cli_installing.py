@@ -10,7 +10,7 @@ from installed_samples import COMMAND, PORT, SERVED, World, in_memory
 
 from obelisk.cli import installing
 from obelisk.cli.main import _parser
-from obelisk.errors import InputError, StateError
+from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.policy import Listen, policy
 from obelisk.sandbox.installed import Installation
 from obelisk.store import StoredImage
@@ -42,8 +42,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     ground = SimpleNamespace(installation=installation, names=names, machine=SimpleNamespace(is_root=True))
     monkeypatch.setattr(installing, "_ground", lambda _arguments, _sink: ground)
     monkeypatch.setattr(installing, "_systemd", lambda _ground: world)
-    monkeypatch.setattr(installing, "open_store", lambda _arguments: None)
-    monkeypatch.setattr(installing, "find_image", found)
+    monkeypatch.setattr("obelisk.cli.places.open_store", lambda _arguments: None)
+    monkeypatch.setattr("obelisk.cli.places.find_image", found)
     monkeypatch.setattr(installing, "application_of", lambda image: world.apps[image.id][0])
     monkeypatch.setattr(installing, "policy_of", lambda image: world.apps[image.id][1])
     return world
@@ -120,3 +120,13 @@ def test_the_unit_has_what_is_installed_prepared(world: World) -> None:
     world.seat.start.parent.unlink()
     assert run("prepare", "shop") == 0
     assert world.linked() == world.image("1").id
+
+
+def test_an_image_in_a_directory_is_installed_once_its_parts_were_checked(world: World) -> None:
+    image = world.image("1")
+    (image.directory / "shop.efi").write_bytes(b"uki!")
+    with pytest.raises(TrustError, match=r"shop\.efi is not what the manifest says"):
+        run("install", str(image.directory))
+    (image.directory / "shop.efi").write_bytes(b"uki")
+    assert run("install", str(image.directory)) == 0
+    assert world.settled().current == image.id

@@ -6,13 +6,11 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
-from obelisk.cli.making import tools_room
-from obelisk.cli.places import find_image, open_store
-from obelisk.cli.sandboxing import policy_of
 from obelisk.cli.terminal import answer, reporting
-from obelisk.errors import InputError, ObeliskError, StateError
+from obelisk.errors import InputError, MissingFeatureError, ObeliskError, StateError
 from obelisk.events import Note, Sink
 from obelisk.host import subscription
 from obelisk.model import exposure
@@ -23,11 +21,14 @@ from obelisk.sandbox import channel as channels
 from obelisk.sandbox.channel import Following
 from obelisk.sandbox.installed import Changed, Installation, State
 from obelisk.sandbox.machine import this_machine
+from obelisk.sandbox.operator import policy_of
 from obelisk.sandbox.place import Ground
-from obelisk.sandbox.ready import application_of, home_of_user
+from obelisk.sandbox.ready import application_of, home_of_user, opened
 from obelisk.store import StoredImage
+from obelisk.store.images import MANIFEST
+from obelisk.system.bubblewrap import Room
 from obelisk.system.http import Client, Limits, Proxies
-from obelisk.system.systemctl import Systemctl
+from obelisk.system.systemctl import Generated, Systemctl
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WORDS = {"active": "running", "activating": "starting", "inactive": "stopped", "deactivating": "stopping"}
@@ -44,7 +45,7 @@ def _install(arguments: Namespace, sink: Sink) -> int:
         return _install_from_channel(arguments, sink)
     if arguments.mirrors or arguments.root:
         raise InputError("--from and --root are for channels, and none is named", code="channel-unnamed", hint="add --channel NAME")
-    image = find_image(open_store(arguments), arguments.image)
+    image = _image(arguments)
     ground = _ground(arguments, sink)
     installation = ground.installation(image.manifest.name, _systemd(ground), sink)
     application_of(image)  # a machine's is refused before anything is done
@@ -53,6 +54,20 @@ def _install(arguments: Namespace, sink: Sink) -> int:
         changed = installation.install(image, state)
     _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {_kind(image)}")
     return 0
+
+
+def _image(arguments: Namespace) -> StoredImage:
+    """The image that is meant: in a directory that has its manifest; of the store, where there is one."""
+    if (Path(arguments.image) / MANIFEST).is_file() or not _has_store():
+        return opened(Path(arguments.image))
+    from obelisk.cli.places import find_image, open_store
+
+    return find_image(open_store(arguments), arguments.image)
+
+
+def _has_store() -> bool:
+    """Whether this is where images are built; a host only runs them."""
+    return find_spec("obelisk.cli.making") is not None
 
 
 def _install_from_channel(arguments: Namespace, sink: Sink) -> int:
@@ -341,11 +356,23 @@ def _known(arguments: Namespace, sink: Sink) -> Installation:
 
 
 def _systemd(ground: Ground) -> Systemctl:
-    return Systemctl(user=not ground.machine.is_root)
+    return Generated() if ground.generated else Systemctl(user=not ground.machine.is_root)
 
 
 def _ground(arguments: Namespace, sink: Sink) -> Ground:
-    ground = Ground.here(this_machine(), os.environ, policy_of=policy_of, room=lambda: tools_room(None, open_store(arguments), sink))
+    def room() -> Room:
+        if not _has_store():
+            raise MissingFeatureError(
+                "an ordinary user has the files of an application copied, by tools that this host does not have",
+                code="tools-missing",
+                hint="install it as root",
+            )
+        from obelisk.cli.making import tools_room
+        from obelisk.cli.places import open_store
+
+        return tools_room(None, open_store(arguments), sink)
+
+    ground = Ground.here(this_machine(), os.environ, policy_of=policy_of, room=room)
     return replace(ground, home=home_of_user())
 
 

@@ -138,11 +138,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Directories: what is `kept` of this application, unit files, and programs that people start."""
+    """Directories: what is `kept` of this application, unit files, and programs that people start.
+
+    `subvolumes`: where the file system has such, its data may be one, of which snapshots are taken.
+    """
 
     kept: Path
     units: Path
     programs: Path
+    subvolumes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ class Installation:
         self._clear = clear
         self._healthy = healthy
         self._sink = sink
-        self._data = Data(seat.data)
+        self._data = Data(seat.data, subvolumes=places.subvolumes)
 
     @property
     def state(self) -> State:

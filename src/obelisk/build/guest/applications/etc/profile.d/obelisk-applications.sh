@@ -1,0 +1,2 @@
+# Programs of installed applications.
+PATH=$PATH:/var/lib/obelisk/bin
