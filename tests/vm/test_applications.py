@@ -117,11 +117,19 @@ def starts(host: Host) -> list[str]:
     return host.run("cat /var/lib/obelisk/apps/shop/*/starts").split()
 
 
+def roots(host: Host) -> list[str]:
+    """The devices of the roots that are mounted for applications."""
+    return [line.split()[0] for line in host.run("cat /proc/mounts").splitlines() if "/run/obelisk/apps/" in line]
+
+
 def test_an_application_comes_from_the_channel_and_serves(rack: Rack, host: Host) -> None:
     host.run("until obelisk host upgrade --check || [ $? = 3 ]; do sleep 1; done")  # until there is a network; hosts have no release
     assert app(host, "install shop --channel stable")["image"] == rack.image("shop@1").id
     assert served(host) == "shop 1"
     assert host.run("systemctl is-enabled obelisk-app-shop.service") == "generated"
+    # The kernel checks each block that it reads.
+    (mounted,) = roots(host)
+    assert mounted.startswith("/dev/mapper/obelisk-")
     # It has none of the machine's rights.
     assert host.run("ps -o user= -p $(pgrep -x busybox)").split()[0].isdigit()
 
@@ -134,6 +142,7 @@ def test_the_next_version_takes_its_place_and_a_failing_one_does_not(rack: Rack,
     assert app(host, "upgrade shop", status=5)["error"]["code"] == "app-unhealthy"
     assert served(host) == "shop 2"
     assert app(host, "upgrade shop", status=5)["error"]["code"] == "failed-before"
+    assert len(roots(host)) == len(host.run("ls /dev/mapper/obelisk-*").split()) == 2  # this one's, and the one's before
     assert starts(host)[:2] == ["1", "2"]
     assert set(starts(host)) == {"1", "2"}
 

@@ -77,6 +77,7 @@ _APPLICATIONS = (
     "system/seccomp.py",
     "system/syscalls.py",
     "system/systemctl.py",
+    "system/systemd_veritysetup.py",
 )
 """What goes with it where the spec says that hosts have applications."""
 _LIBRARIES = {
