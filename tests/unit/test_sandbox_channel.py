@@ -121,6 +121,9 @@ def test_what_is_installed_from_a_channel_follows_it_and_fetches_only_blocks_tha
     assert town.world.running == one
     first = town.fetched
     assert town.run("upgrade", "shop")["changed"] is False
+    town.world.said.clear()
+    assert town.install()["image"] == one  # what the operator's files say takes effect
+    assert "start obelisk-app-shop.service" in town.world.said
     two = town.put("2")
     town.fetched = 0
     answered = town.run("upgrade")

@@ -86,13 +86,18 @@ def _install_from_channel(arguments: Namespace, sink: Sink) -> int:
         match offer.decision:
             case Take():
                 changed = _take(installation, offer, arguments, sink, followed)
-                image = installation.image(changed.current)
-                _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {_kind(image)}")
             case decision:
-                if not installation.state.current:
+                current = installation.state.current
+                if not current:
                     raise StateError(decision.reason, code="nothing-released", hint="name another channel")
                 followed.keep(kept)
-                _stay(installation, decision, arguments)
+                if offer.channel.current is None or offer.channel.current.image != current:
+                    _stay(installation, decision, arguments)
+                    return 0
+                with installation.changing() as state:  # the same once more: what the operator's files say takes effect
+                    changed = installation.install(installation.image(state.current), state)
+    image = installation.image(changed.current)
+    _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {_kind(image)}")
     return 0
 
 
