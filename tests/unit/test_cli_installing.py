@@ -70,6 +70,10 @@ def test_more_powers_are_refused_in_words_until_they_are_approved(world: World, 
     assert (result["image"], result["prior"]) == (world.image("2").id, world.image("1").id)
     assert result["data_saved"] in {"copy", "reflink", "snapshot"}
     assert run("install", "1") == 0  # fewer need no word
+    said = capsys.readouterr().out
+    assert said == "shop_1 is installed as a service, which\n  accepts connections at TCP port 8080 of this machine\n"
+    run("install", "3")
+    assert capsys.readouterr().out == "shop_3 is installed as a command, without any grant\n"
 
 
 def test_another_secret_is_a_power_more(world: World) -> None:

@@ -52,7 +52,7 @@ def _install(arguments: Namespace, sink: Sink) -> int:
     with installation.changing() as state:
         _require_approved(installation, state, image, arguments)
         changed = installation.install(image, state)
-    _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {_kind(image)}")
+    _tell(arguments, installation, changed, _installed(image))
     return 0
 
 
@@ -97,7 +97,7 @@ def _install_from_channel(arguments: Namespace, sink: Sink) -> int:
                 with installation.changing() as state:  # the same once more: what the operator's files say takes effect
                     changed = installation.install(installation.image(state.current), state)
     image = installation.image(changed.current)
-    _tell(arguments, installation, changed, f"{image.manifest.label} is installed as {_kind(image)}")
+    _tell(arguments, installation, changed, _installed(image))
     return 0
 
 
@@ -267,8 +267,13 @@ def _absolute(address: str) -> str:
     return str(Path(address).absolute()) if Path(address).is_dir() else address
 
 
-def _kind(image: StoredImage) -> str:
-    return "a command" if application_of(image).service is None else "a service"
+def _installed(image: StoredImage) -> str:
+    """What has been installed, and what it may do here."""
+    app, held = application_of(image), policy_of(image)
+    kind = "a command" if app.service is None else "a service"
+    secrets = [f"reads the credential {name}" for name in sorted(app.credentials)]
+    lines = [f"  {line}" for line in (*exposure.granted(held), *secrets)]
+    return "\n".join([f"{image.manifest.label} is installed as {kind}" + (", which" if lines else ", without any grant"), *lines])
 
 
 def _rollback(arguments: Namespace, sink: Sink) -> int:
