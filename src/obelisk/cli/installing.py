@@ -85,7 +85,8 @@ def _install_from_channel(arguments: Namespace, sink: Sink) -> int:
         offer = _offered(installation, wish, sink)
         match offer.decision:
             case Take():
-                changed = _take(installation, offer, arguments, sink, followed)
+                changed = _take(installation, offer, arguments, sink)
+                followed.keep(kept)
             case decision:
                 current = installation.state.current
                 if not current:
@@ -145,7 +146,7 @@ def _upgrade_one(installation: Installation, arguments: Namespace, sink: Sink) -
             return _say(installation, offer, arguments)
         match decision:
             case Take():
-                changed = _take(installation, offer, arguments, sink, followed)
+                changed = _take(installation, offer, arguments, sink)
                 _tell(arguments, installation, changed, f"{installation.image(changed.current).manifest.label} is installed")
             case GoBack(_, reason):
                 with installation.changing() as state:
@@ -168,8 +169,12 @@ def _offered(installation: Installation, wish: channels.Wish, sink: Sink) -> cha
     return channels.look(installation.places.kept, installation.seat.name, wish, follower, sink)
 
 
-def _take(installation: Installation, offer: channels.Offer, arguments: Namespace, sink: Sink, followed: Following) -> Changed:
-    """Bring what is offered, and put it in the place of what is installed. More powers are refused before its blocks are fetched."""
+def _take(installation: Installation, offer: channels.Offer, arguments: Namespace, sink: Sink) -> Changed:
+    """Bring what is offered, and put it in the place of what is installed. More powers are refused before its blocks are fetched.
+
+    Raises:
+        StateError: they are more; or it did not become healthy.
+    """
     kept, name = installation.places.kept, installation.seat.name
     with channels.coming(kept):
         image = channels.accept(kept, name, offer, sink)
@@ -180,7 +185,6 @@ def _take(installation: Installation, offer: channels.Offer, arguments: Namespac
         with installation.changing() as state:
             _require_approved(installation, state, image, arguments)
             changed = installation.install(image, state)
-            followed.keep(kept)
         channels.discard(kept)
     return changed
 
