@@ -201,6 +201,8 @@ def test_a_version_that_was_not_healthy_or_that_somebody_left_is_taken_again_onl
     assert town.world.running == one
     error = town.refused("upgrade")
     assert (error.code, town.world.running) == ("failed-before", one)
+    assert "obelisk app upgrade shop --retry VERSION" in error.hint
+    assert town.run("upgrade", "--check")["decision"] == "refuse"
     town.world.unhealthy.clear()
     assert town.refused("upgrade", "shop", "--retry", "7").code == "retry-other"
     assert town.run("upgrade", "shop", "--retry", "2")["image"] == two

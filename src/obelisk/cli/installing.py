@@ -211,11 +211,21 @@ def _stay(installation: Installation, decision: Decision, arguments: Namespace) 
     """
     channels.discard(installation.places.kept)
     if isinstance(decision, Refuse):
-        again = f"`journalctl --unit {installation.seat.service}` may say why. To try it again: obelisk app upgrade --retry"
-        raise StateError(decision.reason, code=decision.code, hint=again if decision.code == "failed-before" else decision.remedy)
+        reason, remedy = _refused(installation, decision)
+        raise StateError(reason, code=decision.code, hint=remedy)
     withdrawn = isinstance(decision, Stay) and decision.withdrawn
     name = installation.seat.name
     answer(f"{name}: {decision.reason}", json_wanted=arguments.json, name=name, changed=False, why=decision.reason, withdrawn=withdrawn)
+
+
+def _refused(installation: Installation, decision: Refuse) -> tuple[str, str]:
+    """Why a release is not taken, and the remedy: of what failed here, in words that fit an application."""
+    if decision.code != "failed-before":
+        return decision.reason, decision.remedy
+    name = installation.seat.name
+    why = f"`journalctl --unit {installation.seat.service}` may say why"
+    reason = f"what the channel has of {name} did not become healthy here, or was gone back from"
+    return reason, f"it waits for a newer one; {why}. To try it again: obelisk app upgrade {name} --retry VERSION"
 
 
 def _say(installation: Installation, offer: channels.Offer, arguments: Namespace) -> int:
@@ -227,8 +237,8 @@ def _say(installation: Installation, offer: channels.Offer, arguments: Namespace
             text = f"would take {version}: {reason}"
         case GoBack(version, reason):
             text, what = f"would go back to {version}: {reason}", "back"
-        case Refuse(_, reason, remedy):
-            text, what = f"{reason}; {remedy}", "refuse"
+        case Refuse() as refusal:
+            text, what = "; ".join(_refused(installation, refusal)), "refuse"
         case stay:
             text, what = f"would stay: {stay.reason}", "stay"
     answer(f"{name}: {text}", json_wanted=arguments.json, name=name, decision=what, version=version or None, why=text)
