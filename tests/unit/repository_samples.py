@@ -17,8 +17,9 @@ from tuf.ngclient import FetcherInterface, Updater
 from obelisk.build.keys import SigningKey
 from obelisk.errors import TrustError
 from obelisk.events import Sink, silent
+from obelisk.model.application import Application
 from obelisk.model.image import ImagePackage, Manifest, Part, PartKind
-from obelisk.model.proof import FIXED
+from obelisk.model.proof import FIXED, FIXED_FOR_APPLICATION
 from obelisk.model.publication import Act, Terms
 from obelisk.model.release import TESTERS_TARGET, Channel, File, Release, Testers, channel_target
 from obelisk.release.delivery import Find, ImageFiles, Packed, Repacked
@@ -112,8 +113,9 @@ def proof_of(image: StoredImage, place: Path, *, by: int = 1) -> bytes:
     """A tester's proof of an image."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "attestation.key").write_bytes(_tester(by)[0])
-    outcomes = tuple(Outcome(name, passed=True, duration_ms=1) for name in FIXED)
-    return proof(Report(image.id, image.manifest.label, "tcg", FIXED, outcomes), SigningKey(place, "0" * 64, test_key=False))
+    fixed = FIXED_FOR_APPLICATION if image.manifest.is_application else FIXED
+    outcomes = tuple(Outcome(name, passed=True, duration_ms=1) for name in fixed)
+    return proof(Report(image.id, image.manifest.label, "tcg", fixed, outcomes), SigningKey(place, "0" * 64, test_key=False))
 
 
 def image(  # noqa: PLR0913 - keywords name each
@@ -292,6 +294,20 @@ def restorable(place: Path, version: str, *numbers: int) -> StoredImage:
     files = {PartKind.ROOT: made.root, PartKind.VERITY: made.tree_file, PartKind.UKI: made.uki}
     parts = tuple(Part(kind, path.name, path.stat().st_size, sha256(path.read_bytes())) for kind, path in files.items())
     manifest = replace(image(place, version).manifest, parts=parts, root_hash=made.root_hash)
+    return StoredImage(manifest.id, manifest, made.root.parent, 0)
+
+
+def application(place: Path, version: str, app: Application, *numbers: int, touched: Sequence[int] = ()) -> StoredImage:
+    """An application of these blocks, which says `app` of itself. Of the blocks at `touched` a byte is another."""
+    data = bytearray(blocks(*numbers))
+    for at in touched:
+        data[at * 4096 + 7] ^= 1
+    made = sample(place / f"app-{version}-{len(list(place.glob('app-*')))}", bytes(data))
+    made.uki.write_bytes(app.to_bytes())
+    files = {PartKind.ROOT: made.root, PartKind.VERITY: made.tree_file, PartKind.APPLICATION: made.uki}
+    parts = tuple(Part(kind, path.name, path.stat().st_size, sha256(path.read_bytes())) for kind, path in files.items())
+    manifest = replace(image(place, version).manifest, parts=parts, root_hash=made.root_hash, role="app", kernel="")
+    (made.root.parent / "manifest.json").write_bytes(manifest.to_bytes())
     return StoredImage(manifest.id, manifest, made.root.parent, 0)
 
 

@@ -151,6 +151,9 @@ run = "scripts/build.sh"
 [upgrade]
 rehearse = true
 
+[host]
+applications = true
+
 [release]
 channel = "testing"
 repositories = ["https://releases.example/os", "http://mirror.example:8080/os"]

@@ -22,7 +22,17 @@ from obelisk.model.spec import Policy, State
 
 @pytest.fixture
 def part(tmp_path: Path) -> Path:
-    for module in hostpart.modules():
+    return laid(tmp_path, applications=False)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """The part of a host that has applications."""
+    return laid(tmp_path, applications=True)
+
+
+def laid(tmp_path: Path, *, applications: bool) -> Path:
+    for module in hostpart.modules(applications=applications):
         target = tmp_path / "obelisk" / module
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(hostpart.PACKAGE / module, target)
@@ -146,6 +156,24 @@ def test_what_only_some_commands_need_is_not_loaded_for_all(part: Path) -> None:
         + f"assert not {dear!r} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-IS", "-c", program], check=True)
+
+
+def test_a_host_that_has_applications_looks_after_them_with_nothing_else(whole: Path) -> None:
+    names = [".".join(("obelisk", *module.with_suffix("").parts)) for module in hostpart.modules(applications=True)]
+    program = "".join(f"import {name.removesuffix('.__init__')}\n" for name in names)
+    told = run(whole, ALONE + program + _UNUSED)
+    assert told.returncode == 0, told.stderr
+    said = run(whole, "from obelisk.cli import main; main(['app', '--help'])").stdout
+    for word in ("install", "upgrade", "rollback", "remove", "list"):
+        assert f"  {word} " in said
+    assert "learn" not in said
+    refused = run(whole, "from obelisk.cli import main; raise SystemExit(main(['app', 'install', '/none']))")
+    assert (refused.returncode, "/none has no image" in refused.stderr) == (2, True)
+
+
+def test_other_hosts_offer_nothing_of_applications(part: Path) -> None:
+    assert " app " not in run(part, "from obelisk.cli import main; main(['--help'])").stdout
+    assert not (part / "obelisk/sandbox").exists()
 
 
 def test_an_upgrade_can_be_rehearsed(part: Path) -> None:

@@ -10,7 +10,7 @@ from installed_samples import COMMAND, PORT, SERVED, World, in_memory
 
 from obelisk.cli import installing
 from obelisk.cli.main import _parser
-from obelisk.errors import InputError, StateError
+from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.policy import Listen, policy
 from obelisk.sandbox.installed import Installation
 from obelisk.store import StoredImage
@@ -42,8 +42,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     ground = SimpleNamespace(installation=installation, names=names, machine=SimpleNamespace(is_root=True))
     monkeypatch.setattr(installing, "_ground", lambda _arguments, _sink: ground)
     monkeypatch.setattr(installing, "_systemd", lambda _ground: world)
-    monkeypatch.setattr(installing, "open_store", lambda _arguments: None)
-    monkeypatch.setattr(installing, "find_image", found)
+    monkeypatch.setattr("obelisk.cli.places.open_store", lambda _arguments: None)
+    monkeypatch.setattr("obelisk.cli.places.find_image", found)
     monkeypatch.setattr(installing, "application_of", lambda image: world.apps[image.id][0])
     monkeypatch.setattr(installing, "policy_of", lambda image: world.apps[image.id][1])
     return world
@@ -70,6 +70,10 @@ def test_more_powers_are_refused_in_words_until_they_are_approved(world: World, 
     assert (result["image"], result["prior"]) == (world.image("2").id, world.image("1").id)
     assert result["data_saved"] in {"copy", "reflink", "snapshot"}
     assert run("install", "1") == 0  # fewer need no word
+    said = capsys.readouterr().out
+    assert said == "shop_1 is installed as a service, which\n  accepts connections at TCP port 8080 of this machine\n"
+    run("install", "3")
+    assert capsys.readouterr().out == "shop_3 is installed as a command, without any grant\n"
 
 
 def test_another_secret_is_a_power_more(world: World) -> None:
@@ -87,7 +91,7 @@ def test_the_list_tells_versions_states_and_how_much_is_open(world: World, capsy
     capsys.readouterr()
     run("list", "--json")
     assert told(capsys)["installed"] == [
-        {"name": "shop", "version": "3", "image": list(world.apps)[1], "state": "command", "score": 0, "prior": "1"}
+        {"name": "shop", "version": "3", "image": list(world.apps)[1], "state": "command", "score": 0, "prior": "1", "channel": None}
     ]
     run("rollback", "shop")
     capsys.readouterr()
@@ -120,3 +124,13 @@ def test_the_unit_has_what_is_installed_prepared(world: World) -> None:
     world.seat.start.parent.unlink()
     assert run("prepare", "shop") == 0
     assert world.linked() == world.image("1").id
+
+
+def test_an_image_in_a_directory_is_installed_once_its_parts_were_checked(world: World) -> None:
+    image = world.image("1")
+    (image.directory / "shop.efi").write_bytes(b"uki!")
+    with pytest.raises(TrustError, match=r"shop\.efi is not what the manifest says"):
+        run("install", str(image.directory))
+    (image.directory / "shop.efi").write_bytes(b"uki")
+    assert run("install", str(image.directory)) == 0
+    assert world.settled().current == image.id

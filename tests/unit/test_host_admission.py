@@ -19,6 +19,7 @@ FAILED = manifest("2")
     [
         (facts(), manifest("2", architecture="arm64"), "architecture"),
         (facts(), manifest("2", name="other"), "other-image"),
+        (facts(), replace(manifest("2"), role="app"), "application"),
         (facts(), manifest("1"), "same-version"),
         (facts("2"), manifest("1.9"), "downgrade"),
         (facts("10"), manifest("9"), "downgrade"),

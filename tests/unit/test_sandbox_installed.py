@@ -4,20 +4,24 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from installed_samples import ALONE, COMMAND, PORT, SERVED, CutError, World, in_memory
+from test_sandbox_plan import MACHINE
 
 from obelisk.errors import CommandError, MissingFeatureError, StateError, TrustError
 from obelisk.model.application import Application, Service
 from obelisk.model.policy import Connect, Device, Limits, Listen, Policy, Read, Use, Write, WriteExecute, policy
-from obelisk.sandbox import data, health, installed, units
+from obelisk.sandbox import data, health, installed, place, units
 from obelisk.sandbox.data import How
 from obelisk.sandbox.installed import Made, State, Trial, parse_state
 from obelisk.sandbox.plan import Guard
 from obelisk.sandbox.units import Seat
-from obelisk.system.systemctl import Unit
+from obelisk.system.bubblewrap import Room
+from obelisk.system.confine import Owner
+from obelisk.system.systemctl import Generated, Systemctl, Unit
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def test_a_version_that_is_not_healthy_goes_and_the_one_before_comes_back_with_i
     assert error.value.code == "app-unhealthy"
     assert (world.running, world.linked(), world.content.read_text()) == (one.id, one.id, one.id)
     assert world.listening
-    assert world.settled() == State(one.id)
+    assert world.settled() == State(one.id, failed=(two.id,))
     assert not list((world.top / "data/.saved/shop").iterdir())
 
 
@@ -88,9 +92,10 @@ def test_going_back_keeps_the_data_or_brings_it_back_as_told_and_can_be_undone(w
     world.start = noted  # type: ignore[method-assign]
     world.rollback(with_data=True)
     assert (world.running, seen.pop()) == (one.id, "of the first")
-    assert world.settled() == State(one.id, two.id)
+    assert world.settled() == State(one.id, two.id, failed=(two.id,))
     world.rollback(with_data=True)
     assert (world.running, seen.pop()) == (two.id, "of the second")
+    assert world.settled() == State(two.id, one.id, failed=(one.id,))
     world.content.write_text("of today")
     world.rollback(with_data=False)
     assert (world.running, seen.pop()) == (one.id, "of today")
@@ -427,3 +432,36 @@ def test_what_cannot_be_saved_changes_nothing(world: World, monkeypatch: pytest.
         world.install(world.image("2"))
     assert (world.running, world.content.read_text()) == (one.id, one.id)
     assert world.settled() == State(one.id)
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_on_a_host_everything_of_an_application_is_plain_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, host: bool) -> None:
+    generator = tmp_path / "generator"
+    generator.touch()
+    monkeypatch.setattr(place, "GENERATOR", generator if host else tmp_path / "none")
+    monkeypatch.setattr("obelisk.sandbox.data.btrfs.create", lambda path: path.mkdir() or (path / "subvolume").touch())
+    machine = replace(MACHINE, owner=Owner(0, 0))
+    ground = place.Ground.here(machine, {"OBELISK_DATA": str(tmp_path / "apps")}, policy_of=lambda _image: PORT, room=_no_room)
+    there = ground.installation("shop", Systemctl(user=False), lambda _event: None)
+    state = tmp_path
+    assert (there.places.units == state / "units", there.places.programs == state / "bin") == (host, host)
+    assert (there.places.units == Path("/etc/systemd/system"), there.places.programs == Path("/usr/local/bin")) == (not host, not host)
+    assert (there.seat.obelisk == ("/usr/bin/obelisk",)) is host
+    # What is nested in the state is in none of its snapshots.
+    there._data.begin()
+    assert (there.seat.data / "subvolume").exists() is not host
+
+
+def _no_room() -> Room:
+    raise AssertionError
+
+
+def test_units_of_a_generator_are_neither_enabled_nor_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Systemctl, "_run", lambda _self, *words: said.append(words))
+    systemd = Generated()
+    systemd.enable("x.service")
+    systemd.reload()
+    systemd.stop("x.service")
+    systemd.disable("x.service")
+    assert said == [("daemon-reload",), ("stop", "x.service")]

@@ -85,6 +85,9 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {Role.APP: (), Role.SERVER: (), Role.WOR
 # What rehearsals of upgrades run.
 _REHEARSAL = ("dosfstools", "qemu-system-x86")
 
+# What starts applications, and gives them networks.
+_APPLICATIONS = ("bubblewrap", "nftables", "passt")
+
 _SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "bookworm": {"debian": ("bookworm", "bookworm-updates"), "debian-security": ("bookworm-security",)},
     "trixie": {"debian": ("trixie", "trixie-updates"), "debian-security": ("trixie-security",)},
@@ -110,7 +113,8 @@ def image_packages(spec: Spec) -> tuple[str, ...]:
     """The packages that the spec asks for, with those that its foundation brings along."""
     tpm = _TPM2 if spec.state.encryption is Encryption.TPM2 else ()
     rehearsal = _REHEARSAL if spec.upgrade.rehearse else ()
-    return tuple(sorted({*foundation_packages(spec), *tpm, *rehearsal, *spec.packages}))
+    applications = _APPLICATIONS if spec.host.applications else ()
+    return tuple(sorted({*foundation_packages(spec), *tpm, *rehearsal, *applications, *spec.packages}))
 
 
 def enabled_units(spec: Spec) -> tuple[str, ...]:

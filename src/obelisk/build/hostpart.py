@@ -1,5 +1,7 @@
 """The part of Obelisk that goes into every image: `obelisk host`, as the very files that this installation runs.
 
+Into an image whose spec says so goes `obelisk app` as well.
+
 With it goes what of python-tuf and securesystemslib a host needs to verify releases: also this installation's files, but for two modules
 that would bring urllib3 and all ways to sign with them. Signatures are checked by libcrypto, which images have, and not by cryptography.
 """
@@ -48,6 +50,36 @@ _MODULES = (
     "system/vfat.py",
     "system/zstd.py",
 )
+_APPLICATIONS = (
+    "cli/installing.py",
+    "sandbox/__init__.py",
+    "sandbox/calls.py",
+    "sandbox/channel.py",
+    "sandbox/data.py",
+    "sandbox/health.py",
+    "sandbox/installed.py",
+    "sandbox/machine.py",
+    "sandbox/network.py",
+    "sandbox/operator.py",
+    "sandbox/place.py",
+    "sandbox/plan.py",
+    "sandbox/ready.py",
+    "sandbox/units.py",
+    "store/*.py",
+    "system/bubblewrap.py",
+    "system/cgroups.py",
+    "system/confine.py",
+    "system/erofs.py",
+    "system/landlock.py",
+    "system/namespace.py",
+    "system/program.py",
+    "system/resolver.py",
+    "system/seccomp.py",
+    "system/syscalls.py",
+    "system/systemctl.py",
+    "system/systemd_veritysetup.py",
+)
+"""What goes with it where the spec says that hosts have applications."""
 _LIBRARIES = {
     "tuf": (
         "tuf/__init__.py",
@@ -90,9 +122,9 @@ _MEMORY = {"/var": "mode=0755,size=25%", "/home": "mode=0755,size=10%", "/root":
 _ESCAPES = {ord(character): f"\\{ord(character):03o}" for character in " #\\"}
 
 
-def modules() -> Iterator[Path]:
-    """The files of the part, relative to `PACKAGE`, sorted."""
-    for pattern in _MODULES:
+def modules(*, applications: bool = False) -> Iterator[Path]:
+    """The files of the part, relative to `PACKAGE`, sorted; with `applications` also what hosts need to have such."""
+    for pattern in (*_MODULES, *(_APPLICATIONS if applications else ())):
         yield from (path.relative_to(PACKAGE) for path in sorted(PACKAGE.glob(pattern)))
 
 
@@ -123,7 +155,7 @@ def libraries() -> dict[str, Path]:
 def digest() -> str:
     """SHA-256 of all files of the part: another version of them makes another image."""
     hasher = hashlib.sha256()
-    for name, file in (*((f"obelisk/{module}", PACKAGE / module) for module in modules()), *libraries().items()):
+    for name, file in (*((f"obelisk/{module}", PACKAGE / module) for module in modules(applications=True)), *libraries().items()):
         content = file.read_bytes()
         hasher.update(f"{name}\0{len(content)}\0".encode() + content)
     return hasher.hexdigest()

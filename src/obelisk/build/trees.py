@@ -234,7 +234,9 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         if spec.state.encryption is not Encryption.NONE:
             guest.append("/obelisk/guest/encrypted")
         binds.append(read_only(hostpart.PACKAGE, "/package"))
-        modules: dict[str, Json] = {f"obelisk/{path}": f"/package/{path}" for path in hostpart.modules()}
+        if spec.host.applications:
+            guest.append("/obelisk/guest/applications")
+        modules: dict[str, Json] = {f"obelisk/{path}": f"/package/{path}" for path in hostpart.modules(applications=spec.host.applications)}
         for index, (name, file) in enumerate(hostpart.libraries().items()):
             binds.append(read_only(file, f"/libraries/{index}"))
             modules[name] = f"/libraries/{index}"

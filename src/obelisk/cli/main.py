@@ -11,9 +11,12 @@ from obelisk import __version__
 from obelisk.errors import ObeliskError
 
 _IMAGE = "directory of a spec, image id or its beginning, name, or name@version"
+_IMAGE_ON_HOST = "with --channel the name of an application; else a directory with the image of one"
 _REPO = "directory of a repository, or HOST:PATH, rsync://… or rclone:REMOTE:PATH (default: $OBELISK_REPO, or ./repo)"
 _EXPIRE = "for how long a role's metadata is signed, such as timestamp=7d; may be repeated"
 _EDGES = "from what to make ready-made upgrades: previous, the last N, versions (@VERSION), none (default: previous)"
+_MIRRORS = "with --channel: the repository's address, or its directory; may be repeated (default: what it follows, or the running image)"
+_ROOT = "with --channel: the repository's metadata/1.root.json, with which trust begins (default: what it follows, or the running image)"
 _JSON = "events and results as JSON lines, for programs"
 
 _EPILOG = """\
@@ -114,6 +117,7 @@ _HOST_ONLY = {
     "install": _Command("hosting", "write the running image onto another disk", "obelisk install shop /dev/sdb --erase sdb"),
     "host": _COMMANDS["host"],
 }
+_APPLICATIONS = _Command("installing", "look after the applications of this machine", "obelisk app install shop --channel stable")
 
 _HOST_COMMANDS = {
     "status": ("what runs here, what it would fall back to, and how it is", "obelisk host status --json"),
@@ -152,14 +156,17 @@ _APP_COMMANDS = {
     "import": ("read such a format; prints the tables of a spec, and what was left out", "obelisk app import config.json"),
     "install": (
         "have it on this machine: a service of systemd's, or a command; the next version in its place, tried first",
-        "obelisk app install shop@2",
+        """obelisk app install shop@2
+         obelisk app install shop --channel stable --from https://releases.example/apps --root 1.root.json""",
     ),
+    "upgrade": ("take what the channels have that installed applications follow", "obelisk app upgrade shop"),
     "rollback": ("bring the version back that was installed before", "obelisk app rollback shop --with-data"),
     "remove": ("undo `install`; data is kept", "obelisk app remove shop"),
     "list": ("what is installed, and how it is", "obelisk app list"),
     "prepare": ("have what is installed ready to start; its unit runs this after a restart of the machine", "obelisk app prepare shop"),
 }
 _APP_BY_NAME = ("rollback", "remove", "prepare")
+_APP_ON_HOSTS = ("install", "upgrade", "rollback", "remove", "list", "prepare")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -188,7 +195,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _commands() -> dict[str, _Command]:
-    return _COMMANDS if find_spec("obelisk.cli.making") is not None else _HOST_ONLY
+    if find_spec("obelisk.cli.making") is not None:
+        return _COMMANDS
+    return _HOST_ONLY if find_spec("obelisk.cli.installing") is None else _HOST_ONLY | {"app": _APPLICATIONS}
 
 
 def _explain(error: ObeliskError, *, json_wanted: bool) -> None:
@@ -206,7 +215,8 @@ def _explain(error: ObeliskError, *, json_wanted: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    builder = _commands() is _COMMANDS
+    known = _commands()
+    builder = known is _COMMANDS
     parser = argparse.ArgumentParser(
         prog="obelisk",
         description="Immutable operating-system images, described in one file.",
@@ -216,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"obelisk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {}
-    for name, command in _commands().items():
+    for name, command in known.items():
         parsers[name] = commands.add_parser(
             name, help=command.summary, description=f"{command.summary}.", epilog=f"example: {command.example}", formatter_class=formatter
         )
@@ -225,6 +235,8 @@ def _parser() -> argparse.ArgumentParser:
             if builder:
                 parsers[name].add_argument("--store", metavar="DIR", help="use this store")
     _host_arguments(parsers["host"])
+    if "app" in known:
+        _app_arguments(parsers["app"], builder=builder)
     install = parsers["install"]
     install.add_argument("image", metavar="IMAGE", help=_IMAGE if builder else "the running image: its name, or name_version")
     install.add_argument("target", metavar="DEVICE|FILE", help="a whole disk, or a file to make one in")
@@ -275,10 +287,12 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["firmware"].add_argument("--yes", action="store_true", help="also where the next boot will ask for the recovery key")
 
 
-def _app_arguments(parser: argparse.ArgumentParser) -> None:
+def _app_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     parsers = {}
     for name, (summary, example) in _APP_COMMANDS.items():
+        if not builder and name not in _APP_ON_HOSTS:
+            continue
         parsers[name] = actions.add_parser(
             name,
             help=summary,
@@ -289,11 +303,15 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
         parsers[name].add_argument("--json", action="store_true", help=_JSON)
         if name == "import":
             continue
-        parsers[name].add_argument("--store", metavar="DIR", help="use this store")
+        if builder:
+            parsers[name].add_argument("--store", metavar="DIR", help="use this store")
         if name in _APP_BY_NAME:
             parsers[name].add_argument("name", metavar="NAME", help="the name of an installed application")
-        elif name != "list":
-            parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
+        elif name not in {"list", "upgrade"}:
+            parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE if builder else _IMAGE_ON_HOST)
+    _installed_arguments(parsers)
+    if not builder:
+        return
     for name in ("run", "audit"):
         parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
     parsers["diff"].add_argument("other", metavar="NEW")
@@ -301,9 +319,21 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["export"].add_argument("--output", metavar="FILE", help="write it there (default: standard output)")
     parsers["import"].add_argument("file", metavar="FILE", help="a config.json of an OCI bundle, or the metadata of a Flatpak application")
     parsers["import"].add_argument("--format", choices=("oci", "flatpak"), help="what it is (default: by its content)")
+
+
+def _installed_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
+    for name in ("install", "upgrade"):
+        parsers[name].add_argument(
+            "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
+        )
     parsers["install"].add_argument(
-        "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
+        "--channel", metavar="NAME", help="take the application of that name (IMAGE) from this channel, and follow it from now on"
     )
+    parsers["install"].add_argument("--from", action="append", default=[], dest="mirrors", metavar="ADDRESS", help=_MIRRORS)
+    parsers["install"].add_argument("--root", metavar="FILE", help=_ROOT)
+    parsers["upgrade"].add_argument("name", nargs="?", metavar="NAME", help="the name of an installed application (default: all)")
+    parsers["upgrade"].add_argument("--check", action="store_true", help="only say what the channel has")
+    parsers["upgrade"].add_argument("--retry", metavar="VERSION", help="try this version again, although it failed here before")
     parsers["rollback"].add_argument("--with-data", action="store_true", help="also bring back the data as that version left it")
     parsers["remove"].add_argument("--data", action="store_true", help="remove its data as well")
 
@@ -315,7 +345,6 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     def image_argument(name: str) -> None:
         parsers[name].add_argument("image", metavar="IMAGE", help=_IMAGE)
 
-    _app_arguments(parsers["app"])
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
     parsers["new"].add_argument("--role", choices=("server", "workstation", "app"), default="server")
     for name in ("lock", "build"):
@@ -381,6 +410,12 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     release.add_argument("--expire", action="append", default=[], metavar="ROLE=TIME", help=_EXPIRE)
     for parser in (release, promote):
         parser.add_argument("--edges", default="previous", metavar="LIST", help=_EDGES)
+        parser.add_argument(
+            "--approve-growth",
+            default="",
+            metavar="WHY",
+            help="release an application although it may do more than what the channel has; recorded",
+        )
     promote.add_argument("version", metavar="VERSION")
     promote.add_argument("--from", required=True, dest="source", metavar="CHANNEL")
     promote.add_argument("--to", required=True, dest="target", metavar="CHANNEL")

@@ -32,7 +32,8 @@ def release(arguments: Namespace) -> int:
     store = open_store(arguments)
     image = find_image(store, arguments.image)
     proofs = tuple(path.read_bytes() for path in store.proofs(image.id))
-    wanted = Wanted(image, proofs, arguments.channel, Terms(arguments.minimum, arguments.allow_test_key), arguments.edges)
+    terms = Terms(arguments.minimum, arguments.allow_test_key)
+    wanted = Wanted(image, proofs, arguments.channel, terms, arguments.edges, arguments.approve_growth)
     with publishing(arguments, store) as publisher:
         new = publisher.shelf.metadata("timestamp.json") is None
         made = release_image(publisher, wanted, Founding(own_tester(), lifetimes(arguments)))
@@ -40,7 +41,8 @@ def release(arguments: Namespace) -> int:
     lines = [f"{made.name} {made.version} is in {arguments.channel} of {place}"]
     lines += [f"  from {edge.from_version:<12} {size(edge.file.size_bytes)}" for edge in made.edges]
     if new:
-        lines.append(f"this is a new repository: give hosts its root, {place}/metadata/1.root.json, in their spec")
+        whom = "machines that install from it" if image.manifest.is_application else "hosts, in their spec,"
+        lines.append(f"this is a new repository: give {whom} its root, {place}/metadata/1.root.json")
         lines += _AFTERWARDS
     edges = [{"from": edge.from_version, "size": edge.file.size_bytes} for edge in made.edges]
     answer("\n".join(lines), json_wanted=arguments.json, image=made.image, version=made.version, channel=arguments.channel, edges=edges)
@@ -50,7 +52,10 @@ def release(arguments: Namespace) -> int:
 def promote(arguments: Namespace) -> int:
     """Make a release available in another channel."""
     with publishing(arguments, open_store(arguments)) as publisher:
-        made = promote_release(publisher, arguments.version, arguments.source, arguments.target, name=arguments.name, edges=arguments.edges)
+        approval, name = arguments.approve_growth, arguments.name
+        made = promote_release(
+            publisher, arguments.version, arguments.source, arguments.target, name=name, edges=arguments.edges, approval=approval
+        )
     text = f"{made.name} {made.version} is in {arguments.target}"
     answer(text, json_wanted=arguments.json, image=made.image, version=made.version, channel=arguments.target)
     return 0
@@ -129,6 +134,8 @@ def _list(arguments: Namespace) -> int:
             source = f" from {listing.source}" if listing.source else ""
             remarks = "; ".join(filter(None, (state, listing.why)))
             lines.append(f"  {listing.version:<12} {listing.image[:12]}  {listing.at}  {listing.by}{source}  {remarks}".rstrip())
+            lines += [f"    may also: {line}" for line in listing.growth]
+            lines += [f"    approved: {listing.approved}"] if listing.growth else []
         found.append({"name": channel.name, "channel": channel.channel, "releases": [listing.to_json() for listing in channel.listings]})
     answer("\n".join(lines) or "nothing is released", json_wanted=arguments.json, channels=found)
     return 0

@@ -2,10 +2,8 @@
 
 import os
 import sys
-import tomllib
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from obelisk import spec as specs
 from obelisk.cli import exchanging
@@ -14,12 +12,12 @@ from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.model import exposure
-from obelisk.model.application import Application, effective
-from obelisk.model.exposure import sorted_powers
-from obelisk.model.policy import Policy, spelled
+from obelisk.model.exposure import grown, sorted_powers
+from obelisk.model.policy import spelled
 from obelisk.sandbox.learning import learn
 from obelisk.sandbox.machine import Machine, this_machine
 from obelisk.sandbox.observer import NETWORK, Observer, Refusal
+from obelisk.sandbox.operator import policy_of
 from obelisk.sandbox.plan import layers_of
 from obelisk.sandbox.ready import Directories, Ready, application_of, clear, home_of_user, make_ready
 from obelisk.store import Store, StoredImage
@@ -103,12 +101,6 @@ def _diff(store: Store, arguments: Namespace) -> int:
     return 1 if gained else 0
 
 
-def grown(before: tuple[Application, Policy], after: tuple[Application, Policy]) -> tuple[str, ...]:
-    """What the second of two applications may do under its policy, and the first may not, in plain words."""
-    secrets = sorted({*after[0].credentials} - {*before[0].credentials})
-    return (*exposure.difference(before[1], after[1]).gained, *(f"reads the credential {name}" for name in secrets))
-
-
 def _audit(store: Store, arguments: Namespace) -> int:
     image = find_image(store, arguments.image)
     application, held = application_of(image), policy_of(image)
@@ -187,27 +179,6 @@ def _made_ready(store: Store, image: StoredImage, arguments: Namespace, *, liste
             room=lambda: tools_room(None, store, sink),
             listener=listener,
         )
-
-
-def policy_of(image: StoredImage) -> Policy:
-    """What the image is granted on this machine: what it asks for, as the operators' files narrow and widen it."""
-    held = application_of(image).policy
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    for place in (Path("/etc"), home):
-        file = place / "obelisk/apps" / f"{image.manifest.name}.toml"
-        if file.is_file():
-            held = _told(file, held)
-    return held
-
-
-def _told(file: Path, asked: Policy) -> Policy:
-    try:
-        told: dict[str, Any] = tomllib.loads(file.read_text())
-        return effective(asked, told)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"this is no TOML: {error}", place=str(file), code="policy-syntax", hint="correct it, or remove it") from error
-    except InputError as error:
-        raise InputError(error.message, place=str(file), code=error.code, hint=error.hint) from error
 
 
 def _directories(machine: Machine) -> Directories:

@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obelisk.build.compare import Side, compare
 from obelisk.build.export import export as write_export
@@ -12,8 +13,13 @@ from obelisk.cli.making import lock_at_hand, tools_room
 from obelisk.cli.places import find_image, find_machine, open_store
 from obelisk.cli.terminal import answer, reporting, size
 from obelisk.events import Note
+from obelisk.model.application import parse_application
 from obelisk.model.image import PartKind
-from obelisk.store import Store
+from obelisk.store import Store, StoredImage
+
+if TYPE_CHECKING:
+    from obelisk.model.release import Release
+    from obelisk.release.repository import Repository
 
 
 def images(arguments: Namespace) -> int:
@@ -71,27 +77,62 @@ def diff(arguments: Namespace) -> int:
                 sink(Note("files, services, users and sockets are left out: no tools are locked here yet"))
         changes = compare(before, after, room)
     lines = [f"{change.kind:<9} {change.name}: {change.before or '-'} -> {change.after or '-'}" for change in changes]
-    answer("\n".join(lines) or "the images are the same", json_wanted=arguments.json, changes=[asdict(change) for change in changes])
+    approvals = _approvals(arguments.after, json_wanted=arguments.json)
+    lines += [f"approved  in {each['channel']}, by {each['by']}: {each['approved']}" for each in approvals]
+    answer(
+        "\n".join(lines) or "the images are the same",
+        json_wanted=arguments.json,
+        changes=[asdict(change) for change in changes],
+        approvals=approvals,
+    )
     return 1 if changes else 0
 
 
 def _side(store: Store, name: str, work: Path, *, json_wanted: bool) -> Side:
     """What REPO@VERSION, REPO@CHANNEL, or a name of the store means."""
-    place, at, wanted = name.rpartition("@")
-    if not (at and (Path(place) / "metadata").is_dir()):
-        image = find_image(store, name)
-        return Side(image.manifest, image.part_path(PartKind.ROOT))
-    from obelisk.cli.publisher import delivery, repository_at
+    released = _released(name, json_wanted=json_wanted)
+    if released is None:
+        return _stored(find_image(store, name))
+    from obelisk.cli.publisher import delivery
 
-    there = repository_at(place, json_wanted=json_wanted)
-    release = there.contents.find(wanted)
+    there, release = released
     stored = next((image for image in store.images() if image.id == release.image), None)
     if stored is not None:
-        return Side(stored.manifest, stored.part_path(PartKind.ROOT))
+        return _stored(stored)
     root = work / f"{release.image}.root"
     if not root.exists():
         delivery().restore(release, there.find, root)
-    return Side(there.manifest(release), root)
+    return Side(there.manifest(release), root, there.application(release))
+
+
+def _stored(image: StoredImage) -> Side:
+    app = image.part_path(PartKind.APPLICATION).read_bytes() if image.manifest.is_application else None
+    return Side(image.manifest, image.part_path(PartKind.ROOT), parse_application(app) if app is not None else None)
+
+
+def _released(name: str, *, json_wanted: bool) -> "tuple[Repository, Release] | None":
+    """What REPO@VERSION or REPO@CHANNEL means; None for the name of an image of the store."""
+    place, at, wanted = name.rpartition("@")
+    if not (at and (Path(place) / "metadata").is_dir()):
+        return None
+    from obelisk.cli.publisher import repository_at
+
+    there = repository_at(place, json_wanted=json_wanted)
+    return there, there.contents.find(wanted)
+
+
+def _approvals(name: str, *, json_wanted: bool) -> list[dict[str, object]]:
+    """Where, by whom and why it was approved that a release may do more than the one before it."""
+    released = _released(name, json_wanted=json_wanted)
+    if released is None:
+        return []
+    there, release = released
+    return [
+        {"channel": channel.channel, "by": listing.by, "growth": list(listing.growth), "approved": listing.approved}
+        for channel in there.contents.of(release.name)
+        for listing in channel.listings
+        if listing.image == release.image and listing.growth
+    ]
 
 
 def export(arguments: Namespace) -> int:

@@ -1,6 +1,7 @@
 """What `obelisk repo` does for hosts that follow a channel with a stock systemd-sysupdate."""
 
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.cli.making import tools_room
@@ -9,8 +10,10 @@ from obelisk.cli.publisher import publishing
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.events import Sink
+from obelisk.model.image import Manifest
 from obelisk.model.release import Channel
 from obelisk.release import sysupdate as made
+from obelisk.release.delivery import ImageFiles
 from obelisk.release.keys import Role
 from obelisk.release.publisher import Publisher
 from obelisk.release.publishing import image_files
@@ -51,6 +54,12 @@ def sysupdate(arguments: Namespace) -> int:
             made.remove(place, channel.name, channel.channel)
             answer(f"{channel.name} {channel.channel} is not offered to systemd-sysupdate any more", json_wanted=arguments.json)
             return 0
+        if any(there.manifest(each).is_application for each in there.contents.releases if each.name == channel.name):
+            raise InputError(
+                f"{channel.name} is an application, and systemd-sysupdate brings machines their next image",
+                code="sysupdate-application",
+                hint="machines install it by `obelisk app install`",
+            )
         _sync(publisher, store, there, channel)
     directory = made.place(place, channel.name, channel.channel)
     lines, written = [f"{directory} is what systemd-sysupdate follows; it changes with the channel from now on"], list[str]()
@@ -70,11 +79,28 @@ def _sync(publisher: Publisher, store: Store, there: Repository, channel: Channe
     made.sync(
         publisher.shelf.root,
         channel,
-        lambda image: image_files(publisher, there, releases[image]),
+        lambda image: _bootable(image_files(publisher, there, releases[image])),
         signer=signer(store, publisher.sink),
         expires=expires,
         sink=publisher.sink,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bootable:
+    """The files of a machine's image; see `obelisk.release.sysupdate.Image`."""
+
+    manifest: Manifest
+    root: Path
+    tree: Path
+    uki: Path
+
+
+def _bootable(files: ImageFiles) -> _Bootable:
+    if files.uki is None:  # its channel was never begun; see above
+        message = f"{files.manifest.label} has no kernel image"
+        raise AssertionError(message)
+    return _Bootable(files.manifest, files.root, files.tree, files.uki)
 
 
 def _named(there: Repository, arguments: Namespace) -> Channel:

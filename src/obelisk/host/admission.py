@@ -47,6 +47,8 @@ def refusal(facts: Facts, manifest: Manifest, *, retry: bool) -> ObeliskError | 
     """Why the image must not be installed here; None when it may be."""
     if manifest.architecture != ARCHITECTURE:
         return InputError(f"the image is for {manifest.architecture}, this machine is {ARCHITECTURE}", code="architecture")
+    if manifest.is_application:
+        return InputError(f"{manifest.label} is an application, and no system to run", code="application", hint="obelisk app install")
     if manifest.name != facts.name:
         return InputError(
             f"this host runs {facts.name}, the image is {manifest.name}",

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from obelisk.errors import InputError, StateError, TransportError, TrustError
@@ -30,18 +30,16 @@ from obelisk.host.ways import Way
 from obelisk.model import uki
 from obelisk.model.following import Decision, Follower, GoBack, Refuse, Stay, Take, follow
 from obelisk.model.host import failed_images, known_good, unfit_images
-from obelisk.model.image import Manifest, PartKind, parse_manifest
-from obelisk.model.release import Channel, File, Listing, Release
+from obelisk.model.image import Manifest, PartKind
+from obelisk.model.release import Channel, File, Release
 from obelisk.model.version import compare
-from obelisk.release.client import proof, trust
+from obelisk.release.client import trust, vouched
 from obelisk.release.client.hashtree import Run
 from obelisk.release.client.remote import Mirrors, MissingError, mirror
 from obelisk.system.files import hash_file, written_by_name
 from obelisk.system.filesystem import space
 from obelisk.system.http import Client, Limits, Proxies
 
-_LARGEST_SMALL_BYTES = 16 << 20
-_CLOCK_SLACK = timedelta(days=1)
 _UKI = "uki"
 
 Ways = Callable[[Here, Release, Manifest, Mirrors, Sink], Sequence[Way]]
@@ -97,9 +95,9 @@ def look(here: Here, wish: Wish, sink: Sink) -> Offer:
         repository = trust.refresh(here.trust, wish.root, found)
         listed = repository.channel(here.name, channel)
         now = datetime.now(UTC)
-        _require_clock(listed, now)
+        vouched.require_clock(listed, now)
         decision = follow(listed, follower(here), lambda listing: repository.release(listing.image).minimum, retry=bool(wish.retry))
-        release = _released(repository, decision.listing) if isinstance(decision, Take) else None
+        release = vouched.released(repository, decision.listing) if isinstance(decision, Take) else None
         running.detail = listed.current.version if listed.current else "nothing"
     for warning in filter(None, (expiry.warning(now) for expiry in repository.expiries)):
         sink(Note(warning))
@@ -207,10 +205,7 @@ def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) ->
         message = f"there is nothing to take: {offer.decision}"
         raise AssertionError(message)
     with here.alone():
-        with task(sink, "upgrade/proof", f"Checking the proof of {release.name} {release.version}"):
-            proofs = (_small(offer.mirrors, file) for file in release.proofs)
-            proof.accept(proofs, offer.repository.testers(), release.image)
-            manifest = _manifest(release, offer.mirrors)
+        manifest = vouched.proven(release, offer.repository, offer.mirrors, sink)
         with here.esp() as place:
             facts = gather(here, esp.entries(place))
         if (reason := admission.refusal(facts, manifest, retry=retry)) is not None:
@@ -264,7 +259,7 @@ def restore(
             program = esp.path_of(place, entry) if entry else None
             image = known.id if known else _listed(repository.channel(here.name, wish.channel), label)
             release = repository.release(image)
-            manifest = _manifest(release, wish.mirrors)
+            manifest = vouched.manifest(release, wish.mirrors)
             incoming = here.incoming / manifest.id
             with here.alone(), written_by_name(incoming):
                 _sweep(here, but=incoming)
@@ -297,54 +292,6 @@ def _sweep(here: Here, *, but: Path | None) -> None:
     for path in here.incoming.glob("*"):
         if path != but:
             shutil.rmtree(path)
-
-
-def _released(repository: trust.Repository, listing: Listing) -> Release:
-    release = repository.release(listing.image)
-    if release.version != listing.version:
-        raise TrustError(
-            f"the channel lists {listing.version}, and its image was released as {release.version}",
-            code="target-mixed",
-            hint="tell whoever runs the repository",
-        )
-    return release
-
-
-def _require_clock(channel: Channel, now: datetime) -> None:
-    """Metadata that has expired looks valid to a clock that is behind. What was released was released in the past."""
-    newest = max((_time(listing.at) for listing in channel.listings), default=now)
-    if newest > now + _CLOCK_SLACK:
-        raise StateError(
-            f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC, and the newest release is of {newest:%Y-%m-%d %H:%M} UTC",
-            code="clock-behind",
-            hint="set the clock (timedatectl): with a wrong one, this host cannot tell whether what it is told is still valid",
-        )
-
-
-def _time(text: str) -> datetime:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return datetime.fromtimestamp(0, UTC)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _small(found: Mirrors, file: File) -> bytes:
-    if file.size_bytes > _LARGEST_SMALL_BYTES:
-        raise TrustError(f"{file.path} is said to have {file.size_bytes} bytes, which cannot be", code="file-wrong")
-    return found.read_file(file)
-
-
-def _manifest(release: Release, found: Mirrors) -> Manifest:
-    manifest = parse_manifest(_small(found, release.manifest), image_id=release.image)
-    said = (release.name, release.version, release.root_hash, release.root_bytes)
-    if (manifest.name, manifest.version, manifest.root_hash, manifest.part(PartKind.ROOT).size_bytes) != said:
-        raise TrustError(
-            f"the release of {release.name} {release.version} says something else than its image's manifest",
-            code="target-mixed",
-            hint="tell whoever runs the repository",
-        )
-    return manifest
 
 
 def _require_room(here: Here, incoming: Path, way: Way) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from obelisk.model.application import Application
 from obelisk.model.policy import (
     NO_LIMIT,
     Call,
@@ -34,6 +35,12 @@ class Change:
 def difference(old: Policy, new: Policy) -> Change:
     """What changes from `old` to `new`. Nothing is gained exactly when `old` covers `new`."""
     return Change(_beyond(new, old), _beyond(old, new))
+
+
+def grown(before: tuple[Application, Policy], after: tuple[Application, Policy]) -> tuple[str, ...]:
+    """What the second of two applications may do under its policy, and the first may not, in plain words."""
+    secrets = sorted({*after[0].credentials} - {*before[0].credentials})
+    return (*difference(before[1], after[1]).gained, *(f"reads the credential {name}" for name in secrets))
 
 
 def _beyond(one: Policy, other: Policy) -> tuple[str, ...]:

@@ -102,6 +102,36 @@ class Terms:
     allow_test_key: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What an application may do that the release before it in a channel may not, in words, and why that is to be. Nothing: neither."""
+
+    growth: tuple[str, ...] = ()
+    why: str = ""
+
+
+_NONE = Approval()
+
+
+def approve(growth: tuple[str, ...], why: str, *, label: str, channel: str, before: str) -> Approval:
+    """What is to be recorded of growing powers. `before` is the version that the channel has, or empty where all of it was withdrawn.
+
+    Raises:
+        StateError: nobody said why they are to grow.
+    """
+    if not growth:
+        return Approval()
+    if not why.strip():
+        lines = "\n".join(f"  {line}" for line in growth)
+        than = f"{before} in {channel}" if before else f"nothing, which is all that {channel} has left"
+        raise StateError(
+            f"{label} may do more than {than}:\n{lines}",
+            code="release-growth",
+            hint='say --approve-growth "WHY" when it is to, or ask for less in the spec',
+        )
+    return Approval(growth, why)
+
+
 def admit(contents: Contents, manifest: Manifest, channel: str, terms: Terms) -> bool:
     """Whether the image is new in the channel; False when it is the channel's already, so that there is nothing to do.
 
@@ -117,12 +147,6 @@ def admit(contents: Contents, manifest: Manifest, channel: str, terms: Terms) ->
     if not _NAME.fullmatch(manifest.name):
         raise InputError(
             f"{manifest.name!r} cannot be released under that name", code="release-name", hint="letters, digits, '.', '_' and '-'"
-        )
-    if manifest.is_application:
-        raise InputError(
-            f"{manifest.label} is an application, and a repository has images that machines upgrade to",
-            code="release-application",
-            hint="`obelisk push` sends it to a registry",
         )
     if manifest.test_key and not terms.allow_test_key:
         raise TrustError(
@@ -184,10 +208,10 @@ def _check_minimum(here: Channel, version: str, minimum: str) -> None:
         )
 
 
-def listed(contents: Contents, release: Release, channel: str, act: Act, *, source: str = "") -> Contents:
+def listed(contents: Contents, release: Release, channel: str, act: Act, *, source: str = "", approval: Approval = _NONE) -> Contents:
     """The release is what hosts of the channel are to run. It has been admitted."""
     here = contents.channel(release.name, channel)
-    listing = Listing(release.version, release.image, act.stamp, act.by, act.why, source)
+    listing = Listing(release.version, release.image, act.stamp, act.by, act.why, source, growth=approval.growth, approved=approval.why)
     rest = tuple(each for each in here.listings if each.image != release.image)
     changed = replace(here, listings=(*rest, listing), highest=release.version)
     return contents.with_release(release).with_channel(changed)

@@ -141,7 +141,8 @@ class Hosts(StrEnum):
 class Listing:
     """One release in a channel. `at` is RFC 3339 in UTC; `source` the channel that it was promoted from, or empty.
 
-    `withdrawn` says why it must not be installed any more, or is empty.
+    `withdrawn` says why it must not be installed any more, or is empty. `growth` is what an application may do that the release before it
+    in the channel may not, in words, and `approved` why that was to be; both empty where there was nothing to approve.
     """
 
     version: str
@@ -152,6 +153,8 @@ class Listing:
     source: str = ""
     withdrawn: str = ""
     hosts: Hosts = Hosts.STAY
+    growth: tuple[str, ...] = ()
+    approved: str = ""
 
     def to_json(self) -> Json:
         """As channels hold it."""
@@ -160,6 +163,8 @@ class Listing:
             fields["source"] = self.source
         if self.withdrawn:
             fields |= {"withdrawn": self.withdrawn, "hosts": self.hosts.value}
+        if self.growth:
+            fields |= {"growth": list(self.growth), "approved": self.approved}
         return fields
 
     @classmethod
@@ -174,6 +179,8 @@ class Listing:
             str(raw.get("source", "")),
             str(raw.get("withdrawn", "")),
             Hosts(raw.get("hosts", Hosts.STAY)),
+            tuple(str(line) for line in raw.get("growth", ())),
+            str(raw.get("approved", "")),
         )
 
 

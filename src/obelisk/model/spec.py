@@ -205,6 +205,13 @@ class Upgrade:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """What a host does beside running its image. `applications`: it can have such, installed by `obelisk app`."""
+
+    applications: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Subscription:
     """The channel that hosts follow, and at which mirrors. `root` is a file with the repository's root metadata, with which trust begins.
 
@@ -289,6 +296,7 @@ class Spec:
     size_budget_bytes: int | None = None
     compression: Compression = Compression.NONE
     upgrade: Upgrade = field(default_factory=Upgrade)
+    host: Host = field(default_factory=Host)
     release: Subscription | None = None
     state: State = field(default_factory=State)
     hardening: Hardening = field(default_factory=Hardening)

@@ -103,7 +103,7 @@ def _check_release(there: Repository, release: Release, manifest: Manifest, test
     if said != (manifest.name, manifest.version, manifest.root_hash, manifest.part(PartKind.ROOT).size_bytes):
         raise TrustError("it does not say what its manifest says", code="document-damaged")
     envelopes = [there.find(file).read_bytes() for file in release.proofs if there.find(file).exists()]
-    if not any(counts(testers, envelope, release.image) for envelope in envelopes):
+    if not any(counts(testers, envelope, release.image, application=manifest.is_application) for envelope in envelopes):
         raise TrustError("it has no proof that counts: hosts refuse it", code="release-unproven")
 
 

@@ -21,12 +21,12 @@ Find = Callable[[File], Path]
 
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """An image as files on this machine: its root, the hash tree of it, and its kernel image."""
+    """An image as files on this machine: its root, the hash tree of it, and its kernel image, which an application does not have."""
 
     manifest: Manifest
     root: Path
     tree: Path
-    uki: Path
+    uki: Path | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,11 @@ _PER_PROCESSOR = 2
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The parts of an image that an edge has to do with. `tree` was checked against the root hash."""
+    """The parts of an image that an edge has to do with. `tree` was checked against the root hash; an application has no `uki`."""
 
     root: Path
     tree: HashTree
-    uki: Path
+    uki: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,8 @@ class _Writing:
             file.writelines((*finished, digests))
 
 
-def _mapped(path: Path) -> memoryview:
-    if not path.stat().st_size:
+def _mapped(path: Path | None) -> memoryview:
+    if path is None or not path.stat().st_size:
         return memoryview(b"")
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

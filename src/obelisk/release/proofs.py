@@ -32,11 +32,11 @@ def verify_proof(envelope: bytes, public_key: bytes, image_id: str, *, applicati
     return proof.judge(signed.payload, signed.payload_type, image_id, required=required)
 
 
-def counts(testers: Testers, envelope: bytes, image_id: str) -> bool:
-    """Whether an envelope is a proof of that image by one of the testers."""
+def counts(testers: Testers, envelope: bytes, image_id: str, *, application: bool = False) -> bool:
+    """Whether an envelope is a proof of that image, a machine's or an `application`'s, by one of the testers."""
     for key in testers.keys:
         try:
-            verify_proof(envelope, key.encode(), image_id)
+            verify_proof(envelope, key.encode(), image_id, application=application)
         except TrustError:
             continue
         return True

@@ -11,8 +11,10 @@ from functools import cmp_to_key
 from obelisk.errors import InputError, StateError, TrustError
 from obelisk.events import task
 from obelisk.model import publication
+from obelisk.model.application import Application, parse_application
+from obelisk.model.exposure import grown
 from obelisk.model.image import Manifest, PartKind
-from obelisk.model.publication import Contents, Terms, Withdrawal
+from obelisk.model.publication import Approval, Contents, Terms, Withdrawal
 from obelisk.model.release import EdgeFile, File, Hosts, Release, Testers
 from obelisk.model.version import compare
 from obelisk.release.delivery import ImageFiles
@@ -28,13 +30,17 @@ PROVENANCE = "provenance.dsse.json"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image to be released: with these proofs (envelopes), and with these edges (`publication.edges_from`)."""
+    """An image to be released: with these proofs (envelopes), and with these edges (`publication.edges_from`).
+
+    `approval` says why an application's powers are to grow; empty: they are not to.
+    """
 
     image: StoredImage
     proofs: tuple[bytes, ...]
     channel: str
     terms: Terms
     edges: str = "previous"
+    approval: str = ""
 
 
 def begin(publisher: Publisher, founding: Founding) -> Repository:
@@ -60,7 +66,8 @@ def release(publisher: Publisher, wanted: Wanted, founding: Founding) -> Release
     """Make an image available in a channel; makes the repository when there is none. Nothing changes when the channel has it already.
 
     Raises:
-        InputError, StateError: it cannot be released as wanted (`publication.admit`), or keys are missing.
+        InputError, StateError: it cannot be released as wanted (`publication.admit`), may do more than what the channel has, or keys are
+            missing.
         TrustError: it has no proof that counts, is signed by a test key, or the repository is not to be trusted.
     """
     manifest = wanted.image.manifest
@@ -72,6 +79,8 @@ def release(publisher: Publisher, wanted: Wanted, founding: Founding) -> Release
         terms = replace(wanted.terms, minimum=_minimum(there, wanted)) if there else wanted.terms
         wanted = replace(wanted, terms=terms)
         new = publication.admit(contents, manifest, wanted.channel, terms)
+        app = _application(wanted)
+        approval = _approved(there, manifest, app, wanted.channel, wanted.approval) if new else Approval()
         proofs = _proofs_that_count(contents.testers, wanted)
         known = contents.release(manifest.id)
         publisher.ensure_keys(there, founding)
@@ -79,7 +88,7 @@ def release(publisher: Publisher, wanted: Wanted, founding: Founding) -> Release
             made = _with_proofs(publisher, known, proofs) if known else _add(publisher, contents, wanted, proofs)
             made = _with_edges(publisher, contents, made, wanted.channel, wanted.edges)
             if new:
-                contents = publication.listed(contents, made, wanted.channel, publisher.act)
+                contents = publication.listed(contents, made, wanted.channel, publisher.act, approval=approval)
             elif made == known:
                 running.detail = "already there"
                 return made
@@ -92,18 +101,23 @@ def release(publisher: Publisher, wanted: Wanted, founding: Founding) -> Release
         return made
 
 
-def promote(publisher: Publisher, version: str, source: str, target: str, *, name: str | None = None, edges: str = "previous") -> Release:
-    """Make a release of one channel available in another as well: the same bits.
+def promote(  # noqa: PLR0913 - keywords name the last three
+    publisher: Publisher, version: str, source: str, target: str, *, name: str | None = None, edges: str = "previous", approval: str = ""
+) -> Release:
+    """Make a release of one channel available in another as well: the same bits. `approval` as in `Wanted`.
 
     Raises:
-        InputError, StateError: it cannot be promoted (`publication.promotable`), or keys are missing.
+        InputError, StateError: it cannot be promoted (`publication.promotable`), may do more than what the other channel has, or keys are
+            missing.
         TrustError: the repository is not to be trusted.
     """
     with publisher.changing() as there:
         found = publication.promotable(there.contents, version, source, target, name=name)
+        approved = _approved(there, there.manifest(found), there.application(found), target, approval)
         with task(publisher.sink, "promote", f"{found.name} {found.version} from {source} to {target}"):
             found = _with_edges(publisher, there.contents, found, target, edges)
-            publisher.commit(there, publication.listed(there.contents, found, target, publisher.act, source=source))
+            contents = publication.listed(there.contents, found, target, publisher.act, source=source, approval=approved)
+            publisher.commit(there, contents)
         return found
 
 
@@ -119,6 +133,50 @@ def withdraw(publisher: Publisher, version: str, *, hosts: Hosts, channel: str |
         with task(publisher.sink, "withdraw", f"Withdrawal of {version}"):
             publisher.commit(there, done.contents)
         return done
+
+
+def _application(wanted: Wanted) -> Application | None:
+    """What the image says of itself as an application; None of a machine's."""
+    manifest = wanted.image.manifest
+    if not manifest.is_application:
+        return None
+    return parse_application(wanted.image.part_path(PartKind.APPLICATION).read_bytes())
+
+
+def _approved(there: Repository | None, manifest: Manifest, app: Application | None, channel: str, why: str) -> Approval:
+    """What is to be recorded of an application that may do more than the current release of a channel.
+
+    Raises:
+        StateError: it may, and `why` does not say why; or the name is that of another kind of image.
+        InputError: a machine's image is approved to do more, which it does not ask for.
+    """
+    if there is not None:
+        _check_kind(there, manifest)
+    if app is None:
+        if why:
+            raise InputError(
+                f"{manifest.label} is the image of a machine, which asks for no powers", code="growth-machine", hint="leave it out"
+            )
+        return Approval()
+    here = there.contents.channel(manifest.name, channel) if there is not None else None
+    if there is None or here is None or not here.highest:
+        return Approval()  # the first release of a channel: nothing is followed yet that could grow
+    current = there.contents.release(here.current.image) if here.current else None
+    before = (there.application(current) if current else None) or Application(())
+    growth = grown((before, before.policy), (app, app.policy))
+    return publication.approve(growth, why, label=manifest.label, channel=channel, before=current.version if current else "")
+
+
+def _check_kind(there: Repository, manifest: Manifest) -> None:
+    """A name is a machine's or an application's for ever: whoever follows its channel would take the other for the next version."""
+    for each in there.contents.releases:
+        if each.name == manifest.name and there.manifest(each).is_application != manifest.is_application:
+            kinds = ("an application", "a machine") if manifest.is_application else ("a machine", "an application")
+            raise StateError(
+                f"{manifest.label} is {kinds[0]}, and {each.name} {each.version} of this repository is {kinds[1]}",
+                code="release-kind",
+                hint="give the spec another name",
+            )
 
 
 def _minimum(there: Repository, wanted: Wanted) -> str:
@@ -161,7 +219,8 @@ def _brings(there: Repository, manifest: Manifest, certificate_sha256: str) -> b
 
 
 def _proofs_that_count(testers: Testers, wanted: Wanted) -> tuple[bytes, ...]:
-    proofs = tuple(each for each in wanted.proofs if counts(testers, each, wanted.image.id))
+    image = wanted.image
+    proofs = tuple(each for each in wanted.proofs if counts(testers, each, image.id, application=image.manifest.is_application))
     if not proofs:
         raise TrustError(
             f"{wanted.image.manifest.label} has no proof that counts: {len(wanted.proofs)} proofs, {len(testers.keys)} testers",
@@ -225,9 +284,10 @@ def image_files(publisher: Publisher, there: Repository, wanted: Release) -> Ima
     if not root.exists():
         with task(publisher.sink, f"restore/{wanted.version}", f"{wanted.version} out of the repository"):
             publisher.delivery.restore(wanted, there.find, root)
-    tree, uki = (manifest.part(kind) for kind in (PartKind.VERITY, PartKind.UKI))
-    return ImageFiles(manifest, root, *(there.find(File(part.sha256, part.size_bytes)) for part in (tree, uki)))
+    found = {part.kind: there.find(File(part.sha256, part.size_bytes)) for part in manifest.parts}
+    return ImageFiles(manifest, root, found[PartKind.VERITY], found.get(PartKind.UKI))
 
 
 def _files(image: StoredImage) -> ImageFiles:
-    return ImageFiles(image.manifest, *(image.part_path(kind) for kind in (PartKind.ROOT, PartKind.VERITY, PartKind.UKI)))
+    kernel = None if image.manifest.is_application else image.part_path(PartKind.UKI)
+    return ImageFiles(image.manifest, image.part_path(PartKind.ROOT), image.part_path(PartKind.VERITY), kernel)

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from tuf.api.metadata import TargetFile
 
 from obelisk.errors import TrustError
+from obelisk.model.application import Application, parse_application
 from obelisk.model.image import Manifest, PartKind, parse_manifest
 from obelisk.model.publication import Contents
 from obelisk.model.release import TESTERS_TARGET, Channel, File, Release, Testers
@@ -81,6 +82,23 @@ class Repository:
             TrustError: it is missing or damaged.
         """
         return manifest_of(self.shelf, release)
+
+    def application(self, release: Release) -> Application | None:
+        """What the image of a release says of itself as an application; None of a machine's.
+
+        Raises:
+            TrustError: it is missing or damaged.
+        """
+        manifest = self.manifest(release)
+        if not manifest.is_application:
+            return None
+        part = manifest.part(PartKind.APPLICATION)
+        path = File(part.sha256, part.size_bytes).path
+        data = self.shelf.read(path)
+        if data is None or hashlib.sha256(data).hexdigest() != part.sha256:
+            state = "missing" if data is None else "damaged"
+            raise TrustError(f"{path} is {state}: what {release.name} {release.version} may do", code="file-missing", hint=_RESTORE)
+        return parse_application(data)
 
     def find(self, file: File) -> Path:
         """Where a file lies."""

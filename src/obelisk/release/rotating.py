@@ -93,7 +93,8 @@ def _unproven(there: Repository, testers: Testers) -> list[str]:
         current = there.contents.release(channel.current.image) if channel.current else None
         if current is not None:
             envelopes = [there.find(file).read_bytes() for file in current.proofs]
-            if not any(counts(testers, envelope, current.image) for envelope in envelopes):
+            app = there.manifest(current).is_application
+            if not any(counts(testers, envelope, current.image, application=app) for envelope in envelopes):
                 unproven.append(f"{current.name} {current.version} in {channel.channel}")
     return unproven
 

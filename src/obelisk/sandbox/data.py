@@ -28,10 +28,11 @@ class How(StrEnum):
 
 
 class Data:
-    """The data of one application, and what was saved of it."""
+    """The data of one application, and what was saved of it. With `subvolumes` it may be one, where the file system has such."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, subvolumes: bool = True) -> None:
         self._live = directory
+        self._subvolumes = subvolumes
         self._saved = directory.parent / ".saved" / directory.name
 
     def begin(self) -> None:
@@ -39,6 +40,9 @@ class Data:
         if self._live.exists():
             return
         self._live.parent.mkdir(parents=True, exist_ok=True)
+        if not self._subvolumes:
+            self._live.mkdir()
+            return
         try:
             btrfs.create(self._live)
         except (CommandError, MissingFeatureError):

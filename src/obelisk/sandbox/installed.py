@@ -2,6 +2,7 @@
 
     KEPT/<name>/state.json            which image is installed, which was before, and what is being tried; written durably
                /images/<id>/          the image: manifest.json and its parts
+               /incoming/<id>/        one that is coming from a channel (`obelisk.sandbox.channel`), which is moved from here
                /lock                  held by who changes it
     RUN/installed/<name>              a link to the plan of the version that runs; its unit starts through it
 
@@ -36,7 +37,9 @@ from obelisk.system.namespace import remove_tree
 from obelisk.system.systemctl import Unit
 
 SCHEMA = "obelisk.installed/1"
+INCOMING = "incoming"
 _DRAFT = ".draft"
+_FAILED = 8  # a channel's versions only grow: of those that failed, the last few are all that it can bring
 
 
 class Manager(Protocol):
@@ -77,16 +80,32 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is installed, by the ids of images; empty for none."""
+    """What is installed, by the ids of images; empty for none.
+
+    `failed` are those that did not become healthy here, or that somebody went back from: no channel brings them again by itself.
+    """
 
     current: str = ""
     prior: str = ""
     trial: Trial | None = None
+    failed: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """The state as it is stored."""
         trial: Json = None if self.trial is None else {"image": self.trial.image, "saved": self.trial.saved}
-        return canonical({"schema": SCHEMA, "current": self.current, "prior": self.prior, "trial": trial})
+        failed: dict[str, Json] = {"failed": list(self.failed)} if self.failed else {}
+        return canonical({"schema": SCHEMA, "current": self.current, "prior": self.prior, "trial": trial, **failed})
+
+    def settled_at(self, target: str) -> "State":
+        """The state once that image is the installed one."""
+        return State(target, self.current, failed=tuple(each for each in self.failed if each != target))
+
+    def without(self, image: str) -> "State":
+        """The state in which no channel brings that image again by itself. Where nothing is installed, that is not kept."""
+        if not self.current:
+            return self
+        others = [each for each in self.failed if each != image]
+        return replace(self, failed=(*others, image)[-_FAILED:])
 
 
 def parse_state(data: bytes) -> State:
@@ -99,7 +118,7 @@ def parse_state(data: bytes) -> State:
         raw: Mapping[str, Any] = json.loads(data)
         known = raw["schema"] == SCHEMA
         trial = None if raw["trial"] is None else Trial(raw["trial"]["image"], raw["trial"]["saved"])
-        state = State(raw["current"], raw["prior"], trial)
+        state = State(raw["current"], raw["prior"], trial, tuple(map(str, raw.get("failed", ()))))
     except (KeyError, TypeError, ValueError) as error:
         raise TrustError(f"the note of what is installed is damaged: {error}", code="installed-damaged", hint="install it again") from error
     if not known:
@@ -119,11 +138,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Directories: what is `kept` of this application, unit files, and programs that people start."""
+    """Directories: what is `kept` of this application, unit files, and programs that people start.
+
+    `subvolumes`: where the file system has such, its data may be one, of which snapshots are taken.
+    """
 
     kept: Path
     units: Path
     programs: Path
+    subvolumes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +182,7 @@ class Installation:
         self._clear = clear
         self._healthy = healthy
         self._sink = sink
-        self._data = Data(seat.data)
+        self._data = Data(seat.data, subvolumes=places.subvolumes)
 
     @property
     def state(self) -> State:
@@ -211,7 +234,7 @@ class Installation:
                 code="no-prior-data",
                 hint="go back without --with-data",
             )
-        return self._change(state, state.prior, put_back=with_data)
+        return self._change(state, state.prior, put_back=with_data, leaving=True)
 
     def remove(self, *, with_data: bool) -> None:
         """Undo all of it. Data stays unless it is told to go."""
@@ -254,12 +277,13 @@ class Installation:
 
     # The transition, step by step
 
-    def _change(self, state: State, target: str, *, put_back: bool) -> Changed:
+    def _change(self, state: State, target: str, *, put_back: bool, leaving: bool = False) -> Changed:
         made = self._make(self.image(target))
         if made.service is not None:
             self._systemd.require()
         with task(self._sink, "app/change", f"{self.seat.name}: {self.image(target).manifest.version}") as running:
             self._save(replace(state, trial=Trial(target)))
+            started = False
             try:
                 with self._moving():
                     self._stop()
@@ -271,13 +295,16 @@ class Installation:
                     made = self._make(self.image(target))  # directories of data that it wants and that were not there
                     self._put(made)
                 if made.service is not None:
+                    started = True
                     self._start(made)
                     self._healthy(made)
             except KeyboardInterrupt:
                 self._settle(self.state)
                 raise
             except (ObeliskError, OSError) as error:
-                self._settle(self.state)
+                settled = self._settle(self.state)
+                if started:  # else it is not to blame
+                    self._save(settled.without(target))
                 before = "what was installed before is again" if state.current else "nothing is installed"
                 raise StateError(
                     f"{self.seat.name} was not changed: {error}; {before}",
@@ -285,7 +312,8 @@ class Installation:
                     hint=f"journalctl --unit {self.seat.service}",
                 ) from error
             running.detail = f"data: {how}" if state.current else ""
-        after = State(target, state.current)
+        after = state.settled_at(target)
+        after = after.without(state.current) if leaving else after
         self._save(after)
         self._sweep(after)
         return Changed(after.current, after.prior, how)
@@ -408,6 +436,12 @@ class Installation:
         """A copy of the image that nothing else removes: complete, or not there."""
         target = self.places.kept / "images" / image.id
         if target.exists():
+            return
+        if image.directory.parent == self.places.kept / INCOMING:  # it came here for this
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync_filesystem(image.directory)
+            image.directory.rename(target)
+            sync_directory(target.parent)
             return
         draft = target.with_name(_DRAFT)
         remove_tree(draft)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.policy import Layer
-from obelisk.system import cgroups, confine, landlock
+from obelisk.system import cgroups, confine, landlock, systemd_veritysetup
 from obelisk.system.command import find_program, run
 
 # Of /proc, what tells about the machine although no process of the sandbox has to do with it, and anybody may read.
@@ -22,7 +22,8 @@ class Machine:
 
     `pasta` and `nft` are programs, empty where there is none; `network` says why no network can be given, and is empty when one can.
     `first_port` is the lowest at which others than root may listen. `groups` says by whom control groups are made. `python`
-    is the interpreter for the resolver of granted names, empty where none is for everybody.
+    is the interpreter for the resolver of granted names, empty where none is for everybody. `verity`: root can have the blocks of an image
+    compared with their hash tree whenever they are read.
     """
 
     owner: confine.Owner
@@ -38,6 +39,7 @@ class Machine:
     masked_files: tuple[str, ...]
     groups: cgroups.Here = cgroups.NOWHERE
     python: str = ""
+    verity: bool = False
 
     @property
     def is_root(self) -> bool:
@@ -77,6 +79,7 @@ def this_machine() -> Machine:
         masked_files=tuple(name for name in MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
         groups=cgroups.here(confine.myself()),
         python=_interpreter(),
+        verity=systemd_veritysetup.is_here(),
     )
 
 

@@ -5,6 +5,10 @@ root                                ordinary user
 /run/obelisk/apps/installed         $XDG_RUNTIME_DIR/obelisk/apps/…      links to plans ($OBELISK_RUN)
 /etc/systemd/system                 ~/.config/systemd/user               unit files
 /usr/local/bin                      ~/.local/bin                         programs that start commands
+
+On a host, whose root cannot be written, root has unit files in /var/lib/obelisk/units and programs in /var/lib/obelisk/bin: all of it is
+state, which a rollback of the host takes back as a whole. At each boot, and when units are read anew, a generator of its image shows
+systemd those units (`build/guest/applications`).
 """
 
 import sys
@@ -24,6 +28,8 @@ from obelisk.store import StoredImage
 from obelisk.system.bubblewrap import Room
 
 _PASSED_ON = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "OBELISK_RUN", "OBELISK_DATA", "OBELISK_STORE")
+GENERATOR = Path("/usr/lib/systemd/system-generators/obelisk-applications")
+"""A host that can have applications has it."""
 _OBELISK = (sys.executable, "-I", "-c", "from obelisk.cli import main; raise SystemExit(main())")
 
 
@@ -40,6 +46,7 @@ class Ground:
     obelisk: tuple[str, ...]
     policy_of: Callable[[StoredImage], Policy]
     room: Callable[[], Room]
+    generated: bool = False
 
     @classmethod
     def here(
@@ -51,16 +58,23 @@ class Ground:
         configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
         # Its own start knows nothing of the environment in which it was installed.
         passed = [f"{name}={environment[name]}" for name in _PASSED_ON if environment.get(name)]
+        generated = machine.is_root and GENERATOR.exists()
+        state = directories.data.parent
+        units, programs = configuration / "systemd/user", home / ".local/bin"
+        if machine.is_root:
+            units = state / "units" if generated else Path("/etc/systemd/system")
+            programs = state / "bin" if generated else Path("/usr/local/bin")
         return cls(
             machine,
             directories,
             home,
-            units=Path("/etc/systemd/system") if machine.is_root else configuration / "systemd/user",
-            programs=Path("/usr/local/bin") if machine.is_root else home / ".local/bin",
-            kept=directories.data.parent / "installed",
-            obelisk=("/usr/bin/env", *passed, *_OBELISK),
+            units=units,
+            programs=programs,
+            kept=state / "installed",
+            obelisk=("/usr/bin/obelisk",) if generated else ("/usr/bin/env", *passed, *_OBELISK),
             policy_of=policy_of,
             room=room,
+            generated=generated,
         )
 
     def names(self) -> list[str]:
@@ -78,7 +92,8 @@ class Ground:
 
         return Installation(
             seat,
-            Places(self.kept / name, self.units, self.programs),
+            # What is a subvolume of its own is not in the snapshots that a host takes of its state.
+            Places(self.kept / name, self.units, self.programs, subvolumes=not self.generated),
             systemd,
             make=lambda image: self._made(seat, image),
             clear=lambda image: clear(image, self._ready_at()),

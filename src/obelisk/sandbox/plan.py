@@ -362,7 +362,9 @@ def environment_of(app: Application, policy: Policy, guard: Guard | None = None)
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
     """Which layers hold on a machine, and what each means under the policy."""
+    read = ", and again by the kernel whenever it is read" if machine.verity and machine.is_root else "; a change after that is not noticed"
     fixed = (
+        ("blocks", f"each was compared with the hash tree when it was made ready{read}"),
         ("namespaces", "user, mount, process, IPC, host name, control group, network"),
         (
             "files",

@@ -1,6 +1,6 @@
 """Makes an application ready to start on this machine: its root checked and in place, its data directories there, its plan written.
 
-    RUN/<image id>/root         the image's root: mounted for root, else a copy of its files
+    RUN/<image id>/root         the image's root: mounted for root, through dm-verity where the machine has it; else a copy of its files
                   /checked      which file it was made from, once every block had been checked against the hash tree
                   /<plan>/start, confine, stage/
     DATA/<name>/                what the application keeps
@@ -20,18 +20,19 @@ from pathlib import Path
 from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
-from obelisk.model.image import PartKind
+from obelisk.model.image import PartKind, parse_manifest
 from obelisk.model.policy import Device, Policy, Reach, Read, Use, Write
 from obelisk.release.client import hashtree
 from obelisk.sandbox import network
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, bounds_of, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
-from obelisk.system import cgroups, confine, erofs, resolver
+from obelisk.store.images import MANIFEST
+from obelisk.system import cgroups, confine, erofs, resolver, systemd_veritysetup
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
 from obelisk.system.bubblewrap import Room
 from obelisk.system.confine import Owner
-from obelisk.system.files import locked, write_durably
+from obelisk.system.files import hash_file, locked, write_durably
 from obelisk.system.mounts import unmount_all
 from obelisk.system.namespace import remove_tree
 
@@ -98,6 +99,29 @@ def application_of(image: StoredImage) -> Application:
             f"{image.manifest.label} is the image of a machine", code="not-application", hint='an application has role = "app" in its spec'
         )
     return parse_application(image.part_path(PartKind.APPLICATION).read_bytes())
+
+
+def opened(directory: Path) -> StoredImage:
+    """The image in a directory, as the builder's store has it; its root is checked when it is made ready.
+
+    Raises:
+        InputError: there is none.
+        TrustError: a part is not what the manifest says.
+    """
+    try:
+        manifest = parse_manifest((directory / MANIFEST).read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{directory} has no image: {error.strerror}",
+            code="source-missing",
+            hint="name a directory with a manifest.json and its parts; or take it from a channel, by --channel",
+        ) from error
+    for part in manifest.parts:
+        path = directory / part.file
+        sound = path.is_file() and path.stat().st_size == part.size_bytes
+        if not sound or (part.kind is not PartKind.ROOT and hash_file(path) != part.sha256):
+            raise TrustError(f"{path} is not what the manifest says", code="part-damaged", hint="copy the image again, whole")
+    return StoredImage(manifest.id, manifest, directory, 0)
 
 
 def make_ready(  # noqa: PLR0913 - keywords name each
@@ -181,6 +205,7 @@ def clear(image: StoredImage, directories: Directories) -> bool:
         return False
     with locked(place / "lock"):
         unmount_all(place / "root")
+        systemd_veritysetup.detach(_mapping(image, place))
         remove_tree(place)
         owner = confine.myself()
         cgroups.remove(cgroups.here(owner).way, group_of(image.manifest.name, place), owner)
@@ -200,15 +225,27 @@ def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callab
     if in_place and note.exists() and note.read_text() == stamp:
         return
     unmount_all(root)
+    systemd_veritysetup.detach(_mapping(image, place))
     remove_tree(root)
     note.unlink(missing_ok=True)
     check_root(image)
     if machine.is_root:
         root.mkdir()
-        erofs.mount(file, root)
+        erofs.mount(_verified(image, place, file) if machine.verity else file, root)
     else:
         erofs.extract(room(), file, root)
     write_durably(note, stamp.encode())
+
+
+def _verified(image: StoredImage, place: Path, file: Path) -> Path:
+    """A device that reads the root, and whose blocks the kernel compares with the hash tree each time."""
+    tree = image.part_path(PartKind.VERITY)
+    return systemd_veritysetup.attach(_mapping(image, place), file, tree, image.manifest.root_hash)
+
+
+def _mapping(image: StoredImage, place: Path) -> str:
+    """The name of that device: another for a trial of the same image."""
+    return f"obelisk-{image.id[:16]}-{zlib.crc32(bytes(place)):08x}"
 
 
 def check_root(image: StoredImage) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from obelisk.model.application import CREDENTIALS, WRITABLE, Application, Service
 from obelisk.model.policy import NO_LIMIT, Connect, Layer, Limits, Listen, Policy, Power, Reach, policy, power_of, powers_of
-from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
+from obelisk.model.spec import Boot, Hardening, Host, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table, seconds, size
 
@@ -117,6 +117,7 @@ def _machine_keys(root: Table, spec: Spec) -> Iterator[str]:
         "groups": bool(spec.groups),
         "health": bool(spec.health),
         "upgrade": spec.upgrade != Upgrade(),
+        "host": spec.host != Host(),
         "state": spec.state != State(),
         "hardening": spec.hardening != Hardening(),
         "hostname": root.find("hostname", str) is not None,

@@ -83,6 +83,7 @@ def request(spec: Spec) -> str:
         }
         # Left out where it asks for nothing, so that locks from before there was such a key stay valid.
         | ({"rehearse": True} if spec.upgrade.rehearse else {})
+        | ({"applications": True} if spec.host.applications else {})
     )
 
 

@@ -86,3 +86,19 @@ class Systemctl:
 
     def _run(self, *words: str) -> str:
         return run([*self._words, *words], env=self._environment, timeout_s=_STOP_S).stdout
+
+
+class Generated(Systemctl):
+    """The manager of a machine that has units from a generator: each that there is starts with the machine.
+
+    Source: systemd.generator(7).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(user=False)
+
+    def enable(self, *units: str) -> None:
+        """See `Systemctl`: reading them anew has done it."""
+
+    def disable(self, *units: str) -> None:
+        """See `Systemctl`: it is done when they are gone."""

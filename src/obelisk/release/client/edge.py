@@ -51,11 +51,11 @@ NEW_STREAMS = (Stream.CODE, Stream.TEXT, Stream.OTHER)
 
 @dataclass(frozen=True, slots=True)
 class Old:
-    """The image that is there: its root, whose tree was checked, and its kernel image."""
+    """The image that is there: its root, whose tree was checked, and its kernel image, which an application does not have."""
 
     root: Path
     tree: HashTree
-    uki: Path
+    uki: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +128,13 @@ class _Root:
 class _File:
     """A kernel image, which is opened when it is first wanted."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def read(self, blocks: Run) -> bytes:
         size = len(blocks) * BLOCK_BYTES
+        if self._path is None:
+            raise ValueError("it wants an old kernel image, of which there is none")
         try:
             with self._path.open("rb") as file:
                 if blocks.stop > -(-os.fstat(file.fileno()).st_size // BLOCK_BYTES):
