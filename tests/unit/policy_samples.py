@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from obelisk.model.policy import (
+    X11,
     Call,
     Calls,
     Connect,
@@ -11,11 +12,14 @@ from obelisk.model.policy import (
     Limits,
     Listen,
     Nest,
+    Own,
     Policy,
     Power,
     Read,
+    Talk,
     Terminal,
     Use,
+    Wayland,
     Write,
     WriteExecute,
     policy,
@@ -24,6 +28,7 @@ from obelisk.model.policy import (
 PATHS = ("~", "~/Documents", "~/Documents/a", "/data", "/data/a", "/data/a/b", "/data/ab", "/mnt/disk")
 NETWORKS = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "192.0.2.0/24", "::/0", "2001:db8::/32")
 PORTS = (0, 80, 443)
+NAMES = ("org.example.*", "org.example.Editor", "org.example.Editor.*", "org.example.Editor.Tab", "org.example2.Editor", "com.example.Mail")
 
 powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Read, st.sampled_from(PATHS)),
@@ -32,7 +37,9 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Listen, st.sampled_from((80, 8080, 65535))),
     st.builds(Connect, st.sampled_from(NETWORKS), st.sampled_from(PORTS)),
     st.builds(Call, st.sampled_from(Calls)),
-    st.sampled_from((WriteExecute(), Nest(), Terminal())),
+    st.builds(Talk, st.sampled_from(NAMES)),
+    st.builds(Own, st.sampled_from(NAMES)),
+    st.sampled_from((X11(), Wayland(), WriteExecute(), Nest(), Terminal())),
 )
 limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)))
 policies: st.SearchStrategy[Policy] = st.builds(policy, st.frozensets(powers, max_size=8), limits, st.frozensets(st.sampled_from(Layer)))

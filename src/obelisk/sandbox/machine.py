@@ -20,7 +20,7 @@ class Machine:
     """The machine and who launches on it. `landlock` is the kernel's ABI, 0 for none.
 
     `pasta` and `nft` are programs, empty where there is none; `network` says why no network can be given, and is empty when one can.
-    `first_port` is the lowest at which others than root may listen.
+    `first_port` is the lowest at which others than root may listen. `bus_proxy`, `xwayland` and `xephyr` are programs too.
     """
 
     owner: confine.Owner
@@ -34,6 +34,9 @@ class Machine:
     no_write_execute: bool
     open_files: int
     masked_files: tuple[str, ...]
+    bus_proxy: str = ""
+    xwayland: str = ""
+    xephyr: str = ""
 
     @property
     def is_root(self) -> bool:
@@ -57,7 +60,9 @@ def this_machine() -> Machine:
     if program is None:
         raise MissingFeatureError("bwrap is not installed", code="no-bubblewrap", hint="install the package bubblewrap")
     version = tuple(map(int, re.findall(r"\d+", run([program, "--version"]).stdout)[:2]))
-    pasta, nft = (str(find_program(name) or "") for name in ("pasta", "nft"))
+    pasta, nft, bus_proxy, xwayland, xephyr = (
+        str(find_program(name) or "") for name in ("pasta", "nft", "xdg-dbus-proxy", "Xwayland", "Xephyr")
+    )
     proc = Path("/proc")
     return Machine(
         owner=confine.myself(),
@@ -70,6 +75,9 @@ def this_machine() -> Machine:
         no_nesting=version >= _DISABLES_NAMESPACES,
         no_write_execute=confine.can_refuse_write_execute(),
         open_files=confine.most_open_files(),
+        bus_proxy=bus_proxy,
+        xwayland=xwayland,
+        xephyr=xephyr,
         masked_files=tuple(name for name in _MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
     )
 

@@ -3,6 +3,7 @@
     start     as whoever launches: own mounts, memory where the application writes, root's rights given up; then bubblewrap
     pasta     with a network: one of its own, which rules of nftables keep to what is granted
     bwrap     own user, mount, process, IPC, host name, control group and network namespaces; the application's root, read-only
+    beside    with a desktop: a proxy for the session bus, an X server, each in a sandbox of its own, from `start` on until bwrap ends
     confine   inside: limits, Landlock, no writable executable memory, filter of system calls; then the application
 
 `compile_plan` is pure. Every layer holds by itself: that a path is not mounted does not rely on Landlock, nor the reverse. What a machine
@@ -11,18 +12,19 @@ lacks stops the compilation, unless the policy says that it may be missing.
 
 import resource
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.application import Application
-from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Write, WriteExecute
-from obelisk.sandbox import network
+from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Wayland, Write, WriteExecute
+from obelisk.sandbox import desktop, network
 from obelisk.sandbox.calls import WATCHED, filter_of
+from obelisk.sandbox.desktop import Helper, Session
 from obelisk.sandbox.machine import Machine
 from obelisk.system import confine, landlock
 from obelisk.system.landlock import CHANGE, READ, Files, Rule, Ruleset
-from obelisk.system.program import Call, Execute, assemble
+from obelisk.system.program import Beside, Call, Execute, assemble
 
 HOME = "/home/app"
 UID = 1000
@@ -35,6 +37,7 @@ MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755,
 _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
+_NAMESPACES = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
 
@@ -44,7 +47,8 @@ class Place:
 
     `owner` is whose rights the application has over files; `groups` are those of the `devices` that it uses, some of which are
     `directories` of nodes. `home` is what `~` means.
-    `resolver` is the file that names the machine's name servers.
+    `resolver` is the file that names the machine's name servers. `session` is what the desktop of whoever launches has, and `system`
+    directories and files of /sys that the devices' drivers look into, with links that lead to them.
     """
 
     name: str
@@ -57,15 +61,22 @@ class Place:
     devices: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
     resolver: Path | None = None
+    session: Session = field(default_factory=Session)
+    system: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why."""
+    """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why.
+
+    `beside` are the programs that become helpers, by the names of their files.
+    """
 
     start: bytes
     confine: bytes
     rules: str
+    beside: tuple[tuple[str, bytes], ...]
     layers: tuple[tuple[str, str], ...]
 
 
@@ -91,12 +102,20 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
                 code="port-privileged",
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
-    outside = assemble(_outside(app, policy, place, machine, listener=listener), _bubblewrap(policy, place, machine))
+    helpers = desktop.helpers(policy, place.session, machine)
+    steps = _outside(app, policy, place, machine, listener=listener)
+    for helper in helpers:
+        steps += _beside(helper, place, machine, listener=listener)
+    # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
+    steps += [] if network.is_wanted(policy) else confine.no_new_privileges()
+    outside = assemble(steps, _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
     inside = assemble(
-        _inside(app, mounts, policy, machine, listener=listener), Execute(app.command[0], app.command, _environment(app, policy))
+        _inside(app, mounts, policy, machine, listener=listener),
+        Execute(app.command[0], app.command, _environment(app, policy, observed=listener is not None)),
     )
-    return Plan(outside, inside, network.rules(policy), layers_of(policy, machine))
+    beside = tuple((_file_of(helper), assemble(_inside_helper(helper, machine), helper.program)) for helper in helpers)
+    return Plan(outside, inside, network.rules(policy), beside, layers_of(policy, machine))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +142,11 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
     if policy.of(Connect) and place.resolver is not None:
         wanted["/etc/resolv.conf"] = (place.resolver, False, 0)
+    if desktop.is_wanted(policy):
+        wanted[desktop.RUNTIME] = (None, True, 0o700)
+    if policy.has(Wayland()):
+        wanted[desktop.COMPOSITOR] = (Path(place.session.compositor), False, 0)
+    wanted |= {path: (Path(path), False, 0) for path in place.system}
     for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
         exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
         yield _Mount(path, *wanted[path], exists)
@@ -143,12 +167,15 @@ def data_directory(data: Path, inside: str) -> Path:
     return data / inside.strip("/").replace("-", "--").replace("/", "-")
 
 
-def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None) -> list[Call]:
-    """What `start` does: the whole root is put together here, which takes system calls alone where bubblewrap reads every mount anew."""
+def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None) -> list[Call | Beside]:
+    """What `start` does before it starts another program: the whole root is put together here.
+
+    That takes system calls alone, where bubblewrap reads every mount anew.
+    """
     stage = str(place.plan / "stage")
     runs = policy.has(WriteExecute())
     mine = confine.Owner(0, 0) if machine.is_root else machine.owner
-    calls = confine.close_descriptors(keep=listener)
+    calls: list[Call | Beside] = [*confine.close_descriptors(keep=listener)]
     calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
     calls += confine.memory(stage, 1 << 20, mine)
     made = {""}
@@ -171,13 +198,48 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
             calls += confine.memory(at, policy.limits.scratch_bytes, place.owner, mode=mount.mode, executable=runs)
         else:
             calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
+    calls += _links(place, stage, made)
     calls += confine.file(f"{stage}{_CONFINE}")
     calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
     calls += confine.read_only(stage)
     if machine.is_root:
         calls += confine.become(place.owner, place.groups)
-    # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
-    return calls if network.is_wanted(policy) else calls + confine.no_new_privileges()
+    return calls
+
+
+def _beside(helper: Helper, place: Place, machine: Machine, *, listener: int | None) -> list[Call | Beside]:
+    """What `start` does for a helper: its sandbox, which ends when `start`, or what that has become, does."""
+    shared = f"{place.plan}/stage{helper.shared}"
+    words = ["bwrap", *_NAMESPACES, "--unshare-net", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words += ["--disable-userns"] if machine.no_nesting else []
+    words += ["--ro-bind", "/usr", "/usr"]
+    words += [word for link in _LINKS for word in ("--symlink", f"usr/{link}", f"/{link}")]
+    words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
+    words += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--bind", shared, helper.shared]  # noqa: S108 - inside the sandbox
+    words += [word for source, inside in helper.seen for word in ("--ro-bind", source, inside)]
+    words += ["--ro-bind", f"{place.plan}/{_file_of(helper)}", _CONFINE, "--sync-fd", str(desktop.HELD), "--chdir", "/", "--", _CONFINE]
+    calls: list[Call | Beside] = [*confine.directory(shared)] if helper.shared != desktop.RUNTIME else []
+    program = Execute(machine.bubblewrap, tuple(words))
+    name = Path(helper.program.path).name
+    return calls + confine.helped_by(program, name, report=desktop.REPORT, held=desktop.HELD, inherited=listener)
+
+
+def _inside_helper(helper: Helper, machine: Machine) -> list[Call]:
+    """What a helper gives up before it begins: all that an application without any grant does."""
+    calls = confine.limit(resource.RLIMIT_CORE, 0) + confine.no_new_privileges()
+    if machine.landlock:
+        change = READ | CHANGE
+        rules = [Rule("/usr", READ | Files.EXECUTE), Rule("/", Files.READ_DIR), Rule("/proc", READ)]
+        rules += [Rule(top, change) for top in ("/tmp", "/run", helper.shared)]  # noqa: S108 - inside the sandbox
+        rules.append(Rule("/dev", READ | Files.WRITE_FILE | Files.TRUNCATE | Files.IOCTL_DEV))
+        calls += Ruleset((*rules, Rule("/etc", READ))).calls(machine.landlock)
+    if machine.no_write_execute:
+        calls += confine.refuse_write_execute()
+    return calls + confine.filtered(filter_of(Policy()).program())
+
+
+def _file_of(helper: Helper) -> str:
+    return f"beside-{helper.name}"
 
 
 def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
@@ -191,6 +253,14 @@ def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
         yield from confine.device(node, f"{stage}{node}")
 
 
+def _links(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
+    """The links that lead to what is shown of /sys."""
+    for target, link in place.links:
+        for parent in _missing(link.rpartition("/")[0], made):
+            yield from confine.directory(f"{stage}{parent}")
+        yield from confine.link(target, f"{stage}{link}")
+
+
 def _missing(path: str, made: set[str]) -> Iterator[str]:
     """The directories down to `path` that are not there yet, which then are."""
     if path not in made:
@@ -201,9 +271,11 @@ def _missing(path: str, made: set[str]) -> Iterator[str]:
 
 def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     """What `start` goes on as."""
-    words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    # The bus compares who a program says it is with who its proxy is.
+    uid, gid = (place.owner.uid, place.owner.gid) if desktop.uses_bus(policy) else (UID, UID)
+    words = ["bwrap", *_NAMESPACES]
     words += [] if network.is_wanted(policy) else ["--unshare-net"]
-    words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent", "--cap-drop", "ALL"]
+    words += ["--uid", str(uid), "--gid", str(gid), "--hostname", place.name, "--die-with-parent", "--cap-drop", "ALL"]
     if machine.no_nesting and not policy.has(Nest()):
         words += ["--disable-userns"]
     if not policy.has(Terminal()):
@@ -257,9 +329,10 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 
 
-def _environment(app: Application, policy: Policy) -> tuple[str, ...]:
+def _environment(app: Application, policy: Policy, *, observed: bool) -> tuple[str, ...]:
     terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
-    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **dict(app.environment)}.items()))
+    session = desktop.environment(policy, observed=observed)
+    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **session, **dict(app.environment)}.items()))
 
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:

@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 
 from obelisk.model.application import Application
-from obelisk.model.policy import Layer, Limits, Policy, Power, policy, power_of, powers_of
+from obelisk.model.policy import FLAGS, LISTS, Layer, Limits, Policy, Power, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table, size
 
-_LISTS = ("read", "write", "devices", "listen", "connect", "syscalls")
-_FLAGS = ("write_execute", "namespaces", "terminal")
 # Where an application may have directories of its own; the rest is its image, or the kernel's.
 _WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
 
@@ -63,13 +61,13 @@ def _policy(root: Table, findings: Findings) -> Policy:
 
 
 def _powers(grants: Table, findings: Findings) -> Iterator[Power]:
-    for key in _LISTS:
+    for key in LISTS:
         for number, value in enumerate(grants.get(key, list)):
             try:
                 yield power_of(key, value)
             except ValueError as error:
                 findings.report(grants.at(key, number), str(error), code="spec-value", hint="docs/sandbox.md tells what can be granted")
-    yield from powers_of({key: grants.get(key, bool) for key in _FLAGS})
+    yield from powers_of({key: grants.get(key, bool) for key in FLAGS})
 
 
 def _machine_keys(root: Table, spec: Spec) -> Iterator[str]:
