@@ -61,6 +61,15 @@ install_programs() {
         # For applications with a network.
         need nft nftables
         need pasta passt
+        # For desktop programs, and sessions without a screen to run them in.
+        need xdg-dbus-proxy xdg-dbus-proxy
+        need dbus-daemon dbus-daemon
+        need Xwayland xwayland
+        need Xephyr xserver-xephyr
+        need Xvfb xvfb
+        need cage cage
+        need grim grim
+        need xdotool xdotool
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
