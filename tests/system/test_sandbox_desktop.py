@@ -93,6 +93,7 @@ def test_on_a_desktop_of_x11_it_has_an_x_server_of_its_own_and_changes_the_file_
         for name in ("desk", "kept"):
             with opened(editor, desktop, f"/mnt/{name}/letter"):
                 assert "bwrap" in beside(place)
+                time.sleep(1)  # a window is shown before it takes what is typed
                 types(desktop, "key", "ctrl+Home", "type", "Yes. ")
                 types(desktop, "key", "ctrl+s")
                 deadline = time.monotonic() + (PATIENCE_S if name == "desk" else 3)

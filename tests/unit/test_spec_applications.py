@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from spec_samples import load_text, problems
 
-from obelisk.model.policy import Call, Calls, Connect, Layer, Limits, Listen, Read, WriteExecute
+from obelisk.model.policy import X11, Call, Calls, Connect, Device, Layer, Limits, Listen, Own, Read, Talk, Use, Wayland, WriteExecute
 from obelisk.spec import digest_inputs
 from obelisk.spec.positions import spell
 
@@ -32,6 +32,13 @@ def test_an_application_is_read_with_its_policy(tmp_path: Path) -> None:
     assert app.policy.powers == {Read("~/x"), Listen(8080), Connect("10.0.0.0/8"), Call(Calls.DEBUG), WriteExecute()}
     assert app.policy.limits == Limits(memory_bytes=1 << 30, processes=9)
     assert app.policy.may_miss == {Layer.LANDLOCK}
+
+
+def test_the_grants_of_desktop_programs_are_read(tmp_path: Path) -> None:
+    grants = '[grants]\nwayland = true\nx11 = true\ndevices = ["gpu"]\ndbus_talk = ["org.example.*"]\ndbus_own = ["org.example.Editor"]\n'
+    app = load_text(tmp_path, APP + grants).application
+    assert app is not None
+    assert app.policy.powers == {Wayland(), X11(), Use(Device.GPU), Talk("org.example.*"), Own("org.example.Editor")}
 
 
 def test_nothing_is_granted_unless_it_is_said(tmp_path: Path) -> None:
@@ -68,6 +75,8 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         (f'{APP}[grants]\nconnect = ["example.org:80"]', "grants.connect[0]", "a network and a port"),
         (f'{APP}[grants]\nwrite = ["/desk/../etc"]', "grants.write[0]", "absolute path"),
         (f"{APP}[grants]\nlisten = [0]", "grants.listen[0]", "from 1 to 65535"),
+        (f'{APP}[grants]\ndbus_talk = ["org.*"]', "grants.dbus_talk[0]", "a name on a bus"),
+        (f'{APP}[grants]\ndbus_talk = ["org.freedesktop.portal.Desktop"]', "grants.dbus_talk[0]", "cannot be granted"),
         (f'{APP}[grants]\ndevices = ["disk"]', "grants.devices[0]", "one of audio"),
     ],
 )
