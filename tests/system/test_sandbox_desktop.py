@@ -43,12 +43,12 @@ def editor(applications: Tool, place: Path) -> Tool:
 
 
 @contextmanager
-def opened(editor: Tool, desktop: Desktop, file: str) -> Iterator[None]:
-    """The editor with a file, on a desktop that shows its window."""
+def opened(app: Tool, desktop: Desktop, file: str) -> Iterator[None]:
+    """A program with a file, on a desktop that shows its window."""
     before = dict(os.environ)
     os.environ |= desktop.variables
     try:
-        process = editor.start("app", "run", str(editor.spec), "--", file)
+        process = app.start("app", "run", str(app.spec), "--", file)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -81,6 +81,13 @@ def test_an_editor_shows_its_window_in_a_wayland_session(editor: Tool, place: Pa
         with opened(editor, desktop, "/etc/os-release"):
             pass
         desktop.shows(lambda picture: picture.white < 0.01)
+    shutil.rmtree(place / "session")
+
+
+def test_a_browser_shows_a_page_in_a_wayland_session(applications: Tool, place: Path) -> None:
+    with wayland(place) as desktop, opened(example(applications, "chromium"), desktop, "file:///srv/hello/index.html"):
+        # The page is most of its window, which is most of the screen.
+        desktop.shows(lambda picture: picture.white > 0.5)
     shutil.rmtree(place / "session")
 
 

@@ -26,7 +26,7 @@ def own_places() -> Iterator[None]:
 
 
 def test_there_are_examples_of_each_kind() -> None:
-    assert {"editor", "git", "nginx", "node", "notes", "postgres", "redis"} <= set(EXAMPLES)
+    assert {"chromium", "editor", "git", "nginx", "node", "notes", "postgres", "redis"} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
