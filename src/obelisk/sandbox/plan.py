@@ -214,7 +214,7 @@ def _beside(helper: Helper, place: Place, machine: Machine, *, listener: int | N
     words += ["--disable-userns"] if machine.no_nesting else []
     words += ["--ro-bind", "/usr", "/usr"]
     words += [word for link in _LINKS for word in ("--symlink", f"usr/{link}", f"/{link}")]
-    words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
+    words += ["--dir", "/etc", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
     words += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--bind", shared, helper.shared]  # noqa: S108 - inside the sandbox
     words += [word for source, inside in helper.seen for word in ("--ro-bind", source, inside)]
     words += ["--ro-bind", f"{place.plan}/{_file_of(helper)}", _CONFINE, "--sync-fd", str(desktop.HELD), "--chdir", "/", "--", _CONFINE]

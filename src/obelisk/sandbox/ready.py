@@ -241,8 +241,11 @@ def class_of(node: str) -> Device | None:
     """The class of devices to which a path below /dev leads, if it is of one that can be granted."""
     inside = PurePath(node).relative_to("/dev")
     for device, patterns in _NODES.items():
-        if any(inside.match(pattern) or str(inside) == pattern.partition("/")[0] or inside.parts[0] == pattern for pattern in patterns):
-            return device
+        for pattern in map(PurePath, patterns):
+            depth = len(pattern.parts)
+            # Below a directory of nodes, or the directory in which they are looked for.
+            if PurePath(*inside.parts[:depth]).match(str(pattern)) or (depth > 1 and inside == pattern.parent):
+                return device
     return None
 
 
