@@ -1,32 +1,56 @@
 """What a sandbox costs and holds: ./bench sandbox, as root.
 
 Starts /bin/true in our sandbox, in bubblewrap with the same namespaces and mounts, and in firejail and podman where they are installed,
-one after the other in each round; then runs tests/probes in each of them. Prints both tables.
+one after the other in each round. Then a program reads a file of its image and a copy of that on this machine, both in the page cache; and
+nginx is asked for a page as often as it can answer, inside and outside of a sandbox, from a program that shares its network, so that pasta
+has no part in it. Last, it runs tests/probes in each sandbox.
 
-Peers, by Debian's names: `apt-get install firejail podman crun golang-github-containers-common`. firejail runs as root with its default
+Peers, by Debian's names: `apt-get install wrk firejail podman crun golang-github-containers-common`. firejail runs as root with its default
 profile, podman as root with its defaults, but for the network, of which it gets none; bubblewrap as an ordinary user with the arguments
 that Flatpak gives it for an application without permissions, but without Flatpak's own filter of system calls.
 """
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from apparatus.measure import CACHE, ROOT, obelisk
+from apparatus.measure import CACHE, ROOT, Goal, conclude, obelisk, print_table
 
 ROUNDS = 60
+READ_ROUNDS, READ_MIB = 15, 256
+SERVE_ROUNDS, SERVE_S = 5, 4
 PROBES = ROOT / "tests/probes"
+# As systems with udev have it, open to everybody; for as long as these mounts are there.
+TUNNEL = "mknod -m 666 /run/tun-bench c 10 200; mount --bind /run/tun-bench /dev/net/tun; rm /run/tun-bench"
+NGINX = CACHE / "bench-nginx"
 SPACES = ("--mount", "--net", "--ipc", "--uts", "--cgroup", "--propagation", "private")
 SOMEBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all")
 SPEC = 'name = "{name}"\nrole = "app"\npackages = ["python3"]\ntree = "tree"\n[app]\ncommand = {command}\n'
-APPS = {"bench-start": ["/bin/true"], "bench-probes": ["/usr/bin/python3", "-I", "/usr/local/lib/probe.py"]}
+APPS = {
+    "bench-start": ["/bin/true"],
+    "bench-probes": ["/usr/bin/python3", "-I", "/usr/local/lib/probe.py"],
+    "bench-reads": ["/usr/bin/python3", "-I", "/usr/local/lib/reads.py"],
+}
+READS = """\
+import sys, time
+buffer = bytearray(1 << 20)
+for turn in range(2):  # the first fills the page cache
+    with open(sys.argv[1], "rb", buffering=0) as file:
+        began = time.perf_counter()
+        while file.readinto(buffer):
+            pass
+        took = time.perf_counter() - began
+sys.stderr.write(f"{took}\\n")
+"""
 
 
 def main() -> int:
@@ -35,28 +59,42 @@ def main() -> int:
     if sys.argv[1:] != ["inside"]:
         build()
         return subprocess.run(["unshare", *SPACES[:1], *SPACES[-2:], sys.executable, "-s", __file__, "inside"], check=False).returncode
-    start, root = ready("bench-start"), ready("bench-probes").parents[1] / "root"
-    starts(start, root)
-    probes(root)
-    return 0
+    subprocess.run(["sh", "-euc", TUNNEL], check=True)
+    root = ready(CACHE / "bench-probes").parents[1] / "root"
+    figures: dict[str, object] = {}
+    goals = [starts(ready(CACHE / "bench-start"), root, figures), reads(figures)]
+    if shutil.which("wrk"):
+        goals.append(serves(figures))
+    else:
+        print("nginx is left out: wrk is not installed\n")
+    subprocess.run(["umount", "/dev/net/tun"], check=True)  # the probes bring one of their own
+    probes(root, figures)
+    return conclude("sandbox", figures, goals)
 
 
 def build() -> None:
+    shutil.rmtree(NGINX, ignore_errors=True)
+    shutil.copytree(ROOT / "examples/apps/nginx", NGINX)
     for name, command in APPS.items():
         place = CACHE / name
         shutil.rmtree(place, ignore_errors=True)
-        (place / "tree/usr/local/lib").mkdir(parents=True)
-        shutil.copyfile(PROBES / "probe.py", place / "tree/usr/local/lib/probe.py")
+        programs = place / "tree/usr/local/lib"
+        programs.mkdir(parents=True)
+        shutil.copyfile(PROBES / "probe.py", programs / "probe.py")
+        (programs / "reads.py").write_text(READS)
+        if name == "bench-reads":
+            (programs / "data").write_bytes(os.urandom(READ_MIB << 20))
         (place / "obelisk.toml").write_text(SPEC.format(name=name, command=json.dumps(command)))
         obelisk("build", str(place), log=CACHE / f"{name}.log")
+    obelisk("build", str(NGINX), log=CACHE / "nginx.log")
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OBELISK_STORE": str(CACHE / "store"), "OBELISK_KEYS": str(CACHE / "keys"), "XDG_CONFIG_HOME": "/nowhere"}
 
 
-def ready(name: str) -> Path:
-    words = [str(ROOT / "obelisk"), "app", "ready", str(CACHE / name)]
+def ready(spec: Path) -> Path:
+    words = [str(ROOT / "obelisk"), "app", "ready", str(spec)]
     return Path(subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout.strip())
 
 
@@ -104,7 +142,7 @@ def podman(root: Path) -> list[str]:
     return ["sh", "-euc", prepare, "sh"]
 
 
-def starts(start: Path, root: Path) -> None:
+def starts(start: Path, root: Path, figures: dict[str, object]) -> Goal:
     same = [*bubblewrap(root), "--", "/bin/true"]
     commands = {"ours": [str(start)], "bubblewrap, the same namespaces": same, "the same, as an ordinary user": [*SOMEBODY, *same]}
     if shutil.which("firejail"):
@@ -119,17 +157,107 @@ def starts(start: Path, root: Path) -> None:
             began = time.perf_counter()
             subprocess.run(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
             took[name].append(time.perf_counter() - began)
-    base = statistics.median(took["bubblewrap, the same namespaces"])
-    print("| start of /bin/true | median | of bubblewrap's |\n|---|---|---|")
-    for name, seconds in took.items():
-        median = statistics.median(seconds)
-        print(f"| {name} | {1000 * median:.1f} ms | {median / base:.2f} |")
-    limit = 1.25 * base + 0.003
-    ours = statistics.median(took["ours"])
-    print(f"\ngoal: at most 1.25 of bubblewrap's and 3 ms: {1000 * limit:.1f} ms; {'met' if ours <= limit else 'missed'}\n")
+    medians = {name: statistics.median(seconds) for name, seconds in took.items()}
+    base = medians["bubblewrap, the same namespaces"]
+    print_table(
+        ("start of /bin/true", "median", "of bubblewrap's"),
+        [(name, f"{1000 * median:.1f} ms", f"{median / base:.2f}") for name, median in medians.items()],
+    )
+    print()
+    figures["starts_s"] = medians
+    return Goal("a start, of bubblewrap's and 3 ms", medians["ours"], 1.25 * base + 0.003, "s")
 
 
-def probes(root: Path) -> None:
+def reads(figures: dict[str, object]) -> Goal:
+    """A file of the image from inside, and its copy from outside, by the same interpreter's loop."""
+    start = ready(CACHE / "bench-reads")
+    copy = CACHE / "bench-reads/copy"
+    shutil.copyfile(CACHE / "bench-reads/tree/usr/local/lib/data", copy)
+    inside = [str(start), "/usr/local/lib/data"]
+    # The interpreter of the image, because another one's loop may be slower.
+    root = start.parents[1] / "root"
+    outside = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-euc",
+        'mount --bind "$1" "$2/srv" && exec chroot "$2" /usr/bin/python3 -I "$3" /srv/copy',
+        "sh",
+    ]
+    outside += [str(copy.parent), str(root), "/usr/local/lib/reads.py"]
+    took: dict[str, list[float]] = {"inside": [], "outside": []}
+    for _ in range(READ_ROUNDS):
+        for name, words in (("inside", inside), ("outside", outside)):
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+            took[name].append(float(done.stderr))
+    speeds = {name: READ_MIB / statistics.median(seconds) for name, seconds in took.items()}
+    print_table(("reading from the page cache", "MiB a second"), [(name, f"{speed:.0f}") for name, speed in speeds.items()])
+    print()
+    figures["reads_mib_s"] = speeds
+    return Goal("time of reading a file outside, of inside's; more is slower inside", speeds["outside"] / speeds["inside"], 1 / 0.9)
+
+
+def serves(figures: dict[str, object]) -> Goal:
+    """Pages a second that nginx serves to a client in its own network, inside and outside of a sandbox."""
+    start = ready(NGINX)
+    root = start.parents[1] / "root"
+    bare = 'ip link set lo up; for each in run tmp var/lib/nginx; do mount -t tmpfs -o mode=1777 tmpfs "$1/$each"; done; shift; exec "$@"'
+    outside = ["unshare", "--mount", "--net", "sh", "-euc", bare, "sh", str(root)]
+    outside += ["chroot", "--userspec=65534:65534", str(root), "/usr/sbin/nginx", "-e", "stderr", "-c", "/etc/nginx/app.conf"]
+    pages: dict[str, list[float]] = {"inside": [], "outside": []}
+    with served([str(start)]) as inside, served(outside) as plain:
+        for _ in range(SERVE_ROUNDS):
+            for name, server in (("inside", inside), ("outside", plain)):
+                words = ["nsenter", "--net", f"--target={server}", "wrk", "-t1", "-c16", f"-d{SERVE_S}s", "http://127.0.0.1:8080/"]
+                done = subprocess.run(words, capture_output=True, text=True, check=False)
+                said = done.stdout + done.stderr
+                found = re.search(r"Requests/sec:\s+([\d.]+)", said)
+                if not found or "Non-2xx" in said or "Socket errors" in said:
+                    sys.exit(f"nginx {name} of a sandbox does not serve:\n{said}")
+                pages[name].append(float(found[1]))
+    rates = {name: statistics.median(found) for name, found in pages.items()}
+    print_table(("nginx, asked by wrk", "pages a second"), [(name, f"{rate:.0f}") for name, rate in rates.items()])
+    print()
+    figures["pages_s"] = rates
+    return Goal("pages a second outside, of inside's", rates["outside"] / rates["inside"], 1 / 0.97)
+
+
+@contextmanager
+def served(words: Sequence[str]) -> Iterator[int]:
+    """A server, for as long as the block lasts: the id of a process in its network."""
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while (server := master(process.pid)) is None:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    sys.exit(f"nginx does not start: {' '.join(words)}")
+                time.sleep(0.05)
+            time.sleep(0.5)  # its workers listen
+            yield server
+        finally:
+            process.kill()
+
+
+def master(ancestor: int) -> int | None:
+    """The process below `ancestor` that is nginx."""
+    parents, names = {}, {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        pid = int(status.parent.name)
+        names[pid], parents[pid] = name, int(rest.split()[1])
+    for pid in sorted(pid for pid, name in names.items() if name == "nginx"):
+        at = pid
+        while at > 1 and at != ancestor:
+            at = parents.get(at, 0)
+        if at == ancestor:
+            return pid
+    return None
+
+
+def probes(root: Path, figures: dict[str, object]) -> None:
     ours = [str(ROOT / "obelisk"), "app", "run", str(CACHE / "bench-probes"), "--"]
     inside = ["/usr/bin/python3", "-I", "/usr/local/lib/probe.py"]
     outside = ["/usr/bin/python3", "-I", str(PROBES / "probe.py")]
@@ -143,20 +271,21 @@ def probes(root: Path) -> None:
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    print_table(json.loads(done.stdout))
+    figures["probes"] = tabulate(json.loads(done.stdout))
 
 
-def print_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+def tabulate(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Mapping[str, int]:
+    """Print how many probes of each group get through, and return the sums."""
     broken = {name: results["error"] for name, results in found.items() if "error" in results}
     for name, error in broken.items():
         print(f"{name} could not run: {error}")
     working = {name: results for name, results in found.items() if name not in broken}
     total = Counter(group for group, _outcome, _detail in working["ours"].values())
-    print(f"| probes that get through | {' | '.join(working)} |\n|---|{'---|' * len(working)}")
     through = {name: Counter(g for g, outcome, _detail in results.values() if outcome == "allowed") for name, results in working.items()}
-    for group, count in total.items():
-        print(f"| {group} (of {count}) | {' | '.join(str(through[name][group]) for name in working)} |")
-    print(f"| all (of {sum(total.values())}) | {' | '.join(str(sum(through[name].values())) for name in working)} |")
+    sums = {name: sum(counted.values()) for name, counted in through.items()}
+    rows = [(f"{group} (of {count})", *(str(through[name][group]) for name in working)) for group, count in total.items()]
+    print_table(("probes that get through", *working), [*rows, (f"all (of {sum(total.values())})", *(str(n) for n in sums.values()))])
+    return sums
 
 
 if __name__ == "__main__":

@@ -61,6 +61,9 @@ install_programs() {
         # For applications with a network.
         need nft nftables
         need pasta passt
+        # For applications as services, and in others' formats.
+        need systemd-analyze systemd
+        need crun crun
         # For desktop programs, and sessions without a screen to run them in.
         need xdg-dbus-proxy xdg-dbus-proxy
         need dbus-daemon dbus-daemon

@@ -61,7 +61,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 def applications(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     """A copy of the workshop into which this process builds applications."""
     home = tmp_path_factory.mktemp("applications")
-    yield workshop.copied_to(home)
+    tool = workshop.copied_to(home)
+    tool.build()
+    yield tool
     subprocess.run(["rm", "-rf", home], check=True)
 
 

@@ -19,8 +19,10 @@ from typing import Any, Self
 
 from tool import Tool
 
-from obelisk.build import slots
+from obelisk import spec as specs
+from obelisk.build import locking, slots
 from obelisk.build.image import disk_of
+from obelisk.errors import ObeliskError
 from obelisk.machine import Machine
 from obelisk.store import Store, StoredImage
 from obelisk.system import qemu
@@ -113,8 +115,18 @@ def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
             (spec / name).chmod(0o755)
         text = SPEC.format(version=version.number, deadline=version.deadline, slots=version.slots)
         (spec / "obelisk.toml").write_text(text + version.spec)
-        tool.run("lock", str(spec))
+        if not _is_locked(spec):
+            tool.run("lock", str(spec))
         replace(tool, keys=tool.home / version.keys).build()
+
+
+def _is_locked(spec: Path) -> bool:
+    """Whether the lock of the version before has all that this one asks for: resolving again takes as long as building does."""
+    try:
+        locking.require_lock(specs.load(spec))
+    except ObeliskError:
+        return False
+    return True
 
 
 def lay(tree: Path, files: Mapping[str, str]) -> None:
@@ -382,6 +394,7 @@ class Rack:
         settings = qemu.Settings(
             disk,
             run,
+            cpus=qemu.fair_cpus(qemu.acceleration()),
             variables=variables,
             console=run / "console.log",
             typed=run / "typed" if "tpm" in more else None,

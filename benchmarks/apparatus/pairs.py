@@ -17,6 +17,7 @@ from obelisk.release.client import hashtree
 from obelisk.release.client.hashtree import HashTree
 from obelisk.release.edges import Image
 from obelisk.system.bubblewrap import Room, writable
+from obelisk.system.command import run
 from obelisk.system.namespace import remove_tree
 
 PLACE = CACHE / "pairs"
@@ -37,7 +38,7 @@ _SOURCES = {
 _UNUSED = ("doc", "man", "info", "vim", "i18n", "lintian")
 _DRIVERS = ("drivers/gpu", "drivers/media", "drivers/staging", "drivers/iio", "drivers/infiniband", "drivers/net/wireless", "sound")
 _EMPTY = (
-    'rm -rf "$1"/boot/* "$1"/dev/* "$1"/var/lib/apt/lists/* "$1"/var/cache/* "$1"/var/log/*; find "$1" -name "*.ko.xz" -exec xz -d {} +'
+    'rm -rf "$1"/boot/* "$1"/dev/* "$1"/var/lib/apt/lists/* "$1"/var/cache/* "$1"/var/log/*; find "$1/usr/lib/modules" -name "*.ko.xz" -exec xz -d {} +'
 )
 _EPOCHS = {"old": 1_750_000_000, "new": 1_760_000_000, "small": 1_760_000_000, "same": 1_760_000_000, "trixie": 1_765_000_000}
 _SALT = hashlib.sha256(b"obelisk bench").hexdigest()
@@ -121,7 +122,7 @@ def _bootstrap(name: str, target: Path) -> None:
     words += ['--aptopt=APT::Install-Recommends "false"', f"--customize-hook={_EMPTY}", sources[0][0], str(target)]
     addresses = {archive.origin: archive.uri for archive in archives(sources[0][0])}
     words += [f"deb [signed-by={_KEYRING}] {addresses[origin]} {suite} main" for suite, origin in sources]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run(words)
     if name == "tools":
         return
     for path in [target / "usr/share" / unused for unused in _UNUSED] + [*(target / "usr/share/locale").glob("*/")]:

@@ -121,6 +121,42 @@ def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_by_saying_so(a
         assert app.refused("app", "ready", str(app.spec), status=5)["code"] == "grant-missing"
 
 
+def test_secrets_come_from_the_operator_and_one_that_is_missing_is_named(applications: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with places() as place:
+        text = '[app]\ncommand = ["/bin/sh", "-c"]\n'
+        without = application(applications, "secretive", f'version = "1"\n{text}')
+        app = application(applications, "secretive", f'version = "2"\n{text}credentials = ["key"]\n')
+        assert app.run("app", "diff", "secretive@1", "secretive@2", status=1) == "+ reads the credential key\n"
+        assert without.run("app", "diff", "secretive@2", "secretive@1") == "- reads the credential key\n"
+        assert "which is missing" in app.run("app", "show", str(app.spec))
+        given = place / "given"
+        given.mkdir()
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+        error = app.refused("app", "ready", str(app.spec), status=5)
+        assert error["code"] == "credential-missing"
+        assert "credential key is not there" in error["message"]
+        (given / "key").write_text("open sesame")
+        assert said(app, "cat /run/credentials/key") == "open sesame"
+        assert f"{given}/key" in app.run("app", "show", str(app.spec))
+
+
+def test_a_limit_of_all_processes_wants_control_groups_or_the_operators_word(applications: Tool) -> None:
+    """This passes on machines with and without them: what is asked is that the limit is there or that its layer is named."""
+    with places() as place:
+        app = application(applications, "bounded", '[app]\ncommand = ["/bin/sh", "-c"]\n[limits]\ntotal_memory = "64M"\n')
+        layers = json.loads(app.run("app", "show", str(app.spec), "--json"))["layers"]
+        if layers["cgroup"] == "missing on this machine":
+            error = app.refused("app", "ready", str(app.spec), status=7)
+            assert (error["code"], "`cgroup`" in error["message"], error["hint"] != "") == ("layer-missing", True, True)
+            told(place, "bounded", '[override]\nmay_miss = ["cgroup"]\n')
+            assert said(app, "echo started") == "started\n"
+        else:
+            each = "fork or do { $x = chr(65 + $_) x (32 << 20); sleep 2; exit 0 }"
+            hog = f"perl -e 'for (1..8) {{ {each} }} $n += wait > 0 && !$? for 1..8; print $n'"
+            assert int(said(app, hog)) < 8
+        app.run("app", "clear", str(app.spec))
+
+
 def test_a_difference_is_told_in_words_and_growth_by_the_status(applications: Tool) -> None:
     plain = '[app]\ncommand = ["/bin/true"]\n'
     first = application(applications, "grows", f'version = "1"\n{plain}')

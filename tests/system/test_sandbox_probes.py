@@ -25,6 +25,7 @@ OPENS = {
     'devices = ["kvm"]': {"open /dev/kvm"},
     "listen = [7401]": {"listen at a port of the host", *NETWORK},
     'connect = ["10.98.0.1/32:7301"]': {"connect to a network", *NETWORK},
+    'connect = ["db.example.org:7301"]': NETWORK,  # nobody answers there for the name
     'connect = ["10.98.0.0/16:*"]': {"connect to a network", "connect to another port there", *NETWORK},
     'syscalls = ["debug"]': {
         "trace its own child",

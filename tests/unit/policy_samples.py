@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from obelisk.model.policy import (
+    NO_LIMIT,
     X11,
     Call,
     Calls,
@@ -15,6 +16,7 @@ from obelisk.model.policy import (
     Own,
     Policy,
     Power,
+    Reach,
     Read,
     Talk,
     Terminal,
@@ -36,10 +38,12 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Use, st.sampled_from(Device)),
     st.builds(Listen, st.sampled_from((80, 8080, 65535))),
     st.builds(Connect, st.sampled_from(NETWORKS), st.sampled_from(PORTS)),
+    st.builds(Reach, st.sampled_from(("example.org", "a.example.org", "db")), st.sampled_from((80, 443))),
     st.builds(Call, st.sampled_from(Calls)),
     st.builds(Talk, st.sampled_from(NAMES)),
     st.builds(Own, st.sampled_from(NAMES)),
     st.sampled_from((X11(), Wayland(), WriteExecute(), Nest(), Terminal())),
 )
-limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)))
+totals = st.just(NO_LIMIT) | st.integers(1, 1 << 40)
+limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)), totals, totals)
 policies: st.SearchStrategy[Policy] = st.builds(policy, st.frozensets(powers, max_size=8), limits, st.frozensets(st.sampled_from(Layer)))

@@ -116,14 +116,23 @@ def proof_of(image: StoredImage, place: Path, *, by: int = 1) -> bytes:
     return proof(Report(image.id, image.manifest.label, "tcg", FIXED, outcomes), SigningKey(place, "0" * 64, test_key=False))
 
 
-def image(
-    place: Path, version: str, content: bytes = b"", *, name: str = "shop", test_key: bool = False, packages: Sequence[ImagePackage] = ()
+def image(  # noqa: PLR0913 - keywords name each
+    place: Path,
+    version: str,
+    content: bytes = b"",
+    *,
+    name: str = "shop",
+    test_key: bool = False,
+    packages: Sequence[ImagePackage] = (),
+    certificate: str = "c" * 64,
+    brings: bytes = b"",
 ) -> StoredImage:
-    """An image whose root is `content`, or its version."""
+    """An image whose root is `content`, or its version; signed by a certificate, and bringing hosts an update of their firmware's db."""
     parts = {
         PartKind.ROOT: b"".join(_blocks(content or f"root of version {version}".encode())),
         PartKind.VERITY: b"tree of " + (content or version.encode()),
         PartKind.UKI: b"the kernel is always the same",
+        **({PartKind.UPDATE_DB: brings} if brings else {}),
     }
     manifest = Manifest(
         name=name,
@@ -138,7 +147,7 @@ def image(
         root_slot_bytes=1 << 30,
         verity_slot_bytes=1 << 24,
         slot_count=2,
-        secure_boot_certificate="c" * 64,
+        secure_boot_certificate=certificate,
         test_key=test_key,
         spec_sha256="",
         lock_sha256="",

@@ -143,6 +143,8 @@ def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_only_by_saying
     assert effective(asked, {}) == asked
     assert effective(asked, {"allow": raw}) == meet(asked, told)
     assert effective(asked, {"override": raw}) == join(asked, told)
+    del raw["limits"]
+    assert effective(asked, {"override": raw}).limits == asked.limits
 
 
 def test_what_another_power_covers_is_no_second_power() -> None:
@@ -202,7 +204,14 @@ def test_a_change_is_told_in_plain_words() -> None:
         ({"listen": [0]}, "cannot stand in listen"),
         ({"listen": [65536]}, "cannot stand in listen"),
         ({"listen": [True]}, "cannot stand in listen"),
-        ({"connect": ["example.org:443"]}, "no destination"),
+        ({"connect": ["example.org:*"]}, "no destination"),
+        ({"connect": ["Example.org:443"]}, "no destination"),
+        ({"connect": ["example..org:443"]}, "no destination"),
+        ({"connect": ["-a.org:443"]}, "no destination"),
+        ({"connect": ["a-.org:443"]}, "no destination"),
+        ({"connect": ["a.b.1:443"]}, "no destination"),
+        ({"connect": ["10.0.0.256:443"]}, "no destination"),
+        ({"connect": ["a.org:0"]}, "no destination"),
         ({"connect": ["10.0.0.1/8:443"]}, "no destination"),
         ({"connect": ["10.0.0.0/8"]}, "no destination"),
         ({"connect": ["10.0.0.0/8:0"]}, "no port"),
@@ -264,7 +273,9 @@ def test_every_network_sample_is_spelled_as_policies_spell_it() -> None:
 
 
 def test_an_application_reads_back_as_itself_and_damage_is_told() -> None:
-    one = Application(("run",), (("A", "b"),), "/srv", ("/var/cache/x",), ("/var/lib/x",), policy([Call(Calls.DEBUG), Use(Device.KVM)]))
+    one = Application(
+        ("run",), (("A", "b"),), "/srv", ("/var/cache/x",), ("/var/lib/x",), policy([Call(Calls.DEBUG), Use(Device.KVM)]), ("key",)
+    )
     assert parse_application(one.to_bytes()) == one
     for key in ("command", "policy", "environment"):
         raw: Any = json.loads(one.to_bytes())

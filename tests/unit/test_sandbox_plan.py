@@ -8,12 +8,15 @@ import struct
 from pathlib import Path
 
 import pytest
+from host_samples import sealed
 from hypothesis import given
 from hypothesis import strategies as st
 from policy_samples import policies
+from store_samples import manifest_of
 
-from obelisk.errors import MissingFeatureError
+from obelisk.errors import MissingFeatureError, TrustError
 from obelisk.model.application import Application
+from obelisk.model.image import Part, PartKind
 from obelisk.model.policy import (
     X11,
     Call,
@@ -21,11 +24,13 @@ from obelisk.model.policy import (
     Connect,
     Device,
     Layer,
+    Limits,
     Listen,
     Nest,
     Own,
     Policy,
     Power,
+    Reach,
     Read,
     Talk,
     Terminal,
@@ -41,9 +46,11 @@ from obelisk.sandbox.calls import filter_of, power_for
 from obelisk.sandbox.desktop import SCREENS, Helper, Session, environment, helpers, session_of, uses_bus
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.observer import NETWORK, SESSION_BUS, Observer, Refusal
-from obelisk.sandbox.plan import Place, compile_plan, data_directory, layers_of
-from obelisk.sandbox.ready import class_of
-from obelisk.system import program
+from obelisk.sandbox.plan import Guard, Place, compile_plan, data_directory, layers_of
+from obelisk.sandbox.ready import check_root, class_of
+from obelisk.store import StoredImage
+from obelisk.system import cgroups, program
+from obelisk.system.cgroups import Way
 from obelisk.system.confine import Owner
 from obelisk.system.landlock import Files, Rule, Ruleset, files_known
 from obelisk.system.notices import Notice
@@ -65,6 +72,8 @@ MACHINE = Machine(
     bus_proxy="/usr/bin/xdg-dbus-proxy",
     xwayland="/usr/bin/Xwayland",
     xephyr="/usr/bin/Xephyr",
+    groups=cgroups.Here(Way.DIRECT),
+    python="/usr/bin/python3",
 )
 SESSION = Session("/run/user/1/wayland-0", "/run/user/1/bus", f"{SCREENS}/X0", "/home/jo/.Xauthority")
 PLACE = Place(
@@ -80,7 +89,7 @@ PLACE = Place(
 
 
 def outside(one: Policy) -> list[program.Call]:
-    return [call for call in plan._outside(APP, one, PLACE, MACHINE, listener=None) if isinstance(call, program.Call)]
+    return plan._outside(APP, one, PLACE, MACHINE)
 
 
 def words(one: Policy, machine: Machine = MACHINE) -> tuple[str, ...]:
@@ -123,7 +132,7 @@ READ_ONLY, NO_EXECUTION = 1, 8
 def test_of_the_machine_nothing_is_shown_but_what_is_granted(one: Policy) -> None:
     image = {f"/{name}" for name in ("usr", "etc", "opt", "srv", "var")}
     wanted = {plan.inside_path(power.path) for power in one.of(Read) + one.of(Write)}
-    names = {"/etc/resolv.conf"} if one.of(Connect) else set()
+    names = {"/etc/resolv.conf"} if one.of(Connect) + one.of(Reach) else set()
     names |= {"/run/user/wayland-0"} if one.has(Wayland()) else set()
     nodes = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
     assert set(shown(one)) == image | wanted | names | nodes | {"/var/lib/app", "/.confine"}
@@ -163,7 +172,7 @@ def test_every_policy_compiles_to_programs_of_one_form(one: Policy) -> None:
     assert [name for name, _content in compiled.beside] == ["beside-bus"] * uses_bus(one) + ["beside-screen"] * one.has(X11())
     for content in (compiled.start, compiled.confine, *dict(compiled.beside).values()):
         assert content.startswith(b"\x7fELF")
-    assert bool(compiled.rules) == bool(one.of(Listen) or one.of(Connect))
+    assert bool(compiled.rules) == bool(one.of(Listen) or one.of(Connect) or one.of(Reach))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +190,63 @@ def test_a_layer_that_a_machine_lacks_is_an_error_unless_the_policy_says_that_it
     assert compile_plan(APP, relaxed, PLACE, machine).start
     assert dict(layers_of(relaxed, machine))[layer.value] == "missing on this machine"
     assert "missing" not in dict(layers_of(relaxed, MACHINE))[layer.value]
+
+
+def test_secrets_are_copied_into_memory_at_each_start_and_are_no_part_of_a_plan(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("never to be seen in a plan")
+    app = dataclasses.replace(APP, credentials=("password",))
+    place = dataclasses.replace(PLACE, credentials=(("password", secret),))
+    compiled = compile_plan(app, Policy(), place, MACHINE)
+    assert b"never to be seen" not in compiled.start + compiled.confine
+    assert b"CREDENTIALS_DIRECTORY=/run/credentials\0" in compiled.confine
+    calls = plan._outside(app, Policy(), place, MACHINE)
+    opened = [string(call.arguments[0]) for call in named(calls, "open")]
+    assert opened[-3:-1] == [str(secret), "/run/plan/stage/run/credentials/password"]
+    copied = calls.index(named(calls, "sendfile")[0])
+    assert string(calls[copied - 3].arguments[1]) == "/run/plan/stage/run/credentials"
+    assert "the credential password" in calls[copied - 2].what
+    (restricted,) = (call for call in named(calls, "mount_setattr") if string(call.arguments[1]).endswith("/run/credentials"))
+    assert calls.index(restricted) > copied
+    assert calls.index(named(calls, "setresuid")[0]) > copied
+    assert b"/run/credentials" not in compile_plan(APP, Policy(), PLACE, MACHINE).start
+
+
+TOTAL = policy((), Limits(total_memory_bytes=1 << 28))
+
+
+def test_limits_of_all_processes_want_a_control_group_unless_the_policy_says_that_it_may_be_missing() -> None:
+    without = dataclasses.replace(MACHINE, groups=cgroups.Here(Way.NONE, "log in"))
+    with pytest.raises(MissingFeatureError, match="`cgroup`") as caught:
+        compile_plan(APP, TOTAL, PLACE, without)
+    assert caught.value.hint.startswith("log in")
+    assert compile_plan(APP, Policy(), PLACE, without).launch == b""
+    relaxed = dataclasses.replace(TOTAL, may_miss=frozenset({Layer.CGROUP}))
+    assert dict(compile_plan(APP, relaxed, PLACE, without).layers)["cgroup"] == "missing on this machine"
+    assert compile_plan(APP, relaxed, PLACE, without).start == compile_plan(APP, Policy(), PLACE, without).start
+    assert "cgroup" not in dict(layers_of(Policy(), MACHINE))
+
+
+def test_a_start_enters_the_group_itself_or_by_systemd_and_then_does_the_same() -> None:
+    place = dataclasses.replace(PLACE, group="app-1")
+    plain = compile_plan(APP, Policy(), place, MACHINE)
+    direct = compile_plan(APP, TOTAL, place, dataclasses.replace(MACHINE, groups=cgroups.Here(Way.DIRECT)))
+    assert b"/sys/fs/cgroup/obelisk/app-1/cgroup.procs\0" in direct.start
+    assert direct.launch == b""
+    for way in (Way.SYSTEM, Way.USER):
+        scoped = compile_plan(APP, TOTAL, place, dataclasses.replace(MACHINE, groups=cgroups.Here(way, program="/usr/bin/systemd-run")))
+        assert scoped.launch == plain.start
+        for word in (b"/usr/bin/systemd-run", b"--scope", b"--slice=obelisk-app\\x2d1.slice", b"/run/plan/launch"):
+            assert word + b"\0" in scoped.start
+        assert way.value in dict(scoped.layers)["cgroup"]
+
+
+@pytest.mark.parametrize("way", [Way.SYSTEM, Way.USER, Way.DIRECT])
+def test_a_service_stays_in_the_group_of_its_unit(way: Way) -> None:
+    """In another one, systemd would neither see it end nor end it."""
+    machine = dataclasses.replace(MACHINE, groups=cgroups.Here(way, program="/usr/bin/systemd-run"))
+    bounded, plain = (compile_plan(APP, one, PLACE, machine, guard=Guard()) for one in (TOTAL, Policy()))
+    assert (bounded.start, bounded.launch) == (plain.start, b"")
 
 
 def test_a_network_that_the_machine_cannot_give_is_an_error_with_the_remedy() -> None:
@@ -326,6 +392,33 @@ def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
     assert network.rules(policy([Read("/data")])) == ""
 
 
+NAMED = policy([Reach("db.example.org", 5432), Reach("example.org", 443)])
+
+
+def test_names_bring_a_resolver_before_the_application_and_ways_that_only_it_opens() -> None:
+    named = words(NAMED)
+    assert named[named.index("--dns-forward") + 1] == network.UPSTREAM
+    start = named.index("/run/plan/resolver.py")
+    assert named[start - 2 : start + 6] == (
+        "/usr/bin/python3",
+        "-I",
+        "/run/plan/resolver.py",
+        "/usr/sbin/nft",
+        network.UPSTREAM,
+        "db.example.org:5432",
+        "example.org:443",
+        "--",
+    )
+    assert named[start + 6] == "/usr/bin/bwrap"
+    lines = [line.strip() for line in network.rules(NAMED).splitlines()]
+    assert lines.index(f"ip daddr {network.UPSTREAM} meta mark != 0x6f62656c drop") < lines.index("ct state established,related accept", 9)
+    assert "ip daddr . meta l4proto . th dport @names4 accept" in lines
+    assert "names4" not in network.rules(policy([Connect("10.0.0.0/8")]))
+    assert "--dns-forward" not in words(policy([Connect("10.0.0.0/8")]))
+    with pytest.raises(MissingFeatureError, match="resolver"):
+        compile_plan(APP, NAMED, PLACE, dataclasses.replace(MACHINE, python=""))
+
+
 def test_data_of_different_places_never_shares_a_directory() -> None:
     places = ["/var/lib/a", "/var/lib-a", "/var-lib/a", "/var/lib--a", "/var/lib/-a", "/var-/lib/a"]
     assert len({data_directory(Path("/data"), place) for place in places}) == len(places)
@@ -358,7 +451,7 @@ class Seen(Notice):
 
 
 def refusals(held: Policy, name: str, *arguments: int, strings: tuple[bytes, ...] = ()) -> tuple[int, list[Refusal]]:
-    observer = Observer(APP, held, Path("/home/jo"))
+    observer = Observer(dataclasses.replace(APP, credentials=("key",)), held, Path("/home/jo"))
     full = tuple([*arguments, *[0] * 6][:6])
     error = observer(Seen(os.getpid(), NUMBERS[name], full, strings))
     return error, [dataclasses.replace(each) for each in observer.refusals]
@@ -381,6 +474,7 @@ def test_what_other_layers_refuse_goes_on_and_is_told() -> None:
     networked = policy([Listen(8080)])
     assert refusals(networked, "connect", 3, 0, 16, strings=(b"", inet))[1][0].power == Connect("192.0.2.7/32", 443)
     assert refusals(policy([Connect("192.0.2.0/24", 443)]), "connect", 3, 0, 16, strings=(b"", inet)) == (0, [])
+    assert refusals(NAMED, "connect", 3, 0, 16, strings=(b"", inet)) == (0, [])
     assert refusals(networked, "bind", 3, 0, 16, strings=(b"", inet))[1][0].power == Listen(443)
     loopback = inet[:4] + bytes([127, 0, 0, 1])
     assert refusals(networked, "connect", 3, 0, 16, strings=(b"", loopback)) == (0, [])
@@ -412,6 +506,8 @@ def test_writing_is_told_where_nothing_may_be_written_and_the_grant_is_the_one_t
     opened = (0, os.O_WRONLY | os.O_CREAT)
     assert refusals(Policy(), "open", *opened, strings=(b"/usr/x\0",))[1][0].power is None
     assert refusals(Policy(), "open", *opened, strings=(b"/tmp/x\0",)) == (0, [])
+    assert refusals(Policy(), "open", *opened, strings=(b"/run/x\0",)) == (0, [])
+    assert refusals(Policy(), "execve", strings=(b"/run/credentials/x\0",)) == (0, [])
     assert refusals(Policy(), "open", *opened, strings=(b"/var/lib/app/x\0",)) == (0, [])
     assert refusals(policy([Read("/mnt")]), "open", *opened, strings=(b"/mnt/x\0",))[1][0].power == Write("/mnt")
     assert refusals(Policy(), "open", 0, os.O_RDONLY, strings=(b"/usr/does-not-exist\0",)) == (0, [])
@@ -423,3 +519,50 @@ def test_every_call_that_a_grant_allows_is_found_by_its_name() -> None:
         names = {name for name, number in NUMBERS.items() if number in held}
         assert names
         assert {power_for(name) for name in names} == {Call(calls)}
+
+
+def test_a_service_takes_signals_that_wait_for_all_around_it_and_keeps_its_sockets() -> None:
+    def asked(one: bytes, number: int, first: int) -> bool:
+        """Whether a program makes this call with this first argument."""
+        return b"\x48\xbf" + struct.pack("<Q", first) in one and b"\xb8" + struct.pack("<I", number) + b"\x0f\x05" in one
+
+    served = compile_plan(APP, policy([Listen(8080)]), PLACE, MACHINE, guard=Guard(2))
+    block, unblock, mask = 0, 1, NUMBERS["rt_sigprocmask"]
+    assert asked(served.start, mask, block)
+    assert asked(served.confine, mask, unblock)
+    assert asked(served.start, NUMBERS["close_range"], 5)
+    assert b"LISTEN_FDS=2\0" in served.confine
+    assert b"LISTEN_PID=2\0" in served.confine
+    assert served.rules == ""
+    assert b"--unshare-net" in served.start
+    plain = compile_plan(APP, policy([Listen(8080)]), PLACE, MACHINE)
+    assert asked(plain.start, NUMBERS["close_range"], 3)
+    assert not asked(plain.start, mask, block)
+    assert b"LISTEN_FDS" not in plain.confine
+    assert b"--unshare-net" not in plain.start
+
+
+def test_a_service_that_is_handed_its_sockets_has_no_connections_of_its_own() -> None:
+    with pytest.raises(MissingFeatureError) as error:
+        compile_plan(APP, policy([Listen(80), Connect("10.0.0.0/8")]), PLACE, MACHINE, guard=Guard(1))
+    assert error.value.code == "sockets-and-network"
+
+
+@pytest.mark.parametrize("fault", ["", "a block", "the end", "the tree"])
+def test_every_block_of_a_root_is_checked_before_it_is_used(tmp_path: Path, fault: str) -> None:
+    content, tree, root_hash = sealed(300)
+    if fault == "a block":
+        content = content[:500_000] + b"!" + content[500_001:]
+    if fault == "the end":
+        content += bytes(4096)
+    if fault == "the tree":
+        tree = tree[:-1] + bytes([tree[-1] ^ 1])
+    (tmp_path / "root").write_bytes(content)
+    (tmp_path / "tree").write_bytes(tree)
+    parts = (Part(PartKind.ROOT, "root", len(content), "0" * 64), Part(PartKind.VERITY, "tree", len(tree), "0" * 64))
+    image = StoredImage("0" * 64, dataclasses.replace(manifest_of(content), parts=parts, root_hash=root_hash), tmp_path, 0)
+    if not fault:
+        check_root(image)
+        return
+    with pytest.raises(TrustError):
+        check_root(image)

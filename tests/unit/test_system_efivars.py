@@ -44,6 +44,21 @@ def test_certificates_come_from_every_list_and_hashes_from_none(tmp_path: Path) 
     assert efivars.trusted_certificates(tmp_path) == (b"first", b"second", b"third!")
 
 
+def test_an_update_comes_to_what_is_there_or_takes_its_place(tmp_path: Path) -> None:
+    efivars.update("dbx", b"an update", append=True, place=tmp_path)
+    efivars.update("PK", b"another", append=False, place=tmp_path)
+    # Non-volatile, boot and runtime access, time-based authentication; and appending.
+    assert (tmp_path / f"dbx-{SECURITY}").read_bytes() == b"\x67\0\0\0an update"
+    assert (tmp_path / f"PK-{GLOBAL}").read_bytes() == b"\x27\0\0\0another"
+
+
+def test_what_is_revoked_is_not_trusted(tmp_path: Path) -> None:
+    write(tmp_path, f"db-{SECURITY}", signatures(X509, b"first") + signatures(X509, b"second"))
+    write(tmp_path, f"dbx-{SECURITY}", signatures(X509, b"first"))
+    assert efivars.trusted_certificates(tmp_path) == (b"second",)
+    assert efivars.certificates("db", tmp_path) == (b"first", b"second")
+
+
 @pytest.mark.parametrize("cut", range(0, 60, 7))
 def test_a_damaged_database_has_no_more_than_its_whole_lists(tmp_path: Path, cut: int) -> None:
     whole = signatures(X509, b"first") + signatures(X509, b"second")

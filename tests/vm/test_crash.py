@@ -13,7 +13,7 @@ from host import Rack, build_versions
 from story import VERSIONS, Story, inspect, tell
 from tool import Tool
 
-BOOTED = ("staging", "migrating", "blessing", "swapping")
+BOOTED = ("migrating", "swapping")
 """The phases of which one state each is really booted here."""
 
 

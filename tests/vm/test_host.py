@@ -1,7 +1,7 @@
 """A host's life, on one disk and in this order: each test goes on where the one before has left it.
 
-The product is one small image in several versions: 2, 6 and 9 are good. 3 fails its check, 4 panics, 5 hangs, 7 is signed by a stranger,
-8 fails while it soaks.
+The product is one small image in several versions: 2, 6 and 9 are good, and 6 has relaxed what can be relaxed. 3 fails its check, 4 panics,
+5 hangs, 7 is signed by a stranger, 8 fails while it soaks.
 """
 
 import json
@@ -20,6 +20,17 @@ _FAILS = """
 command = "false"
 timeout = "5s"
 """
+
+
+_RELAXED = """
+[hardening]
+lockdown = "none"
+module_signatures = false
+state_mounts = []
+"""
+_SYSCTL = {"etc/sysctl.d/90-local.conf": "kernel.dmesg_restrict = 0\nkernel.yama.ptrace_scope = 0\n"}
+# The same file without the mark at its end is a module that nobody signed.
+_UNSIGNED = "head -c -28 $(modinfo -n dummy) >/run/dummy.ko; insmod /run/dummy.ko 2>&1"
 
 
 # Passes when it is asked for the first time.
@@ -53,7 +64,7 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         Version("3", spec=_FAILS),
         Version("4", files=_PANICS),
         Version("5", files=_HANGS, deadline="25s"),
-        Version("6"),
+        Version("6", spec=_RELAXED, files=_SYSCTL),
         Version("7", keys="stranger"),
         Version("8", spec=_SOURS),
         Version("9"),
@@ -72,6 +83,16 @@ def host(rack: Rack) -> Iterator[Host]:
         machine.wait_for_boot()
         machine.settled("host_1")
         yield machine
+
+
+def options(host: Host, place: str) -> set[str]:
+    """How a place is mounted."""
+    return set(host.run(f"findmnt -no OPTIONS {place}").split(","))
+
+
+def values(host: Host, *names: str) -> list[str]:
+    """What the kernel is set to."""
+    return host.run(f"sysctl -n {' '.join(names)}").split()
 
 
 def open_shelf(host: Host) -> None:
@@ -104,6 +125,46 @@ def test_a_new_host_knows_itself(host: Host) -> None:
     (first,) = host.json("history")["history"]
     assert (first["image"], first["why"], first["outcome"]) == ("host_1", "first boot", "healthy")
     assert host.json("verify")["findings"] == []
+
+
+def test_the_kernel_keeps_root_out(host: Host) -> None:
+    assert "[integrity]" in host.run("cat /sys/kernel/security/lockdown")
+    assert host.run("cat /sys/module/module/parameters/sig_enforce") == "Y"
+    assert "rejected" in host.run(_UNSIGNED, status=1)
+    host.run("modprobe dummy && rmmod dummy")
+
+
+def test_state_brings_no_set_id_programs_and_no_devices(host: Host) -> None:
+    for place in ("/var", "/home", "/root", "/run"):
+        assert {"nosuid", "nodev"} <= options(host, place), place
+    assert {"nosuid", "nodev"} <= options(host, "/tmp")  # noqa: S108 - in the guest
+    # Programs run from there all the same.
+    host.run("cp /usr/bin/true /home/true && /home/true && cp /usr/bin/true /var/tmp/true && /var/tmp/true")
+
+
+def test_kernel_settings_are_strict(host: Host) -> None:
+    names = ("kernel.dmesg_restrict", "kernel.kptr_restrict", "kernel.kexec_load_disabled", "kernel.yama.ptrace_scope", "kernel.sysrq")
+    assert values(host, *names) == ["1", "2", "1", "1", "16"]
+    others = ("kernel.unprivileged_bpf_disabled", "net.core.bpf_jit_harden", "fs.protected_fifos", "fs.protected_regular")
+    assert values(host, *others) == ["1", "2", "2", "2"]
+    host.run("modprobe dummy numdummies=1; udevadm settle")  # a network card, which comes when systemd-sysctl is long done
+    for name in ("all", "default", "dummy0"):
+        refused = [f"net.ipv4.conf.{name}.{each}" for each in ("accept_redirects", "send_redirects", "accept_source_route")]
+        assert values(host, *refused) == ["0", "0", "0"], name
+        assert values(host, f"net.ipv6.conf.{name}.accept_redirects") == ["0"], name
+    assert values(host, "net.ipv4.conf.dummy0.rp_filter") == ["2"]
+    host.run("rmmod dummy")
+
+
+def test_set_id_programs_are_those_of_the_manifest(host: Host, rack: Rack) -> None:
+    assert sorted(host.run("find / -xdev -type f -perm /6000").splitlines()) == sorted(rack.image("host@1").manifest.setuid)
+
+
+def test_our_units_work_in_their_sandboxes(host: Host) -> None:
+    host.run("until systemctl is-active obelisk-coldplug.service; do sleep 0.5; done")
+    assert host.run("systemctl --failed --no-legend --plain") == ""
+    said = host.run("journalctl -b --no-pager -u 'obelisk-*' -p warning")
+    assert said == "-- No entries --"
 
 
 def test_an_upgrade_is_tried_blessed_and_recorded(host: Host) -> None:
@@ -196,11 +257,18 @@ def test_a_check_that_fails_within_the_soak_time_falls_back(host: Host) -> None:
     assert (last["image"], last["outcome"]) == ("host_8", "failed: sours")
 
 
-def test_state_goes_back_with_its_image(host: Host) -> None:
+def test_a_spec_has_it_otherwise_and_state_goes_back_with_its_image(host: Host) -> None:
     host.run("echo old >/var/lib/thing; echo mine >/home/mine")
     upgrade(host, "6")
     host.restart()
     host.settled("host_6")
+    # The kernel locks itself down where Secure Boot is on, whatever its command line says.
+    assert "[integrity]" in host.run("cat /sys/kernel/security/lockdown")
+    words = host.run("cat /proc/cmdline")
+    assert "lockdown" not in words
+    assert "sig_enforce" not in words
+    assert not {"nosuid", "nodev"} & options(host, "/var")
+    assert values(host, "kernel.dmesg_restrict", "kernel.yama.ptrace_scope", "kernel.kptr_restrict") == ["0", "0", "2"]
     host.run("echo new >/var/lib/thing")
     known = len(host.boots)
     host.begin("obelisk host rollback --with-state")

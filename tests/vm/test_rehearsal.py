@@ -179,7 +179,7 @@ def test_what_the_operating_system_refuses_is_explained(stage: Stage) -> None:
 
 def test_an_image_that_is_healthy_with_this_state_is_installed(stage: Stage) -> None:
     found = stage.upgrade("retry")
-    assert found["result"]["code"] == ""
+    assert found["result"]["code"] == "", found["result"]
     assert found["left"] == _NOTHING
     assert found["phases"][-7:] == ["space", "rehearse", "stage", "verify", "snapshot", "install", "pending"]
     assert "web_1+3.efi" in found["entries"]

@@ -28,7 +28,7 @@ def plan(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink) -> d
     if spec.application is not None:
         steps = {step.name: step for step in (tools, foundation, base, sbom_step(spec, lock), configured)}
         return steps | {"root": root_step(spec, lock, steps)}
-    beside = (initrd_step(foundation, tools), loader_step(lock, key, tools), sbom_step(spec, lock))
+    beside = (initrd_step(foundation, tools), loader_step(key, tools), sbom_step(spec, lock))
     steps = {step.name: step for step in (tools, foundation, base, *beside, configured)}
     steps["root"] = root_step(spec, lock, steps)
     steps["uki"] = uki_step(spec, lock, key, steps)
@@ -53,7 +53,7 @@ def seal(  # noqa: PLR0913 - what identifies an image
     """Write the manifest over finished steps and keep the image in the store."""
     ref = str(spec.file.resolve())
     with task(sink, "image", "Image") as running:
-        files = {file: outputs[step] / file for _, step, file in parts_of(spec)}
+        files = {file: outputs[step] / file for _, step, file in parts_of(spec, key)}
         disk_note = {} if disk is None else {"disk-step": disk.encode()}
         manifest = manifest_of(spec, lock, key, outputs)
         known = next((image for image in store.images() if image.id == manifest.id), None)
@@ -75,7 +75,7 @@ def sibling(spec: Spec, lock: Lock, key: SigningKey, store: Store, sink: Sink, t
     manifest = manifest_of(spec, lock, key, outputs)
     target.mkdir()
     (target / "manifest.json").write_bytes(manifest.to_bytes())
-    for part, (_, step, file) in zip(manifest.parts, parts_of(spec), strict=True):
+    for part, (_, step, file) in zip(manifest.parts, parts_of(spec, key), strict=True):
         clone_or_copy(outputs[step] / file, target / part.file)
     return outputs["disk"] / "disk.raw"
 

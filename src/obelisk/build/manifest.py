@@ -38,14 +38,16 @@ STEPS = tuple(sorted({"base", "configured", *(step for _, step, _ in MACHINE)}))
 """The steps that a machine's manifest speaks of."""
 
 
-def parts_of(spec: Spec) -> tuple[tuple[PartKind, str, str], ...]:
+def parts_of(spec: Spec, key: SigningKey) -> tuple[tuple[PartKind, str, str], ...]:
     """The parts of an image of `spec`: kind, step, and file in its output."""
-    return MACHINE if spec.application is None else APPLICATION
+    if spec.application is not None:
+        return APPLICATION
+    return (*MACHINE, *((kind, "loader", f"{kind.value}.auth") for kind in key.updates))
 
 
 def manifest_of(spec: Spec, lock: Lock, key: SigningKey, outputs: Mapping[str, Path]) -> Manifest:
     """The manifest; `outputs` are the directories of the steps that it speaks of: those of its parts, `base` and `configured`."""
-    parts = tuple(_part(kind, outputs[step], file) for kind, step, file in parts_of(spec))
+    parts = tuple(_part(kind, outputs[step], file) for kind, step, file in parts_of(spec, key))
     is_machine = spec.application is None
     base = json.loads((outputs["base"] / "result.json").read_text())
     configured = json.loads((outputs["configured"] / "result.json").read_text())

@@ -26,6 +26,8 @@ from obelisk.system.bubblewrap import Room, read_only, writable
 from obelisk.system.files import hash_file, sync_file
 
 NAMESPACE = UUID("6f62656c-6973-4b00-8000-000000000001")
+# The time that the loader's signature names: the same in all images, so that hosts fetch and replace a loader only where it is another.
+_LOADER_EPOCH = 1_704_067_200
 _COMPRESSION = {Compression.NONE: "", Compression.LZ4: "lz4hc,12", Compression.ZSTD: "zstd,level=12"}
 
 
@@ -106,17 +108,18 @@ def command_line(spec: Spec, root_hash: str) -> str:
     return " ".join((*words, "systemd.show_status=auto", "systemd.firstboot=off", *spec.boot.cmdline))
 
 
-def loader_step(lock: Lock, key: SigningKey, tools: Step) -> Step:
+def loader_step(key: SigningKey, tools: Step) -> Step:
     """The boot loader, signed for Secure Boot, and the files by which it enrols the keys."""
 
     def produce(work: Path, needs: Mapping[str, Path], _running: Task) -> None:
         loader = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
-        for name in ("PK", "KEK", "db"):
-            shutil.copyfile(key.directory / f"{name}.auth", work / f"{name}.auth")
-        binds = [read_only(key.directory, "/key"), writable(work, "/step")]
-        sbsign.sign(Room(needs["tools"] / "tree"), loader, Path("/step/systemd-bootx64.efi"), epoch=lock.system.epoch, binds=binds)
+        for name, file in {**key.enrolment, **{f"{kind.value}.auth": file for kind, file in key.updates.items()}}.items():
+            shutil.copyfile(file, work / name)
+        binds = [read_only(key.signing, "/key"), writable(work, "/step")]
+        sbsign.sign(Room(needs["tools"] / "tree"), loader, Path("/step/systemd-bootx64.efi"), epoch=_LOADER_EPOCH, binds=binds)
 
-    return Step("loader", "Boot loader", {"certificate": key.certificate_sha256, "epoch": lock.system.epoch}, (tools,), produce)
+    decides: Json = {"certificate": key.certificate_sha256, "enrolment": key.enrolment_sha256}
+    return Step("loader", "Boot loader", decides, (tools,), produce)
 
 
 def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step]) -> Step:
@@ -144,7 +147,7 @@ def uki_step(spec: Spec, lock: Lock, key: SigningKey, steps: Mapping[str, Step])
         binds = [
             read_only(needs["foundation"], "/foundation"),
             read_only(needs["initrd"], "/initrd"),
-            read_only(key.directory, "/key"),
+            read_only(key.signing, "/key"),
             writable(work, "/step"),
         ]
         room.run(request.argv(), binds=binds, on_line=running.output)

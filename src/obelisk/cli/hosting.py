@@ -33,6 +33,7 @@ def host(arguments: Namespace) -> int:
         "reset": _reset,
         "recovery-key": _recovery_key,
         "enrol-tpm": _enrol_tpm,
+        "firmware": _firmware,
         "settle": _settle,
         "condemn": _condemn,
         "follow": _upgrade,
@@ -69,7 +70,8 @@ def _status(this: Here, arguments: Namespace) -> int:
         f"health    {found.health}" + (f": {', '.join(found.failing)}" if found.failing else ""),
         f"state     {size(found.state_free_bytes)} free of {size(found.state_total_bytes)}, version {found.state_version}",
         *([f"          {found.state_keys}"] if found.state_keys else []),
-        f"boot      Secure Boot {'on' if found.secure_boot else exposed}",
+        f"boot      Secure Boot {'on' if found.secure_boot else exposed}"
+        + (f"; waits: {', '.join(found.brought)}" if found.brought else ""),
         f"upgrade   {found.upgrade}",
     ]
     if found.followed is not None:
@@ -374,6 +376,34 @@ def _enrol_tpm(this: Here, arguments: Namespace) -> int:
 
     enrol_tpm(this, console.ask_secret("recovery key: "))
     answer("this machine's TPM opens the state from now on", json_wanted=arguments.json)
+    return 0
+
+
+def _firmware(this: Here, arguments: Namespace) -> int:
+    from obelisk.host import encryption, esp, firmware
+
+    with this.alone(), this.esp() as place:
+        entry = esp.find(place, this.label)
+        if entry is not None and entry.counted:
+            raise StateError(
+                f"{this.label} is still on trial", code="on-trial", hint="wait until `obelisk host status` says that it is healthy"
+            )
+        keys = encryption.keys(this)
+        if esp.brought(place, this.label) and keys is not None:
+            if not keys.recovery:
+                raise StateError(
+                    "the TPM will not open the state after this, and there is no recovery key",
+                    code="recovery-missing",
+                    hint="obelisk host recovery-key",
+                )
+            if not arguments.yes:
+                raise InputError(
+                    "the TPM will not open the state after this: the next boot asks for the recovery key",
+                    code="firmware-unconfirmed",
+                    hint="say --yes, and then `obelisk host enrol-tpm`",
+                )
+        done = firmware.apply(place, this.label)
+    answer("\n".join(done) or "nothing waits", json_wanted=arguments.json, done=done)
     return 0
 
 

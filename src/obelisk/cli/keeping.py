@@ -3,9 +3,11 @@
 from argparse import Namespace
 from pathlib import Path
 
-from obelisk.cli.places import open_store
+from obelisk.build import keys as secure_boot
+from obelisk.cli.making import tools_room
+from obelisk.cli.places import key_directory, open_store
 from obelisk.cli.publisher import keyring_of, looked_at, new_passphrase, own_tester, publishing, read_key
-from obelisk.cli.terminal import answer
+from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.release.keys import Role, Wish, create, public_key
 from obelisk.release.known import Known
@@ -35,6 +37,12 @@ def _init(arguments: Namespace) -> int:
 
 
 def _rotate(arguments: Namespace) -> int:
+    if arguments.role == "secure-boot":
+        return _rotate_secure_boot(arguments)
+    if arguments.role == "platform" and not (arguments.finish or arguments.revoke):
+        return _rotate_platform(arguments)
+    if arguments.finish or arguments.revoke:
+        raise InputError("--finish and --revoke are steps of `keys rotate secure-boot`", code="role-other", hint="leave them out")
     passphrase = new_passphrase() if arguments.passphrase else b""
     with publishing(arguments, open_store(arguments)) as publisher:
         if arguments.role == "tester":
@@ -46,6 +54,47 @@ def _rotate(arguments: Namespace) -> int:
         else:
             done = rotate(publisher, Role(arguments.role), passphrase=passphrase)
     _tell_rotated(arguments, done)
+    return 0
+
+
+def _rotate_secure_boot(arguments: Namespace) -> int:
+    directory = key_directory()
+    if arguments.finish:
+        found = secure_boot.finish(directory)
+        lines = [f"{found.certificate_sha256[:12]} signs images from now on; hosts take them from the version on that brought them its key"]
+    else:
+        store = open_store(arguments)
+        with reporting(json_wanted=arguments.json) as sink:
+            room = tools_room(None, store, sink)
+            found = (secure_boot.revoke if arguments.revoke else secure_boot.rotate)(directory, room)
+        if arguments.revoke:
+            lines = [
+                "images from now on tell hosts to refuse what the key before signed; each does when it starts nothing of that any more"
+            ]
+        else:
+            lines = [
+                f"made {found.coming_sha256[:12]}; {found.certificate_sha256[:12]} goes on signing",
+                "build and release an image now, which brings it to hosts; when they run that: `obelisk keys rotate secure-boot --finish`",
+            ]
+    answer(
+        "\n".join(lines),
+        json_wanted=arguments.json,
+        signs=found.certificate_sha256,
+        coming=found.coming_sha256 or None,
+        revokes=found.revoke is not None,
+    )
+    return 0
+
+
+def _rotate_platform(arguments: Namespace) -> int:
+    directory, store = key_directory(), open_store(arguments)
+    with reporting(json_wanted=arguments.json) as sink:
+        found = secure_boot.rotate_platform(directory, tools_room(None, store, sink))
+    lines = [
+        f"made another PK and KEK in {found.owner}; keep PK.key and KEK.key offline",
+        "build and release an image now, which brings them to hosts; rotate again only when every host runs that or a later one",
+    ]
+    answer("\n".join(lines), json_wanted=arguments.json, directory=str(found.owner))
     return 0
 
 
@@ -86,6 +135,13 @@ def _show(arguments: Namespace) -> int:
     keyring = keyring_of(arguments)
     here = {file.public.keyid: file for role in Role for file in keyring.files(role)}
     lines = [f"{file.path}  {file.role}  {key[:12]}" for key, file in here.items()] or [f"there are no release keys in {keyring.directory}"]
+    # Whoever keeps a repository fresh need not have the keys of images.
+    if (key_directory() / "db.crt").exists() and (boot := secure_boot.load(key_directory())) is not None:
+        coming = f"; {boot.coming_sha256[:12]} is coming, and hosts learn of it by images built now" if boot.coming_sha256 else ""
+        revoked = "; images revoke the key before it" if boot.revoke else ""
+        lines.append(f"{boot.signing / 'db.key'}  secure-boot  {boot.certificate_sha256[:12]}{coming}{revoked}")
+        away = " and ".join(name for name in ("PK", "KEK") if not (boot.owner / f"{name}.key").exists())
+        lines.append(f"{boot.owner}  platform  PK and KEK{f'; {away} elsewhere' if away else ''}")
     result: dict[str, object] = {"here": [{"role": file.role.value, "file": str(file.path), "id": key} for key, file in here.items()]}
     if arguments.repo is not None:
         there = looked_at(arguments)

@@ -126,6 +126,10 @@ _HOST_COMMANDS = {
     "reset": ("start the next boot with fresh state", "obelisk host reset --yes --keep /var/lib/obelisk --reboot"),
     "recovery-key": ("make the key that opens the encrypted state when the TPM does not; it is shown once", "obelisk host recovery-key"),
     "enrol-tpm": ("have this machine's TPM open the encrypted state again; asks for the recovery key", "obelisk host enrol-tpm"),
+    "firmware": (
+        "give firmware and boot loader now what the running image brings; a TPM then opens encrypted state only after `enrol-tpm`",
+        "obelisk host firmware --yes",
+    ),
     "settle": ("bless the running image, which is healthy; the machine itself runs this", "obelisk host settle"),
     "condemn": ("note that the running image is not healthy; the machine itself runs this", "obelisk host condemn"),
     "follow": ("do what the followed channel asks, and restart; the machine itself runs this", "obelisk host follow"),
@@ -144,7 +148,18 @@ _APP_COMMANDS = {
     ),
     "learn": ("the fewest grants with which its tests pass, each shown to be needed", "obelisk app learn calc"),
     "clear": ("undo `ready`; data is kept", "obelisk app clear calc"),
+    "export": ("write what it is granted in a format of others; what does not fit is told", "obelisk app export calc --format systemd"),
+    "import": ("read such a format; prints the tables of a spec, and what was left out", "obelisk app import config.json"),
+    "install": (
+        "have it on this machine: a service of systemd's, or a command; the next version in its place, tried first",
+        "obelisk app install shop@2",
+    ),
+    "rollback": ("bring the version back that was installed before", "obelisk app rollback shop --with-data"),
+    "remove": ("undo `install`; data is kept", "obelisk app remove shop"),
+    "list": ("what is installed, and how it is", "obelisk app list"),
+    "prepare": ("have what is installed ready to start; its unit runs this after a restart of the machine", "obelisk app prepare shop"),
 }
+_APP_BY_NAME = ("rollback", "remove", "prepare")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -257,6 +272,7 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `list`")
     parsers["reset"].add_argument("--keep", action="append", metavar="PATH", help="keep this file or directory")
     parsers["reset"].add_argument("--yes", action="store_true", help="delete the state of this machine")
+    parsers["firmware"].add_argument("--yes", action="store_true", help="also where the next boot will ask for the recovery key")
 
 
 def _app_arguments(parser: argparse.ArgumentParser) -> None:
@@ -271,11 +287,25 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parsers[name].add_argument("--json", action="store_true", help=_JSON)
+        if name == "import":
+            continue
         parsers[name].add_argument("--store", metavar="DIR", help="use this store")
-        parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
+        if name in _APP_BY_NAME:
+            parsers[name].add_argument("name", metavar="NAME", help="the name of an installed application")
+        elif name != "list":
+            parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE)
     for name in ("run", "audit"):
         parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
     parsers["diff"].add_argument("other", metavar="NEW")
+    parsers["export"].add_argument("--format", required=True, choices=("systemd", "oci", "flatpak"))
+    parsers["export"].add_argument("--output", metavar="FILE", help="write it there (default: standard output)")
+    parsers["import"].add_argument("file", metavar="FILE", help="a config.json of an OCI bundle, or the metadata of a Flatpak application")
+    parsers["import"].add_argument("--format", choices=("oci", "flatpak"), help="what it is (default: by its content)")
+    parsers["install"].add_argument(
+        "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
+    )
+    parsers["rollback"].add_argument("--with-data", action="store_true", help="also bring back the data as that version left it")
+    parsers["remove"].add_argument("--data", action="store_true", help="remove its data as well")
 
 
 def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
@@ -377,7 +407,7 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         )
     keys["init"].add_argument("--root-keys", type=int, default=1, metavar="N", help="how many root keys there are (default: 1)")
     keys["init"].add_argument("--threshold", type=int, default=1, metavar="N", help="how many of them have to sign together (default: 1)")
-    keys["rotate"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "tester"))
+    keys["rotate"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp", "tester", "secure-boot", "platform"))
     keys["rotate"].add_argument("--repo", metavar="REPO", help=_REPO)
     keys["rotate"].add_argument(
         "--drop", action="append", default=[], metavar="KEY", help="root, tester: the key to go, by the beginning of its id"
@@ -386,6 +416,11 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     keys["rotate"].add_argument("--new-root", metavar="DIR", help="root: where new keys are made (default: the first --root)")
     keys["rotate"].add_argument("--threshold", type=int, metavar="N", help="root: how many have to sign together from now on")
     keys["rotate"].add_argument("--force", action="store_true", help="tester: also when releases are left without a proof that counts")
+    step = keys["rotate"].add_mutually_exclusive_group()
+    step.add_argument("--finish", action="store_true", help="secure-boot: the new key signs from now on; every host has been brought it")
+    step.add_argument(
+        "--revoke", action="store_true", help="secure-boot: have hosts refuse what the old key signed, once they start nothing of it"
+    )
     for name in ("init", "rotate"):
         keys[name].add_argument("--passphrase", action="store_true", help="protect new keys by a passphrase")
     keys["token"].add_argument("role", choices=("root", "targets", "snapshot", "timestamp"))

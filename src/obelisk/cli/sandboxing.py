@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from obelisk import spec as specs
+from obelisk.cli import exchanging
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_image, open_store
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError
 from obelisk.model import exposure
-from obelisk.model.application import effective
+from obelisk.model.application import Application, effective
 from obelisk.model.exposure import sorted_powers
 from obelisk.model.policy import Policy, spelled
 from obelisk.sandbox.learning import learn
@@ -28,7 +29,15 @@ from obelisk.system.notices import Channel, run_observed
 
 def app(arguments: Namespace) -> int:
     """Run one of the commands about applications."""
+    if arguments.action == "import":
+        return exchanging.bring_in(arguments)
+    if arguments.action == "export":
+        return exchanging.export(open_store(arguments), arguments, policy_of)
     actions = {"run": _run, "ready": _ready, "show": _show, "diff": _diff, "audit": _audit, "learn": _learn, "clear": _clear}
+    if arguments.action not in actions:
+        from obelisk.cli import installing
+
+        return installing.app(arguments)
     return actions[arguments.action](open_store(arguments), arguments)
 
 
@@ -59,6 +68,9 @@ def _show(store: Store, arguments: Namespace) -> int:
     lines += ["the image also asks, and is not given:", *(f"  {line}" for line in narrowed)] if narrowed else []
     widened = exposure.difference(asked, held).gained
     lines += ["given although the image does not ask:", *(f"  {line}" for line in widened)] if widened else []
+    secrets = {name: _directories(machine).credential(image.manifest.name, name) for name in application_of(image).credentials}
+    lines += ["credentials, below /run/credentials"] if secrets else []
+    lines += [f"  {name:<14} {file}{'' if file.is_file() else ', which is missing'}" for name, file in secrets.items()]
     lines += ["at most", *(f"  {line}" for line in exposure.limits(held)), "layers on this machine"]
     lines += [f"  {layer:<14} {text}" for layer, text in layers]
     answer(
@@ -68,6 +80,7 @@ def _show(store: Store, arguments: Namespace) -> int:
         policy=held.to_json(),
         asked=asked.to_json(),
         granted=list(exposure.granted(held)),
+        credentials={name: str(file) for name, file in secrets.items()},
         score=exposed,
         layers=dict(layers),
         missing=sorted(machine.missing),
@@ -76,17 +89,24 @@ def _show(store: Store, arguments: Namespace) -> int:
 
 
 def _diff(store: Store, arguments: Namespace) -> int:
-    before, after = (application_of(find_image(store, name)).policy for name in (arguments.image, arguments.other))
-    change = exposure.difference(before, after)
-    lines = [*(f"+ {line}" for line in change.gained), *(f"- {line}" for line in change.lost)]
+    old, new = (application_of(find_image(store, name)) for name in (arguments.image, arguments.other))
+    before, after = old.policy, new.policy
+    gained, lost = grown((old, before), (new, after)), grown((new, after), (old, before))
+    lines = [*(f"+ {line}" for line in gained), *(f"- {line}" for line in lost)]
     answer(
         "\n".join(lines) or "both may do the same",
         json_wanted=arguments.json,
-        gained=list(change.gained),
-        lost=list(change.lost),
+        gained=list(gained),
+        lost=list(lost),
         score=[exposure.score(before), exposure.score(after)],
     )
-    return 1 if change.gained else 0
+    return 1 if gained else 0
+
+
+def grown(before: tuple[Application, Policy], after: tuple[Application, Policy]) -> tuple[str, ...]:
+    """What the second of two applications may do under its policy, and the first may not, in plain words."""
+    secrets = sorted({*after[0].credentials} - {*before[0].credentials})
+    return (*exposure.difference(before[1], after[1]).gained, *(f"reads the credential {name}" for name in secrets))
 
 
 def _audit(store: Store, arguments: Namespace) -> int:

@@ -6,6 +6,7 @@ used before what vouches for it was checked, and no slot is written before every
     host/trust/                  see `obelisk.release.client.trust`
     host/incoming/<image id>/    on the state volume, in no snapshot: files of the release that is being installed
         uki                      the kernel image
+        loader, update-db, …     what it brings to firmware and loader
         *.part                   what has come of a file
         …                        what else a way needs
 
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from obelisk.errors import InputError, StateError, TransportError, TrustError
 from obelisk.events import Note, Sink, task
-from obelisk.host import admission, esp, journal
+from obelisk.host import admission, esp, firmware, journal
 from obelisk.host.here import Here
 from obelisk.host.subscription import Subscription
 from obelisk.host.upgrade import SPARE_STATE_BYTES, gather, waiting
@@ -230,6 +231,11 @@ def prepare(here: Here, offer: Offer, sink: Sink, *, retry: bool, ways: Ways) ->
                     raise
                 left.pop(0)
                 sink(Note(f"{error.message}; going on with {left[0].title}"))
+        with here.esp() as place:
+            brought = firmware.wanted(place, manifest)
+        for kind in brought:
+            part = manifest.part(kind)
+            offer.mirrors.fetch(File(part.sha256, part.size_bytes), incoming / kind.value, lambda _count: None)
     return ChannelSource(manifest, incoming, tuple(left), sink)
 
 

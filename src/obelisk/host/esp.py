@@ -3,6 +3,7 @@
     EFI/Linux/<name>_<version>[+LEFT[-DONE]].efi   what systemd-boot lists; the newest that has boots left goes first
     EFI/Linux/<name>_<version>.new                 a UKI that is being written: no entry, for it does not end in .efi
     EFI/obelisk/<name>_<version>.json              the manifest of the image
+    EFI/obelisk/<name>_<version>.pk|.kek|.db|.loader|.dbx   what it brings to firmware and loader, see `firmware`
 
 An entry appears, changes its counter and goes by one rename or removal in one directory.
 """
@@ -18,6 +19,8 @@ from obelisk.system.filesystem import sync_filesystem
 
 ENTRIES = Path("EFI/Linux")
 MANIFESTS = Path("EFI/obelisk")
+BROUGHT = ("pk", "kek", "db", "loader", "dbx")
+"""Endings of the files that an image brings to firmware and loader, in the order in which they are applied."""
 SPARE_BYTES = 1 << 20
 """Kept free on the ESP for what the boot loader itself writes."""
 
@@ -55,13 +58,18 @@ def manifest_of(esp: Path, label: str) -> Manifest | None:
         return None
 
 
+def brought(esp: Path, label: str) -> tuple[str, ...]:
+    """The endings of what an image has brought to firmware and loader, and what is not applied yet."""
+    return tuple(ending for ending in BROUGHT if (esp / MANIFESTS / f"{label}.{ending}").exists())
+
+
 def remove(esp: Path, label: str) -> None:
     """Take the image `label` off the ESP: the entry first. May be repeated."""
     for entry in entries(esp):
         if entry.label == label:
             path_of(esp, entry).unlink()
     sync_directory(esp / ENTRIES)
-    for leftover in (esp / ENTRIES / f"{label}.new", esp / MANIFESTS / f"{label}.json"):
+    for leftover in (esp / ENTRIES / f"{label}.new", *(esp / MANIFESTS / f"{label}.{ending}" for ending in ("json", *BROUGHT))):
         leftover.unlink(missing_ok=True)
     flush(esp)
 

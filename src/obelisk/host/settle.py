@@ -38,6 +38,7 @@ def settle(here: Here, settings: Settings) -> str:
                 here.note(Event.BLESSED, here.label, image_id=_image_id(state), duration_ms=_uptime_ms())
                 said = f"{here.label} is healthy and blessed"
         said += note_fallen(here)
+        said += apply_brought(here)
         with here.top() as top:
             snapshots.prune(top, settings.snapshots)
             if not (here.keep / snapshots.RESTORE).exists():
@@ -85,6 +86,28 @@ def note_fallen(here: Here) -> str:
         keep_evidence(here, state.image, boot)
     here.note(Event.FELL_BACK, state.image, image_id=state.image_id, detail=reason)
     return f"; {state.image} fell back: {reason}"
+
+
+def apply_brought(here: Here) -> str:
+    """Give firmware and loader what the running image has brought for them, once it is blessed. Returns what to say of it.
+
+    What cannot be done is tried again at the next boot, and makes no healthy image anything else. Other keys in the firmware keep a TPM
+    from opening the state, so where that is encrypted somebody has to be there.
+    """
+    with here.esp() as place:
+        entry, brought = esp.find(place, here.label), set(esp.brought(place, here.label))
+        if entry is None or entry.counted or not brought:
+            return ""
+        if here.opened_by() and brought - {"loader"}:
+            return "; another key for the firmware waits for somebody who has the recovery key: obelisk host firmware"
+        from obelisk.host import firmware  # noqa: PLC0415 - what hardly any boot needs
+
+        try:
+            return "".join(f"; {done}" for done in firmware.apply(place, here.label))
+        except ObeliskError as error:
+            return f"; {error.message}"
+        except OSError as error:
+            return f"; the ESP cannot be written: {error.strerror}"
 
 
 def end_rehearsal(here: Here) -> None:

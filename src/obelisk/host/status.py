@@ -49,6 +49,7 @@ class Followed:
 class Status:
     """All that `status` shows. `health` is `healthy`, `unhealthy` or `starting`; `failing` names the checks that failed.
 
+    `brought` are the endings of what the image brings to firmware and loader, and what waits yet.
     `state_keys` None: the state is not encrypted. `followed` None: the image follows no channel.
     """
 
@@ -62,6 +63,7 @@ class Status:
     failing: tuple[str, ...]
     on_trial: bool
     secure_boot: bool
+    brought: tuple[str, ...]
     state_free_bytes: int
     state_total_bytes: int
     state_version: int
@@ -84,6 +86,7 @@ class Status:
             "failing": list(self.failing),
             "on_trial": self.on_trial,
             "secure_boot": self.secure_boot,
+            "firmware_waits": list(self.brought),
             "upgrade": self.upgrade,
             "channel": self.followed.to_json() if self.followed else None,
             "state": {
@@ -111,6 +114,7 @@ def status(here: Here) -> Status:
     with here.esp() as place:
         entries = esp.entries(place)
         manifest = esp.manifest_of(place, here.label)
+        brought = esp.brought(place, here.label)
     good, bad = known_good(records), failed_images(records) | unfit_images(records)
     mine = next((entry for entry in entries if entry.label == here.label), None)
     others = [slot.label for slot in slots if slot.label and slot.label != here.label and slot.label in good]
@@ -127,6 +131,7 @@ def status(here: Here) -> Status:
         failing,
         mine is not None and mine.counted,
         secure_boot(),
+        brought,
         room.free_bytes,
         room.total_bytes,
         snapshots.version(here.state),

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from obelisk.errors import ObeliskError, StateError
 from obelisk.events import Sink, Task, task
-from obelisk.host import admission, esp, journal, snapshots, staging
+from obelisk.host import admission, esp, firmware, journal, snapshots, staging
 from obelisk.host.admission import Facts
 from obelisk.host.here import Here
 from obelisk.host.settle import end_rehearsal, note_fallen
@@ -224,6 +224,7 @@ class _Upgrade:
         with self.here.esp() as place:
             esp.sweep(place)
             wanted = self.manifest.part(PartKind.UKI).size_bytes + self.manifest.part(PartKind.ROOT).size_bytes // 1000
+            wanted += sum(self.manifest.part(kind).size_bytes for kind in firmware.wanted(place, self.manifest))
             retired = self._slot.label
             going = esp.find(place, retired) if retired else None
             freed = esp.path_of(place, going).stat().st_size if going else 0
@@ -276,6 +277,7 @@ class _Upgrade:
             sfdisk.set_label(self.here.disk, partition.number, label)
         snapshots.cancel_restore(self.here.keep)
         with self.here.esp() as place:
+            firmware.lay(place, self.manifest, self.source)
             uki = self.manifest.part(PartKind.UKI)
             esp.install(place, self.entry, self.source.path(PartKind.UKI), self.manifest, uki.sha256)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from obelisk.errors import InputError, TrustError
@@ -11,6 +11,10 @@ from obelisk.model.canonical import Json, canonical
 from obelisk.model.policy import Policy
 
 SCHEMA = "obelisk.application/1"
+WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
+"""Where an application may have directories of its own; the rest is its image, or the kernel's."""
+CREDENTIALS = "/run/credentials"
+"""Where an application finds its secrets."""
 
 # What every application has to show before it is proven.
 SOUND = "every block of the root is what its hash tree says"
@@ -18,11 +22,32 @@ CONFINED = "starts in its sandbox"
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """What an application says of itself as a service.
+
+    `sockets`: systemd listens at its ports and hands the sockets to it, one a port, in ascending order. `health` is an address that a
+    healthy one answers with a status below 400; empty for none. It is healthy when it answers, and has stayed up for `steady_s`.
+    It gets `health_s` for the answer and `stop_s` to end when it is asked to, both in seconds.
+    """
+
+    sockets: bool = False
+    health: str = ""
+    health_s: int = 60
+    steady_s: int = 5
+    stop_s: int = 30
+
+    def to_json(self) -> Json:
+        """The service as plain data."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """How an application starts. Paths are absolute, inside the image.
 
     `command` is followed by the words that a person gives. `scratch` are directories in memory, new at each start; `data` are those that
-    outlive it and the image. Everything else of the image is read-only.
+    outlive it and the image. Everything else of the image is read-only. `credentials` are names of secrets that the operator provides.
+    Without `service` it is a command that people start.
     """
 
     command: tuple[str, ...]
@@ -31,6 +56,8 @@ class Application:
     scratch: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    credentials: tuple[str, ...] = ()
+    service: Service | None = None
 
     def to_json(self) -> Json:
         """The application as plain data, ready for `canonical`."""
@@ -41,7 +68,9 @@ class Application:
             "directory": self.directory,
             "scratch": sorted(self.scratch),
             "data": sorted(self.data),
+            "credentials": sorted(self.credentials),
             "policy": self.policy.to_json(),
+            **({} if self.service is None else {"service": self.service.to_json()}),
         }
 
     def to_bytes(self) -> bytes:
@@ -70,6 +99,8 @@ def parse_application(data: bytes) -> Application:
             scratch=tuple(raw["scratch"]),
             data=tuple(raw["data"]),
             policy=policies.from_json(raw["policy"]),
+            credentials=tuple(raw.get("credentials", ())),
+            service=Service(**raw["service"]) if "service" in raw else None,
         )
     except InputError as error:
         raise TrustError(f"the application's policy: {error.message}", code=f"application-{error.code}", hint=error.hint) from error
@@ -91,5 +122,8 @@ def effective(asked: Policy, operator: Mapping[str, Any]) -> Policy:
     if "allow" in operator:
         held = policies.meet(held, policies.from_json(operator["allow"]))
     if "override" in operator:
-        held = policies.join(held, policies.from_json(operator["override"]))
+        told = operator["override"]
+        # A limit of which nothing is said stays; one of the defaults would widen it.
+        limits = {**asdict(held.limits), **told.get("limits", {})}
+        held = policies.join(held, policies.from_json({**told, "limits": limits}))
     return held

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from obelisk.model.policy import (
+    NO_LIMIT,
     X11,
     Call,
     Calls,
@@ -16,6 +17,7 @@ from obelisk.model.policy import (
     Own,
     Policy,
     Power,
+    Reach,
     Read,
     Talk,
     Terminal,
@@ -56,7 +58,7 @@ def sorted_powers(one: Policy) -> tuple[Power, ...]:
     return tuple(sorted(one.powers, key=lambda power: (kinds.index(type(power)), str(power))))
 
 
-def explain(power: Power) -> str:  # noqa: PLR0911 - a line for each kind
+def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
     """What a power means, in plain words."""
     match power:
         case Read(path):
@@ -71,6 +73,8 @@ def explain(power: Power) -> str:  # noqa: PLR0911 - a line for each kind
             where = "any address" if _is_everywhere(network) else network
             family = " (IPv6)" if network == "::/0" else ""
             return f"opens connections to {where}{family}, " + (f"port {port}" if port else "any port")
+        case Reach(name, port):
+            return f"opens connections to the addresses that {name} has, port {port}"
         case Call(calls):
             return _CALLS[calls]
         case Talk(name):
@@ -104,7 +108,7 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
             return 40 if path == "~" or path.count("/") == 1 else 10
         case Use(device):
             return 25 if device in {Device.KVM, Device.GPU} else 15
-        case Listen():
+        case Listen() | Reach():
             return 5
         case Connect(network, port):
             return (20 if _is_everywhere(network) else 5) + (0 if port else 5)
@@ -129,7 +133,9 @@ def _place(path: str) -> str:
 
 
 def _amount(name: str, value: int) -> str:
-    return f"{value >> 20} MiB" if name.endswith("bytes") else str(value)
+    if value == NO_LIMIT:
+        return "no limit"
+    return f"{value >> 20} MiB" if name.endswith("bytes") else f"{value} %" if name.endswith("percent") else str(value)
 
 
 def _without(layer: Layer) -> str:
@@ -141,6 +147,8 @@ _LIMITS = {
     "processes": "processes and threads",
     "open_files": "open files of each process",
     "scratch_bytes": "each directory in memory",
+    "total_memory_bytes": "memory of all processes together, files in memory included",
+    "cpu_percent": "time of all processes together, of one processor's",
 }
 _DEVICES = {
     Device.AUDIO: "plays and records sound",

@@ -24,6 +24,8 @@ E = TypeVar("E", bound=StrEnum)
 
 SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2")
 """The second has the powers of desktop programs."""
+NO_LIMIT = (1 << 63) - 1
+"""Above everything that a limit can be."""
 _HIGHEST_PORT = 65535
 _PATH = re.compile(r"(~|(~?(/(?!\.{1,2}(/|\Z))[^/\x00-\x1f\x7f]+)+))")
 # The image's own, or the kernel's: nothing of the host appears there.
@@ -49,10 +51,13 @@ _CLOSED = (
 )
 _OWN_HOME = "/home/app"
 # A name on a bus, or all names at and below one. Source: D-Bus specification, "Valid Names"; xdg-dbus-proxy(1).
-_LONGEST_NAME = 255
-_NAME = re.compile(r"[A-Za-z_-][A-Za-z0-9_-]*(\.[A-Za-z_-][A-Za-z0-9_-]*)+(\.\*)?")
+_LONGEST_BUS_NAME = 255
+_BUS_NAME = re.compile(r"[A-Za-z_-][A-Za-z0-9_-]*(\.[A-Za-z_-][A-Za-z0-9_-]*)+(\.\*)?")
 # The bus itself; and portals, which take whoever comes by a proxy of ours for a program that may do all that its user may.
 _CLOSED_NAMES = ("org.freedesktop.DBus", "org.freedesktop.portal")
+# A host's, in lower case, with a letter in its last part, which no address has.
+_NAME = re.compile(r"(?!-)([a-z0-9_-]{1,63}(?<!-)\.)*(?!-)(?=[0-9-]*[a-z])[a-z0-9-]{1,63}(?<!-)")
+_LONGEST_NAME = 253
 
 
 class Device(StrEnum):
@@ -75,8 +80,12 @@ class Calls(StrEnum):
 
 
 class Layer(StrEnum):
-    """Layers of confinement that a policy may do without, where a machine has none. All others are never done without."""
+    """Layers of confinement that a policy may do without, where a machine has none. All others are never done without.
 
+    `cgroup` counts only where there is a limit for all processes together.
+    """
+
+    CGROUP = "cgroup"
     LANDLOCK = "landlock"
     NESTING = "nesting"
     WRITE_EXECUTE = "write-execute"
@@ -119,6 +128,17 @@ class Connect:
 
     def __str__(self) -> str:
         return f"{self.network}:{self.port or '*'}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Reach:
+    """Opens connections to the addresses that a host name has, at one port."""
+
+    name: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -167,17 +187,27 @@ class Terminal:
     """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
 
 
-Power = Read | Write | Use | Listen | Connect | Call | Talk | Own | X11 | Wayland | WriteExecute | Nest | Terminal
+Power = Read | Write | Use | Listen | Connect | Reach | Call | Talk | Own | X11 | Wayland | WriteExecute | Nest | Terminal
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that an application takes. `memory_bytes` is for the data of each process, `scratch_bytes` for each directory in memory."""
+    """The most that an application takes. `memory_bytes` is for the data of each process, `scratch_bytes` for each directory in memory.
+
+    `total_memory_bytes` and `cpu_percent`, of one processor, are for all processes together; `NO_LIMIT` where there is none.
+    """
 
     memory_bytes: int = 2 << 30
     processes: int = 256
     open_files: int = 4096
     scratch_bytes: int = 64 << 20
+    total_memory_bytes: int = NO_LIMIT
+    cpu_percent: int = NO_LIMIT
+
+    @property
+    def are_total(self) -> bool:
+        """Whether anything is limited for all processes together."""
+        return self.total_memory_bytes != NO_LIMIT or self.cpu_percent != NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +228,8 @@ class Policy:
         for key, flag in _FLAGS.items():
             if flag in self.powers:
                 grants[key] = True
-        limits: dict[str, Json] = {each.name: getattr(self.limits, each.name) for each in fields(Limits)}
+        amounts = {each.name: getattr(self.limits, each.name) for each in fields(Limits)}
+        limits: dict[str, Json] = {name: None if value == NO_LIMIT else value for name, value in amounts.items()}
         return {"schema": self._schema, "grants": grants, "limits": limits, "may_miss": sorted(layer.value for layer in self.may_miss)}
 
     def to_bytes(self) -> bytes:
@@ -218,21 +249,23 @@ class Policy:
         """Whether the policy allows all that `power` does."""
         return any(_meet(power, held) == power for held in self.powers)
 
-    def of(self, kind: type[Any]) -> tuple[Any, ...]:
-        """The powers of one kind, in order."""
-        return tuple(sorted(power for power in self.powers if isinstance(power, kind)))
+    def of(self, kind: type[Any] | tuple[type[Any], ...]) -> tuple[Any, ...]:
+        """The powers of one kind, or of several one kind after the other, in order."""
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        return tuple(power for each in kinds for power in sorted(power for power in self.powers if isinstance(power, each)))
 
     def with_powers(self, powers: Iterable[Power]) -> Self:
         """The same limits with other powers."""
         return replace(self, powers=_normal(powers))
 
 
-_LISTS: Mapping[str, type] = {
+_UNLIMITED = frozenset(each.name for each in fields(Limits) if each.default == NO_LIMIT)
+_LISTS: Mapping[str, type | tuple[type, ...]] = {
     "read": Read,
     "write": Write,
     "devices": Use,
     "listen": Listen,
-    "connect": Connect,
+    "connect": (Connect, Reach),
     "syscalls": Call,
     "dbus_talk": Talk,
     "dbus_own": Own,
@@ -390,9 +423,9 @@ def power_of(key: str, value: object) -> Power:  # noqa: PLR0911 - a line for ea
         case "syscalls", str():
             return Call(_member(Calls, value, "group of system calls"))
         case "dbus_talk", str():
-            return Talk(_name(value))
+            return Talk(_bus_name(value))
         case "dbus_own", str():
-            return Own(_name(value))
+            return Own(_bus_name(value))
         case _:
             raise ValueError(f"{value!r} cannot stand in {key}")
 
@@ -406,20 +439,23 @@ def _path(path: str) -> str:
     return path
 
 
-def _destination(text: str) -> Connect:
+def _destination(text: str) -> Connect | Reach:
     address, _, port = text.rpartition(":")
     bare = address.removeprefix("[").removesuffix("]")
+    if _NAME.fullmatch(address) and len(address) <= _LONGEST_NAME and port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT:
+        return Reach(address, int(port))
     try:
         network = ipaddress.ip_network(bare)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no destination such as 10.0.0.0/8:5432, [2001:db8::/32]:443 or 192.0.2.1/32:*") from error
+        examples = "10.0.0.0/8:5432, [2001:db8::/32]:443, 192.0.2.1/32:* or example.org:443"
+        raise ValueError(f"{text!r} is no destination such as {examples}") from error
     if port != "*" and not (port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT):
         raise ValueError(f"{text!r} has no port from 1 to {_HIGHEST_PORT}, nor `*` for any")
     return Connect(str(network), 0 if port == "*" else int(port))
 
 
-def _name(name: str) -> str:
-    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+def _bus_name(name: str) -> str:
+    if not _BUS_NAME.fullmatch(name) or len(name) > _LONGEST_BUS_NAME:
         raise ValueError(f"{name!r} is no name on a bus such as org.example.Editor, or org.example.* for all at and below org.example")
     for closed in _CLOSED_NAMES:
         if _is_named(name, f"{closed}.*") or _is_named(f"{closed}.*", name):
@@ -436,16 +472,19 @@ def _member(kind: type[E], value: str, what: str) -> E:
 
 def _limits_of(raw: Mapping[str, Any]) -> Limits:
     _refuse_unknown(raw, [each.name for each in fields(Limits)], "limit")
-    for key, value in raw.items():
+    found = {key: NO_LIMIT if value is None and key in _UNLIMITED else value for key, value in raw.items()}
+    for key, value in found.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"the limit {key} must be a whole number above 0")
-    return Limits(**raw)
+    return Limits(**found)
 
 
 def _value(power: Any) -> Any:  # noqa: ANN401 - of any of the kinds that have one
     if isinstance(power, Connect):
         network = f"[{power.network}]" if ":" in power.network else power.network
         return f"{network}:{power.port or '*'}"
+    if isinstance(power, Reach):
+        return str(power)
     value = getattr(power, fields(power)[0].name)
     return value.value if isinstance(value, StrEnum) else value
 
@@ -461,4 +500,4 @@ def spelled(power: Power) -> str:
         if power == flag:
             return f"{key} = true"
     key = next(key for key, kind in _LISTS.items() if isinstance(power, kind))
-    return f"{key} = [{json.dumps(_value(power))}]"
+    return f"{key} = [{json.dumps(_value(power), ensure_ascii=False)}]"

@@ -3,20 +3,25 @@
 Each may be repeated after it was cut: what it had written is written over, found, or swept.
 """
 
+import hashlib
+import ssl
 from dataclasses import dataclass, replace
+from functools import cmp_to_key
 
-from obelisk.errors import InputError, TrustError
+from obelisk.errors import InputError, StateError, TrustError
 from obelisk.events import task
 from obelisk.model import publication
-from obelisk.model.image import PartKind
+from obelisk.model.image import Manifest, PartKind
 from obelisk.model.publication import Contents, Terms, Withdrawal
 from obelisk.model.release import EdgeFile, File, Hosts, Release, Testers
+from obelisk.model.version import compare
 from obelisk.release.delivery import ImageFiles
 from obelisk.release.proofs import counts
 from obelisk.release.publisher import Founding, Publisher, refuse_remains
 from obelisk.release.repository import Repository
 from obelisk.release.shelf import file_of
 from obelisk.store import StoredImage
+from obelisk.system.efivars import certificates_of
 
 PROVENANCE = "provenance.dsse.json"
 
@@ -64,7 +69,9 @@ def release(publisher: Publisher, wanted: Wanted, founding: Founding) -> Release
         if there is None:
             refuse_remains(publisher)
         contents = there.contents if there else Contents(founding.testers)
-        new = publication.admit(contents, manifest, wanted.channel, wanted.terms)
+        terms = replace(wanted.terms, minimum=_minimum(there, wanted)) if there else wanted.terms
+        wanted = replace(wanted, terms=terms)
+        new = publication.admit(contents, manifest, wanted.channel, terms)
         proofs = _proofs_that_count(contents.testers, wanted)
         known = contents.release(manifest.id)
         publisher.ensure_keys(there, founding)
@@ -112,6 +119,45 @@ def withdraw(publisher: Publisher, version: str, *, hosts: Hosts, channel: str |
         with task(publisher.sink, "withdraw", f"Withdrawal of {version}"):
             publisher.commit(there, done.contents)
         return done
+
+
+def _minimum(there: Repository, wanted: Wanted) -> str:
+    """The oldest version whose hosts can take the image, so that none jumps over the one that brings its firmware the key.
+
+    Raises:
+        StateError: it is signed by a key that no release has brought to hosts, and the terms name no minimum.
+    """
+    manifest, minimum = wanted.image.manifest, wanted.terms.minimum
+    if minimum or manifest.is_application or there.contents.release(manifest.id) is not None:
+        return minimum
+    earlier = [each for each in there.contents.releases if each.name == manifest.name and compare(each.version, manifest.version) < 0]
+    earlier.sort(key=cmp_to_key(lambda one, other: compare(one.version, other.version)), reverse=True)
+    known, bringing = not earlier, ""
+    for each in earlier:  # from the newest on
+        before = there.manifest(each)
+        if before.secure_boot_certificate == manifest.secure_boot_certificate:
+            known = True
+        elif _brings(there, before, manifest.secure_boot_certificate):
+            bringing = each.version
+        else:
+            break
+    if not known and not bringing:
+        raise StateError(
+            f"{manifest.label} is signed by a key that the firmware of hosts does not know: no release has brought it to them",
+            code="release-key-unknown",
+            hint="release an image between that was built after `obelisk keys rotate secure-boot` and before its --finish; "
+            "or say by --minimum that you have enrolled the key yourself",
+        )
+    return bringing
+
+
+def _brings(there: Repository, manifest: Manifest, certificate_sha256: str) -> bool:
+    """Whether an image brings the firmware of hosts that certificate."""
+    for part in manifest.parts:
+        if part.kind is PartKind.UPDATE_DB:
+            brought = certificates_of(there.find(File(part.sha256, part.size_bytes)).read_bytes())
+            return any(hashlib.sha256(ssl.DER_cert_to_PEM_cert(der).encode()).hexdigest() == certificate_sha256 for der in brought)
+    return False
 
 
 def _proofs_that_count(testers: Testers, wanted: Wanted) -> tuple[bytes, ...]:

@@ -22,6 +22,8 @@ from obelisk.model.policy import X11, Own, Policy, Talk, Wayland
 from obelisk.sandbox.machine import Machine
 from obelisk.system.program import Execute
 
+SESSION = (Talk, Own, X11, Wayland)
+"""The kinds of powers that are of a session."""
 RUNTIME = "/run/user"
 """$XDG_RUNTIME_DIR inside."""
 COMPOSITOR, BUS, SCREENS = f"{RUNTIME}/wayland-0", f"{RUNTIME}/bus", "/tmp/.X11-unix"  # noqa: S108 - inside the sandbox
@@ -90,6 +92,11 @@ def uses_bus(policy: Policy) -> bool:
 def is_wanted(policy: Policy) -> bool:
     """Whether the policy grants anything of a session."""
     return uses_bus(policy) or policy.has(Wayland()) or policy.has(X11())
+
+
+def without(policy: Policy) -> Policy:
+    """The policy without what it grants of a session."""
+    return policy.with_powers(power for power in policy.powers if not isinstance(power, SESSION))
 
 
 def sockets(policy: Policy, session: Session) -> tuple[str, ...]:

@@ -2,16 +2,17 @@
 
 import re
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.policy import Layer
-from obelisk.system import confine, landlock
+from obelisk.system import cgroups, confine, landlock
 from obelisk.system.command import find_program, run
 
 # Of /proc, what tells about the machine although no process of the sandbox has to do with it, and anybody may read.
-_MASKED = ("cmdline", "config.gz", "interrupts", "kallsyms", "keys", "locks", "modules", "partitions", "diskstats", "iomem")
+MASKED = ("cmdline", "config.gz", "interrupts", "kallsyms", "keys", "locks", "modules", "partitions", "diskstats", "iomem")
 _DISABLES_NAMESPACES = (0, 8)  # the first version of bubblewrap that can keep a sandbox from making user namespaces
 
 
@@ -20,7 +21,9 @@ class Machine:
     """The machine and who launches on it. `landlock` is the kernel's ABI, 0 for none.
 
     `pasta` and `nft` are programs, empty where there is none; `network` says why no network can be given, and is empty when one can.
-    `first_port` is the lowest at which others than root may listen. `bus_proxy`, `xwayland` and `xephyr` are programs too.
+    `first_port` is the lowest at which others than root may listen. `groups` says by whom control groups are made. `python`
+    is the interpreter for the resolver of granted names, empty where none is for everybody. `bus_proxy`, `xwayland` and
+    `xephyr` are programs too.
     """
 
     owner: confine.Owner
@@ -34,6 +37,8 @@ class Machine:
     no_write_execute: bool
     open_files: int
     masked_files: tuple[str, ...]
+    groups: cgroups.Here = cgroups.NOWHERE
+    python: str = ""
     bus_proxy: str = ""
     xwayland: str = ""
     xephyr: str = ""
@@ -75,11 +80,22 @@ def this_machine() -> Machine:
         no_nesting=version >= _DISABLES_NAMESPACES,
         no_write_execute=confine.can_refuse_write_execute(),
         open_files=confine.most_open_files(),
+        masked_files=tuple(name for name in MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
+        groups=cgroups.here(confine.myself()),
+        python=_interpreter(),
         bus_proxy=bus_proxy,
         xwayland=xwayland,
         xephyr=xephyr,
-        masked_files=tuple(name for name in _MASKED if (proc / name).is_file() and (proc / name).stat().st_mode & stat.S_IROTH),
     )
+
+
+def _interpreter() -> str:
+    """A Python that every user can run, which one in a home directory is not; empty where there is none."""
+    for program in (Path(sys.executable), find_program("python3")):
+        found = program.resolve() if program is not None else None
+        if found is not None and all(place.stat().st_mode & stat.S_IXOTH for place in (found, *found.parents)):
+            return str(found)
+    return ""
 
 
 def _network_fault(pasta: str, nft: str) -> str:

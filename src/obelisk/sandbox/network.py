@@ -10,16 +10,23 @@ Source: passt(1), nft(8).
 import ipaddress
 from collections.abc import Sequence
 
-from obelisk.model.policy import Connect, Listen, Policy
+from obelisk.model.policy import Connect, Listen, Policy, Reach
+from obelisk.system.resolver import MARK
 
 # $0 holds the rules, $1 is nft, $2 the first port that can be listened at without privileges.
 _GUARD = '"$1" -f "$0"; echo "$2" >/proc/sys/net/ipv4/ip_unprivileged_port_start; shift 2; exec "$@"'
 _FIRST_FREE_PORT = 1024
+_KINDS = {"names4": "ipv4_addr", "names6": "ipv6_addr"}
+_SETS = {4: "ip daddr . meta l4proto . th dport @names4", 6: "ip6 daddr . meta l4proto . th dport @names6"}
+UPSTREAM = "192.0.2.53"
+"""An address of nobody's, behind which pasta has the machine's own resolver."""
+RESOLVER = "nameserver 127.0.0.1\n"
+"""What names are asked of where some are granted: see `obelisk.system.resolver`."""
 
 
 def is_wanted(policy: Policy) -> bool:
     """Whether the policy grants any network."""
-    return bool(policy.of(Listen) or policy.of(Connect))
+    return bool(policy.of(Listen) or policy.of(Connect) or policy.of(Reach))
 
 
 def rules(policy: Policy) -> str:
@@ -33,17 +40,24 @@ def rules(policy: Policy) -> str:
         "    meta l4proto ipv6-icmp icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-router-solicit } accept"
     ]
     both.append("    ct state established,related accept")
+    named = bool(policy.of(Reach))
+    # Nobody but the resolver speaks with the machine's, and nobody speaks in its name: a socket may be bound to any address.
+    if named:
+        out = [f"    ip daddr {UPSTREAM} udp dport 53 accept", *(f"    {_SETS[family]} accept" for family in _SETS), *out]
     return "\n".join(
         (
             "table inet obelisk {",
+            *(f"  set {name} {{ type {kind} . inet_proto . inet_service; flags timeout; }}" for name, kind in _KINDS.items() if named),
             "  chain input {",
             "    type filter hook input priority 0; policy drop;",
+            *([f'    iifname "lo" ip saddr {UPSTREAM} drop'] if named else []),
             '    iifname "lo" accept',
             *both,
             *into,
             "  }",
             "  chain output {",
             "    type filter hook output priority 0; policy drop;",
+            *([f"    ip saddr {UPSTREAM} drop", f"    ip daddr {UPSTREAM} meta mark != {MARK:#x} drop"] if named else []),
             '    oifname "lo" accept',
             *both,
             *out,
@@ -55,13 +69,17 @@ def rules(policy: Policy) -> str:
     )
 
 
-def words(policy: Policy, rules_file: str, nft: str, command: Sequence[str]) -> tuple[str, ...]:
-    """The words of the pasta that runs `command` in the network."""
+def words(policy: Policy, rules_file: str, nft: str, command: Sequence[str], *, resolver: Sequence[str] = ()) -> tuple[str, ...]:
+    """The words of the pasta that runs `command` in the network; `resolver` is the program that answers for granted names."""
     listens = [power.port for power in policy.of(Listen)]
     ports = ",".join(map(str, listens)) or "none"
     first = min((_FIRST_FREE_PORT, *listens))
-    settings = ("--config-net", "--quiet", "--foreground", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
+    settings: tuple[str, ...] = ("--config-net", "--quiet", "--foreground", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
     closed = ("--tcp-ports", ports, "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none")
+    names = [str(power) for power in policy.of(Reach)]
+    if names:
+        settings = (*settings, "--dns-forward", UPSTREAM)
+        command = (*resolver, nft, UPSTREAM, *names, "--", *command)
     return ("pasta", *settings, *closed, "--", "/bin/sh", "-euc", _GUARD, rules_file, nft, str(first), *command)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from obelisk.model.application import Application
-from obelisk.model.policy import X11, Connect, Listen, Policy, Power, Read, Use, Wayland, Write, WriteExecute, power_of
+from obelisk.model.application import CREDENTIALS, Application
+from obelisk.model.policy import X11, Connect, Listen, Policy, Power, Reach, Read, Use, Wayland, Write, WriteExecute, power_of
 from obelisk.sandbox.calls import CHANGING, LOOKING, OPENING, filter_of, power_for
 from obelisk.sandbox.desktop import BUS, COMPOSITOR, SCREENS, uses_bus
 from obelisk.sandbox.plan import HOME, MEMORY, inside_path
@@ -98,7 +98,7 @@ class Observer:
 
     def _file(self, notice: Notice, path: str, *, writing: bool) -> Iterator[Refusal]:
         inside = Path(f"/proc/{notice.thread}/root{path}")
-        if path.startswith("/dev/") and not _is_there(inside) and Path(path).exists() and (device := class_of(path)):
+        if (device := class_of(path)) and not _is_there(inside) and Path(path).exists():
             yield Refusal("files", f"the device {path}", Use(device))
         if not path.startswith("/") or path.startswith(_OWN):
             return
@@ -123,7 +123,9 @@ class Observer:
                 yield Refusal("network", f"listening at port {port}", Listen(port))
         elif not (address.is_loopback or address.is_unspecified):  # both lead to itself
             power = Connect(str(ipaddress.ip_network(address)), port)
-            if not self.policy.has(power):
+            # Whose address it is that a granted name may have, the call does not tell.
+            named = any(reach.port == port for reach in self.policy.of(Reach))
+            if not named and not self.policy.has(power):
                 yield Refusal("network", f"connecting to {address}, port {port}", power)
 
     def _socket(self, path: str) -> Iterator[Refusal]:
@@ -134,6 +136,8 @@ class Observer:
             yield Refusal("files", SESSION_BUS)
 
     def _is_writable(self, path: str) -> bool:
+        if self.app.credentials and _is_below(path, CREDENTIALS):
+            return False
         tops = [*MEMORY, *self.app.scratch, *self.app.data, *(inside_path(power.path) for power in self.policy.of(Write))]
         closest = max((top for top in tops if _is_below(path, top)), key=len, default="")
         shadow = max((at for power in self.policy.of(Read) if _is_below(path, at := inside_path(power.path))), key=len, default="")

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
-from obelisk.model.application import Application
-from obelisk.model.policy import Connect, Layer, Listen, Nest, Policy, Read, Terminal, Wayland, Write, WriteExecute
+from obelisk.model.application import CREDENTIALS, Application
+from obelisk.model.policy import NO_LIMIT, Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Wayland, Write, WriteExecute
 from obelisk.sandbox import desktop, network
 from obelisk.sandbox.calls import WATCHED, filter_of
 from obelisk.sandbox.desktop import Helper, Session
 from obelisk.sandbox.machine import Machine
-from obelisk.system import confine, landlock
+from obelisk.system import cgroups, confine, landlock
+from obelisk.system.cgroups import Way
 from obelisk.system.landlock import CHANGE, READ, Files, Rule, Ruleset
 from obelisk.system.program import Beside, Call, Execute, assemble
 
@@ -38,7 +39,10 @@ _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "ura
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
 _NAMESPACES = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
+_PROCESS = "2"  # the application's number in its own namespace: the first is bubblewrap, which waits for it
+CREDENTIAL_BYTES = 1 << 20
+"""The most that a credential is, as of systemd's."""
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,9 @@ class Place:
 
     `owner` is whose rights the application has over files; `groups` are those of the `devices` that it uses, some of which are
     `directories` of nodes. `home` is what `~` means.
-    `resolver` is the file that names the machine's name servers. `session` is what the desktop of whoever launches has, and `system`
-    directories and files of /sys that the devices' drivers look into, with links that lead to them.
+    `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one;
+    `credentials` are names of secrets, and the files that hold them. `session` is what the desktop of whoever launches has, and
+    `system` directories and files of /sys that the devices' drivers look into, with links that lead to them.
     """
 
     name: str
@@ -61,40 +66,69 @@ class Place:
     devices: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
     resolver: Path | None = None
+    group: str = ""
+    credentials: tuple[tuple[str, Path], ...] = ()
     session: Session = field(default_factory=Session)
     system: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """What starts the plan is no person but systemd, which looks after what runs.
+
+    The signals of systemd go to every process of a service. The application takes them, and what stands around it lets them wait, so
+    that it is the application that decides how and when it ends. `sockets` are those that it is handed, as descriptors from 3 on.
+    Source: sd_listen_fds(3), systemd.kill(5).
+    """
+
+    sockets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why.
 
-    `beside` are the programs that become helpers, by the names of their files.
+    `launch` is what `start` goes on as, in a scope of systemd's; empty where `start` does it all. `beside` are the programs that
+    become helpers, by the names of their files.
     """
 
     start: bytes
+    launch: bytes
     confine: bytes
     rules: str
     beside: tuple[tuple[str, bytes], ...]
     layers: tuple[tuple[str, str], ...]
 
 
-def compile_plan(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None) -> Plan:
+def compile_plan(
+    app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None = None, guard: Guard | None = None
+) -> Plan:
     """The plan. With `listener`, an open socket, refused system calls are put before an observer (see `obelisk.sandbox.observer`).
+
+    With `guard`, it is for a service (see `Guard`). A service that is handed its sockets listens at no port itself.
 
     Raises:
         MissingFeatureError: the machine lacks a layer that the policy does not allow to be missing.
     """
-    refused = sorted(machine.missing - policy.may_miss)
+    refused = sorted(missing_layers(policy, machine) - policy.may_miss)
     if refused:
+        remedy = f"{machine.groups.fault}; else " if Layer.CGROUP in refused else ""
         raise MissingFeatureError(
             f"this machine lacks {', '.join(f'the layer `{layer}`' for layer in refused)} of confinement",
             code="layer-missing",
-            hint="run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
+            hint=f"{remedy}run it elsewhere, or name the layer under `may_miss` of the operator's [override]",
         )
+    if guard is not None and guard.sockets:
+        policy = handed_sockets(policy)
     if network.is_wanted(policy) and machine.network:
         raise MissingFeatureError("this machine cannot give it the network that is granted", code="no-network", hint=machine.network)
+    if policy.of(Reach) and not machine.python:
+        raise MissingFeatureError(
+            "no Python on this machine can be run by every user, and the resolver of granted names is a program in it",
+            code="no-interpreter",
+            hint="install python3 below /usr, or grant networks instead of names",
+        )
     for power in policy.of(Listen):
         if power.port < machine.first_port:
             raise MissingFeatureError(
@@ -103,19 +137,46 @@ def compile_plan(app: Application, policy: Policy, place: Place, machine: Machin
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
     helpers = desktop.helpers(policy, place.session, machine)
-    steps = _outside(app, policy, place, machine, listener=listener)
+    grouped = is_grouped(policy, machine, guard)
+    entering = cgroups.enter(place.group) if grouped and machine.groups.way is Way.DIRECT else []
+    before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
+    before += confine.usual_modes()
+    before += confine.hold_signals() if guard is not None else []
+    steps: list[Call | Beside] = [*entering, *before, *_outside(app, policy, place, machine)]
     for helper in helpers:
-        steps += _beside(helper, place, machine, listener=listener)
+        steps += _beside(helper, place, machine)
     # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
     steps += [] if network.is_wanted(policy) else confine.no_new_privileges()
     outside = assemble(steps, _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
-    inside = assemble(
-        _inside(app, mounts, policy, machine, listener=listener),
-        Execute(app.command[0], app.command, _environment(app, policy, observed=listener is not None)),
-    )
+    within = _inside(app, mounts, policy, machine, listener=listener)
+    within = [*confine.take_signals(), *within] if guard is not None else within
+    variables = environment_of(app, policy, guard, observed=listener is not None)
+    inside = assemble(within, Execute(app.command[0], app.command, variables))
+    start, launch = outside, b""
+    if grouped and machine.groups.way is not Way.DIRECT:
+        scope = cgroups.scope(machine.groups, place.group, machine.owner, (str(place.plan / "launch"),))
+        start, launch = assemble([], scope), outside
     beside = tuple((_file_of(helper), assemble(_inside_helper(helper, machine), helper.program)) for helper in helpers)
-    return Plan(outside, inside, network.rules(policy), beside, layers_of(policy, machine))
+    return Plan(start, launch, inside, network.rules(policy), beside, layers_of(policy, machine))
+
+
+def missing_layers(policy: Policy, machine: Machine) -> frozenset[Layer]:
+    """The layers that the policy asks for and the machine does not have."""
+    grouped = not policy.limits.are_total or machine.groups.way is not Way.NONE
+    return machine.missing | (frozenset() if grouped else {Layer.CGROUP})
+
+
+def is_grouped(policy: Policy, machine: Machine, guard: Guard | None) -> bool:
+    """Whether its plan puts the application into a control group; that of a service is systemd's, and its unit has the bounds."""
+    return guard is None and policy.limits.are_total and machine.groups.way is not Way.NONE
+
+
+def bounds_of(policy: Policy) -> cgroups.Bounds:
+    """What all processes of the application together may take."""
+    limits = policy.limits
+    memory, time = (None if value == NO_LIMIT else value for value in (limits.total_memory_bytes, limits.cpu_percent))
+    return cgroups.Bounds(limits.processes, memory, time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +201,7 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     for grant in policy.of(Read) + policy.of(Write):
         wanted[inside_path(grant.path)] = (host_path(grant.path, place.home), isinstance(grant, Write), 0)
     wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
-    if policy.of(Connect) and place.resolver is not None:
+    if (policy.of(Connect) or policy.of(Reach)) and place.resolver is not None:
         wanted["/etc/resolv.conf"] = (place.resolver, False, 0)
     if desktop.is_wanted(policy):
         wanted[desktop.RUNTIME] = (None, True, 0o700)
@@ -167,7 +228,7 @@ def data_directory(data: Path, inside: str) -> Path:
     return data / inside.strip("/").replace("-", "--").replace("/", "-")
 
 
-def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *, listener: int | None) -> list[Call | Beside]:
+def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -> list[Call]:
     """What `start` does before it starts another program: the whole root is put together here.
 
     That takes system calls alone, where bubblewrap reads every mount anew.
@@ -175,8 +236,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
     stage = str(place.plan / "stage")
     runs = policy.has(WriteExecute())
     mine = confine.Owner(0, 0) if machine.is_root else machine.owner
-    calls: list[Call | Beside] = [*confine.close_descriptors(keep=listener)]
-    calls += confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
+    calls = confine.own_mounts() if machine.is_root else confine.own_mounts_of_user(machine.owner)
     calls += confine.memory(stage, 1 << 20, mine)
     made = {""}
     for top in ("/proc", "/dev", "/var", *_IMAGE):
@@ -199,6 +259,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
         else:
             calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
     calls += _links(place, stage, made)
+    calls += _credentials(place, stage)
     calls += confine.file(f"{stage}{_CONFINE}")
     calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
     calls += confine.read_only(stage)
@@ -207,7 +268,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine, *
     return calls
 
 
-def _beside(helper: Helper, place: Place, machine: Machine, *, listener: int | None) -> list[Call | Beside]:
+def _beside(helper: Helper, place: Place, machine: Machine) -> list[Call | Beside]:
     """What `start` does for a helper: its sandbox, which ends when `start`, or what that has become, does."""
     shared = f"{place.plan}/stage{helper.shared}"
     words = ["bwrap", *_NAMESPACES, "--unshare-net", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
@@ -221,7 +282,7 @@ def _beside(helper: Helper, place: Place, machine: Machine, *, listener: int | N
     calls: list[Call | Beside] = [*confine.directory(shared)] if helper.shared != desktop.RUNTIME else []
     program = Execute(machine.bubblewrap, tuple(words))
     name = Path(helper.program.path).name
-    return calls + confine.helped_by(program, name, report=desktop.REPORT, held=desktop.HELD, inherited=listener)
+    return calls + confine.helped_by(program, name, report=desktop.REPORT, held=desktop.HELD)
 
 
 def _inside_helper(helper: Helper, machine: Machine) -> list[Call]:
@@ -240,6 +301,17 @@ def _inside_helper(helper: Helper, machine: Machine) -> list[Call]:
 
 def _file_of(helper: Helper) -> str:
     return f"beside-{helper.name}"
+
+
+def _credentials(place: Place, stage: str) -> Iterator[Call]:
+    """Secrets in memory, read anew at each start: of the plan only their names are part."""
+    if place.credentials:
+        at = f"{stage}{CREDENTIALS}"
+        yield from confine.directory(at)
+        yield from confine.memory(at, CREDENTIAL_BYTES * len(place.credentials), place.owner, mode=0o500)
+        for name, file in place.credentials:
+            yield from confine.copied(str(file), f"{at}/{name}", place.owner, f"the credential {name}, {file}")
+        yield from confine.read_only(at)
 
 
 def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
@@ -293,7 +365,12 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     if not network.is_wanted(policy):
         return Execute(machine.bubblewrap, tuple(words))
     rules = str(place.plan / "network.nft")
-    return Execute(machine.pasta, network.words(policy, rules, machine.nft, (machine.bubblewrap, *words[1:])))
+    return Execute(
+        machine.pasta,
+        network.words(
+            policy, rules, machine.nft, (machine.bubblewrap, *words[1:]), resolver=(machine.python, "-I", str(place.plan / "resolver.py"))
+        ),
+    )
 
 
 def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, listener: int | None) -> list[Call]:
@@ -324,15 +401,34 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
         rights = READ | run | (CHANGE if mount.writable else Files(0))
         rules.append(Rule(mount.inside, rights, is_file=mount.is_file))
     listens = tuple(power.port for power in policy.of(Listen))
-    connects = tuple(power.port for power in policy.of(Connect))
+    connects = tuple(power.port for power in policy.of(Connect) + policy.of(Reach))
     # To its own ports it may talk: they are in its own network.
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 
 
-def _environment(app: Application, policy: Policy, *, observed: bool) -> tuple[str, ...]:
-    terminal = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
-    session = desktop.environment(policy, observed=observed)
-    return tuple(f"{name}={value}" for name, value in sorted({**_ENVIRONMENT, **terminal, **session, **dict(app.environment)}.items()))
+def handed_sockets(policy: Policy) -> Policy:
+    """What is left of a policy to a service whose ports systemd listens at: all but the ports, and so often no network at all.
+
+    Raises:
+        MissingFeatureError: it opens connections as well, and pasta, which would give it the network for that, passes no sockets on.
+    """
+    if policy.of(Connect) or policy.of(Reach):
+        raise MissingFeatureError(
+            "it is handed its sockets by systemd, and cannot be given a network for connections as well",
+            code="sockets-and-network",
+            hint="leave out `connect`, or `app.sockets`",
+        )
+    return policy.with_powers(power for power in policy.powers if not isinstance(power, Listen))
+
+
+def environment_of(app: Application, policy: Policy, guard: Guard | None = None, *, observed: bool = False) -> tuple[str, ...]:
+    """What the application finds in its environment, `NAME=value` each."""
+    more = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
+    more |= {"CREDENTIALS_DIRECTORY": CREDENTIALS} if app.credentials else {}
+    more |= desktop.environment(policy, observed=observed)
+    sockets = {"LISTEN_FDS": str(guard.sockets), "LISTEN_PID": _PROCESS} if guard is not None and guard.sockets else {}
+    given = {**ENVIRONMENT, **more, **dict(app.environment), **sockets}
+    return tuple(f"{name}={value}" for name, value in sorted(given.items()))
 
 
 def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
@@ -352,4 +448,7 @@ def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
         Layer.NESTING: "granted: it makes namespaces" if policy.has(Nest()) else "no further user namespaces",
         Layer.WRITE_EXECUTE: "granted: it runs what it writes" if policy.has(WriteExecute()) else "no memory is writable and executable",
     }
-    return (*fixed, *((layer.value, "missing on this machine" if layer in machine.missing else text) for layer, text in may_miss.items()))
+    if policy.limits.are_total:
+        may_miss[Layer.CGROUP] = f"limits of all processes together, in a group made by {machine.groups.way}"
+    missing = missing_layers(policy, machine)
+    return (*fixed, *((layer.value, "missing on this machine" if layer in missing else text) for layer, text in may_miss.items()))

@@ -17,17 +17,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from obelisk.errors import InputError, StateError
+from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind
-from obelisk.model.policy import Device, Policy, Read, Use, Write
+from obelisk.model.policy import Device, Policy, Reach, Read, Use, Write
+from obelisk.release.client import hashtree
+from obelisk.sandbox import network
 from obelisk.sandbox.desktop import Session, is_wanted, session_of, sockets
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import Place, Plan, compile_plan, data_directory, host_path
+from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, bounds_of, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
-from obelisk.system import erofs, verity
-from obelisk.system.bubblewrap import Room, read_only
+from obelisk.system import cgroups, confine, erofs, resolver
+from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
+from obelisk.system.bubblewrap import Room
 from obelisk.system.confine import Owner
 from obelisk.system.files import locked, write_durably
 from obelisk.system.mounts import unmount_all
@@ -35,33 +38,53 @@ from obelisk.system.namespace import remove_tree
 
 # systemd's own range for users that exist as long as they run: no package and no person has an id there.
 _FIRST_UID, _UIDS = 61184, 4336
-_NODES = {
+_CREDENTIALS = Path("/etc/obelisk/credentials")
+NODES = {
     Device.AUDIO: ("snd",),
     Device.CAMERA: ("video*", "media*"),
     Device.GPU: ("dri/renderD*",),  # the nodes of whole cards also set the screens' modes
     Device.KVM: ("kvm",),
 }
+"""Where the nodes of a class are, below /dev."""
 # What Mesa wants to know of a graphics processor, to choose a driver. Source: libdrm, xf86drm.c.
 _ABOUT = ("vendor", "device", "subsystem_vendor", "subsystem_device", "revision", "uevent")
 
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """Where running applications lie, and where their data does."""
+    """Where running applications lie, where their data does, and where operators put their secrets, in a directory for each application.
+
+    `given` is a directory of secrets for this one start, as systemd makes it for a service; it comes first.
+    """
 
     run: Path
     data: Path
+    credentials: Path = _CREDENTIALS
+    given: Path | None = None
 
     @classmethod
     def of(cls, environment: Mapping[str, str], *, root: bool) -> "Directories":
-        """Those of this user: $OBELISK_RUN and $OBELISK_DATA, or the usual ones."""
+        """Those of this user: $OBELISK_RUN and $OBELISK_DATA, or the usual ones; and $CREDENTIALS_DIRECTORY."""
         home = Path(environment.get("HOME") or "/")
         if root:
             run, data = Path("/run/obelisk/apps"), Path("/var/lib/obelisk/apps")
         else:
             run = Path(environment.get("XDG_RUNTIME_DIR") or home / ".cache") / "obelisk/apps"
             data = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "obelisk/apps"
-        return cls(Path(environment.get("OBELISK_RUN") or run), Path(environment.get("OBELISK_DATA") or data))
+        own = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "obelisk/credentials"
+        given = environment.get("CREDENTIALS_DIRECTORY")
+        return cls(
+            Path(environment.get("OBELISK_RUN") or run),
+            Path(environment.get("OBELISK_DATA") or data),
+            _CREDENTIALS if root else own,
+            Path(given) if given else None,
+        )
+
+    def credential(self, app: str, name: str) -> Path:
+        """The file that holds a secret of an application, whether it is there or not."""
+        if self.given is not None and (self.given / name).is_file():
+            return self.given / name
+        return self.credentials / app / name
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +119,12 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     room: Callable[[], Room],
     command: tuple[str, ...] = (),
     listener: int | None = None,
+    guard: Guard | None = None,
 ) -> Ready:
     """Have everything in place, and the plan compiled. May be repeated, and by several processes at once.
 
     `command` takes the place of the image's own. The desktop session is the one that this process's variables name. `listener` is the
-    socket of an observer (see `obelisk.sandbox.observer`).
+    socket of an observer (see `obelisk.sandbox.observer`). With `guard`, it is made ready as a service (see `Guard`).
 
     Raises:
         TrustError: a block of the root is not what the image's root hash promises.
@@ -114,23 +138,28 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     place.mkdir(parents=True, exist_ok=True)
     with locked(place / "lock"):
         _settle_root(image, place, machine, room)
-    owner = _owner(name, machine)
+    owner = owner_of(name, machine.owner)
     data = directories.data / name
     for path in app.data:
         _make_data(data_directory(data, path), owner)
     for grant in policy.of(Read) + policy.of(Write):
         if not host_path(grant.path, home).exists():
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
+    credentials = tuple((each, _checked(directories.credential(name, each), each, directories)) for each in sorted(app.credentials))
     session = session_of(os.environ, home) if is_wanted(policy) else Session()
     for path in sockets(policy, session):
         _check_admission(Path(path), owner, machine)
-    nodes = _nodes(policy)
+    nodes = nodes_of(policy)
     system, links = _about(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
-    key = digest(
-        [policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(session), list(system)]
-    )[:16]
-    names = Path("/etc/resolv.conf")
+    group = group_of(name, place)
+    looked_up = (listener, credentials, guard, session, system)
+    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), repr(looked_up)])[:16]
+    names = place / key / "resolv.conf" if policy.of(Reach) else Path("/etc/resolv.conf")
+    if policy.of(Reach):
+        names.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(names, network.RESOLVER.encode(), mode=0o644)
+        write_durably(place / key / "resolver.py", Path(resolver.__file__).read_bytes(), mode=0o644)
     directories_of_nodes = tuple(node for node in nodes if Path(node).is_dir())
     seat = Place(
         name,
@@ -143,13 +172,18 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         nodes,
         directories_of_nodes,
         resolver=names if names.is_file() else None,
+        group=group,
+        credentials=credentials,
         session=session,
         system=system,
         links=links,
     )
-    plan = compile_plan(app, policy, seat, machine, listener=listener)
+    plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
-    for file, content in (("confine", plan.confine), ("network.nft", plan.rules.encode()), *plan.beside, ("start", plan.start)):
+    if is_grouped(policy, machine, guard):
+        cgroups.prepare(machine.groups.way, group, bounds_of(policy), machine.owner)
+    files = {"confine": plan.confine, "network.nft": plan.rules.encode(), **dict(plan.beside), "launch": plan.launch, "start": plan.start}
+    for file, content in files.items():
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
             write_durably(seat.plan / file, content, mode=0o755)
     return Ready(seat.plan / "start", plan)
@@ -163,7 +197,14 @@ def clear(image: StoredImage, directories: Directories) -> bool:
     with locked(place / "lock"):
         unmount_all(place / "root")
         remove_tree(place)
+        owner = confine.myself()
+        cgroups.remove(cgroups.here(owner).way, group_of(image.manifest.name, place), owner)
     return True
+
+
+def group_of(name: str, place: Path) -> str:
+    """The control group of what lies at `place`: the same for each start, and another for a trial of the same image."""
+    return f"{name}-{zlib.crc32(bytes(place)):08x}"
 
 
 def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callable[[], Room]) -> None:
@@ -176,23 +217,55 @@ def _settle_root(image: StoredImage, place: Path, machine: Machine, room: Callab
     unmount_all(root)
     remove_tree(root)
     note.unlink(missing_ok=True)
-    tools = room()
-    binds = [read_only(file, "/root.erofs"), read_only(image.part_path(PartKind.VERITY), "/root.verity")]
-    verity.verify(tools, Path("/root.erofs"), Path("/root.verity"), image.manifest.root_hash, binds=binds)
+    check_root(image)
     if machine.is_root:
         root.mkdir()
         erofs.mount(file, root)
     else:
-        erofs.extract(tools, file, root)
+        erofs.extract(room(), file, root)
     write_durably(note, stamp.encode())
 
 
-def _owner(name: str, machine: Machine) -> Owner:
-    """Root launches each application as a user of its own; anybody else as themselves."""
-    if not machine.is_root:
-        return machine.owner
+def check_root(image: StoredImage) -> None:
+    """Read every block of the root and compare it with its hash tree, and that with the root hash.
+
+    Raises:
+        TrustError: a block is not what the root hash promises.
+    """
+    tree = hashtree.parse(image.part_path(PartKind.VERITY).read_bytes(), image.manifest.root_hash)
+    with BlockDevice(image.part_path(PartKind.ROOT)) as root:
+        whole = root.size_bytes == tree.data_blocks * BLOCK_BYTES
+        if not whole or hashtree.find_wrong(root, tree, on_bytes=lambda _count: None):
+            raise TrustError(
+                f"the root of {image.manifest.label} is not what the root hash {image.manifest.root_hash[:16]}… promises",
+                code="root-damaged",
+                hint="run `obelisk verify --repair`, then build or fetch the image again",
+            )
+
+
+def owner_of(name: str, launcher: Owner) -> Owner:
+    """Whose rights an application has: root launches each as a user of its own, anybody else as themselves."""
+    if launcher.uid != 0:
+        return launcher
     number = _FIRST_UID + zlib.crc32(name.encode()) % _UIDS
     return Owner(number, number)
+
+
+def _checked(file: Path, name: str, directories: Directories) -> Path:
+    """A secret's file, of which nobody else may read."""
+    if not file.is_file():
+        raise StateError(
+            f"the credential {name} is not there: {file}", code="credential-missing", hint="put it into that file, with the mode 0600"
+        )
+    status = file.stat()
+    if status.st_size > CREDENTIAL_BYTES:
+        raise StateError(f"{file} is larger than a credential can be, {CREDENTIAL_BYTES} bytes", code="credential-size", hint="shorten it")
+    shared = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in {0, os.geteuid()}
+    if shared and file.parent != directories.given:  # what systemd has made for a service, it looks after by itself
+        raise StateError(
+            f"{file} is a secret, and others may read or change it", code="credential-open", hint=f"chmod 0600 {file}, and let it be yours"
+        )
+    return file
 
 
 def _make_data(directory: Path, owner: Owner) -> None:
@@ -212,9 +285,9 @@ def _check_admission(socket: Path, owner: Owner, machine: Machine) -> None:
         )
 
 
-def _nodes(policy: Policy) -> tuple[str, ...]:
+def nodes_of(policy: Policy) -> tuple[str, ...]:
     """The device nodes of this machine that are granted."""
-    wanted = (pattern for power in policy.of(Use) for pattern in _NODES[power.device])
+    wanted = (pattern for power in policy.of(Use) for pattern in NODES[power.device])
     return tuple(sorted(str(path) for pattern in wanted for path in Path("/dev").glob(pattern)))
 
 
@@ -222,7 +295,7 @@ def _about(policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]
     """What of /sys tells of the graphics processors that are granted, and the links that lead there: (target, place)."""
     found: list[Path] = []
     links: list[tuple[str, str]] = []
-    for node in _nodes(policy) if policy.has(Use(Device.GPU)) else ():
+    for node in nodes_of(policy) if policy.has(Use(Device.GPU)) else ():
         number = Path(node).stat().st_rdev
         link = Path(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
         if not node.startswith("/dev/dri/") or not link.exists():
@@ -238,9 +311,11 @@ def _about(policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]
 
 
 def class_of(node: str) -> Device | None:
-    """The class of devices to which a path below /dev leads, if it is of one that can be granted."""
+    """The class of devices to which a path leads, if it is below /dev and of one that can be granted."""
+    if not node.startswith("/dev/"):
+        return None
     inside = PurePath(node).relative_to("/dev")
-    for device, patterns in _NODES.items():
+    for device, patterns in NODES.items():
         for pattern in map(PurePath, patterns):
             depth = len(pattern.parts)
             # Below a directory of nodes, or the directory in which they are looked for.

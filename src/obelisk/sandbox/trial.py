@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from obelisk.errors import CommandError, TrustError
@@ -39,7 +40,7 @@ def fresh_directories(image: StoredImage) -> Iterator[Directories]:
     """Directories of this run's own, which go with all that was put in place in them."""
     usual = Directories.of(os.environ, root=this_machine().is_root)
     name = f"trial-{secrets.token_hex(4)}"
-    directories = Directories(usual.run / name, usual.data / name)
+    directories = replace(usual, run=usual.run / name, data=usual.data / name)
     try:
         yield directories
     finally:

@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator
 
-from obelisk.model.application import Application
-from obelisk.model.policy import FLAGS, LISTS, Layer, Limits, Policy, Power, policy, power_of, powers_of
+from obelisk.model.application import CREDENTIALS, WRITABLE, Application, Service
+from obelisk.model.policy import FLAGS, LISTS, NO_LIMIT, Connect, Layer, Limits, Listen, Policy, Power, Reach, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
-from obelisk.spec.reader import Table, size
-
-# Where an application may have directories of its own; the rest is its image, or the kernel's.
-_WRITABLE = ("/var/", "/srv/", "/opt/", "/run/", "/tmp/", "/home/app/")  # noqa: S108 - paths inside the sandbox
+from obelisk.spec.reader import Table, seconds, size
 
 
 def application(root: Table, spec: Spec, findings: Findings) -> Application | None:
@@ -30,15 +27,51 @@ def application(root: Table, spec: Spec, findings: Findings) -> Application | No
         findings.report((key,), f"`{key}` is for machines, and an app is none", code="spec-conflict", hint="leave it out")
     _check_places(app, findings)
     environment = tuple(sorted((name, value) for name, _, value in (each.partition("=") for each in app.texts("environment"))))
-    return Application(command, environment, app.find("directory", str) or "/", app.texts("scratch"), app.texts("data"), granted)
+    return Application(
+        command,
+        environment,
+        app.find("directory", str) or "/",
+        app.texts("scratch"),
+        app.texts("data"),
+        granted,
+        app.texts("credentials"),
+        _service(app, granted, findings),
+    )
+
+
+def _service(app: Table, granted: Policy, findings: Findings) -> Service | None:
+    said = Service(
+        sockets=app.get("sockets", bool),
+        health=app.find("health", str) or "",
+        health_s=seconds(app.get("health_timeout", str)),
+        steady_s=seconds(app.get("steady", str)),
+        stop_s=seconds(app.get("stop_timeout", str)),
+    )
+    if not app.get("service", bool):
+        if said != Service():
+            findings.report(
+                ("app",),
+                "`sockets`, `health`, `health_timeout`, `steady` and `stop_timeout` are about a service",
+                code="spec-conflict",
+                hint="service = true",
+            )
+        return None
+    ports = {power.port for power in granted.of(Listen)}
+    if said.sockets and (not ports or granted.of(Connect) or granted.of(Reach)):
+        message = "a service that is handed its sockets has `listen` among its grants, and no `connect`"
+        findings.report(app.at("sockets"), message, code="spec-conflict", hint="[grants], listen = [8080]")
+    if said.health and int(said.health.removeprefix("http://localhost:").partition("/")[0]) not in ports:
+        message = "`app.health` asks at a port at which it does not listen"
+        findings.report(app.at("health"), message, code="spec-conflict", hint="grants.listen names its ports")
+    return said
 
 
 def _check_places(app: Table, findings: Findings) -> None:
     for key in ("scratch", "data"):
         for number, path in enumerate(app.texts(key)):
-            if not path.startswith(_WRITABLE):
+            if not path.startswith(WRITABLE) or f"{path}/".startswith(f"{CREDENTIALS}/"):
                 message = f"'{path}' cannot be written: it belongs to the image or to the kernel"
-                findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(_WRITABLE)}")
+                findings.report(app.at(key, number), message, code="spec-value", hint=f"it can lie below {', '.join(WRITABLE)}")
     for number, path in enumerate(app.texts("data")):
         if path in app.texts("scratch"):
             findings.report(
@@ -55,6 +88,8 @@ def _policy(root: Table, findings: Findings) -> Policy:
             processes=limits.get("processes", int),
             open_files=limits.get("open_files", int),
             scratch_bytes=size(limits.get("scratch", str)),
+            total_memory_bytes=size(total) if (total := limits.find("total_memory", str)) else NO_LIMIT,
+            cpu_percent=limits.find("cpu_percent", int) or NO_LIMIT,
         ),
         (Layer(layer) for layer in grants.texts("may_miss")),
     )

@@ -44,10 +44,9 @@ from obelisk.spec.cmdline import refused
 from obelisk.spec.places import image_path, refusal, undeclarable
 from obelisk.spec.positions import KeyPath
 from obelisk.spec.problems import Findings, nearest
-from obelisk.spec.reader import Table, size
+from obelisk.spec.reader import Table, seconds, size
 from obelisk.spec.tree import collisions, scan_tree
 
-_SECONDS = {"s": 1, "min": 60, "h": 3600}
 _HIGHEST_PORT = 65535
 _LARGEST_ROOT_BYTES = 512_000  # more is not read by clients
 _SPECIAL_BITS = 0o6000
@@ -293,7 +292,7 @@ def _health(name: str, table: Table, findings: Findings) -> HealthCheck:
         check = TcpCheck(host.strip("[]"), int(port))
     else:
         check = CommandCheck(table.get("command", str))
-    return HealthCheck(name, check, _seconds(table.get("timeout", str)))
+    return HealthCheck(name, check, seconds(table.get("timeout", str)))
 
 
 def _port(url: str, path: KeyPath, findings: Findings) -> None:
@@ -307,13 +306,13 @@ def _port(url: str, path: KeyPath, findings: Findings) -> None:
 
 
 def _test(name: str, table: Table) -> TestCase:
-    return TestCase(name, table.get("command", str), table.get("expect", str), _seconds(table.get("timeout", str)))
+    return TestCase(name, table.get("command", str), table.get("expect", str), seconds(table.get("timeout", str)))
 
 
 def _upgrade(table: Table) -> Upgrade:
     return Upgrade(
-        _seconds(table.get("soak", str)),
-        _seconds(table.get("deadline", str)),
+        seconds(table.get("soak", str)),
+        seconds(table.get("deadline", str)),
         table.get("tries", int),
         table.get("slots", int),
         table.get("rehearse", bool),
@@ -341,7 +340,7 @@ def _release(table: Table, beside: _Beside) -> Subscription | None:
         read[0] if read else beside.directory,
         size(bandwidth) if bandwidth else None,
         proxy or "",
-        _seconds(follow) if (follow := table.find("follow", str)) else 0,
+        seconds(follow) if (follow := table.find("follow", str)) else 0,
     )
 
 
@@ -402,8 +401,3 @@ def _hardening(table: Table, findings: Findings) -> Hardening:
         message = f"lockdown '{lockdown}' takes no unsigned modules either"
         findings.report(table.at("module_signatures"), message, code="spec-conflict", hint='also say lockdown = "none"')
     return Hardening(lockdown, signatures, tuple(sorted(table.texts("state_mounts"))))
-
-
-def _seconds(text: str) -> int:
-    number = text.rstrip("smihn")
-    return int(number) * _SECONDS[text.removeprefix(number)]

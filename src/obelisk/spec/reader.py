@@ -16,6 +16,7 @@ from obelisk.spec.shape import Kind, Shape
 T = TypeVar("T")
 
 _WORDS = {Kind.TEXT: "text", Kind.WHOLE: "a whole number", Kind.FLAG: "true or false", Kind.LIST: "a list", Kind.TABLE: "a table"}
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
 _TYPES: Mapping[Kind, type] = {Kind.TEXT: str, Kind.WHOLE: int, Kind.FLAG: bool, Kind.LIST: list, Kind.TABLE: dict}
 _SHOWN_CHARACTERS = 60
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
@@ -227,6 +228,12 @@ def inline(value: object) -> str:
 def size(text: str) -> int:
     """The bytes that a size such as `2G` means."""
     return int(text[:-1]) * int(1024 ** _POWERS[text[-1]])
+
+
+def seconds(text: str) -> int:
+    """The seconds that a time such as `2min` means."""
+    number = text.rstrip("smihn")
+    return int(number) * _SECONDS[text.removeprefix(number)]
 
 
 def _type_word(value: object) -> str:

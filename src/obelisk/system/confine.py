@@ -6,6 +6,7 @@ Source: mount(2), mount_setattr(2), user_namespaces(7), prctl(2), seccomp(2), se
 import ctypes
 import os
 import resource
+import signal
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _SLAVE = 2, 4, 8, 4096, 16384, 1 << 19
 _ATTRIBUTE_READ_ONLY, _ATTRIBUTE_NOSUID, _ATTRIBUTE_NODEV, _ATTRIBUTE_NOEXEC = 1, 2, 4, 8
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_WRITE_ONLY, _CREATE = 1, 0o100
+_WRITE_ONLY, _CREATE, _EXCLUSIVE, _CLOSE_ON_EXEC = 1, 0o100, 0o200, 0o2000000
+_MOST_BYTES = 1 << 30
 _F_DUPFD = 0
 _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 38, 65, 66
 _SET_FILTER, _NEW_LISTENER = 1, 8
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
 _MOST_DESCRIPTORS = (1 << 32) - 1
+_SIG_BLOCK, _SIG_UNBLOCK = 0, 1
+_ASKING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +37,25 @@ class Owner:
     gid: int
 
 
-def close_descriptors(*, keep: int | None = None) -> list[Call]:
-    """Close what was inherited besides input, output and errors, but one."""
-    ranges = ((3, _MOST_DESCRIPTORS),) if keep is None else ((3, keep - 1), (keep + 1, _MOST_DESCRIPTORS))
+def close_descriptors(*, keep: int | None = None, first: int = 3) -> list[Call]:
+    """Close what was inherited from the descriptor `first` on, but one. Those before it stay: input, output, errors, then sockets."""
+    ranges = ((first, _MOST_DESCRIPTORS),) if keep is None else ((first, keep - 1), (keep + 1, _MOST_DESCRIPTORS))
     return [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges if first <= last]
+
+
+def usual_modes() -> list[Call]:
+    """Let what is made have the modes that are asked for, whatever whoever starts it keeps from others."""
+    return [_call("umask", (0o022,))]
+
+
+def hold_signals() -> list[Call]:
+    """Let the signals wait by which a process is asked to do something, for itself and for what it becomes."""
+    return [_call("rt_sigprocmask", (_SIG_BLOCK, _signals(), 0, 8), "hold signals")]
+
+
+def take_signals() -> list[Call]:
+    """Take those signals again, one that waits already included."""
+    return [_call("rt_sigprocmask", (_SIG_UNBLOCK, _signals(), 0, 8), "take signals")]
 
 
 def own_mounts() -> list[Call]:
@@ -48,12 +67,17 @@ def own_mounts_of_user(owner: Owner) -> list[Call]:
     """The same for an ordinary user, by a user namespace in which they keep their ids."""
     calls = [_call("unshare", (_NEW_USERS | _NEW_MOUNTS,), "make a user namespace: the kernel or its settings do not allow that here")]
     for name, content in (("setgroups", "deny"), ("uid_map", f"{owner.uid} {owner.uid} 1"), ("gid_map", f"{owner.gid} {owner.gid} 1")):
-        calls += [
-            _call("open", (text(f"/proc/self/{name}"), _WRITE_ONLY, 0), f"open its {name}", keep=name),
-            _call("write", (Kept(name), Data((content.encode(),)), len(content)), f"write its {name}"),
-            _call("close", (Kept(name),)),
-        ]
+        calls += opened_and_written(f"/proc/self/{name}", content.encode(), f"write its {name}")
     return [*calls, _separate()]
+
+
+def opened_and_written(file: str, content: bytes, what: str) -> list[Call]:
+    """Write to a file of the kernel's; `what` completes "cannot …"."""
+    return [
+        _call("open", (text(file), _WRITE_ONLY, 0), what, keep="opened"),
+        _call("write", (Kept("opened"), Data((content,)), len(content)), what),
+        _call("close", (Kept("opened"),)),
+    ]
 
 
 def memory(place: str, size: int, owner: Owner, *, mode: int = 0o755, executable: bool = False) -> list[Call]:
@@ -87,6 +111,21 @@ def file(place: str) -> list[Call]:
     ]
 
 
+def copied(source: str, place: str, owner: Owner, what: str) -> list[Call]:
+    """Copy a file to `place`, where there is none, for its owner alone to read; `what` it is.
+
+    A file for which there is no room is not cut: the second call finds that there is more, and no room for it.
+    """
+    return [
+        _call("open", (text(source), _CLOSE_ON_EXEC, 0), f"open {what}", keep="source"),
+        _call("open", (text(place), _WRITE_ONLY | _CREATE | _EXCLUSIVE | _CLOSE_ON_EXEC, 0o400), f"make a place for {what}", keep="copy"),
+        *(_call("sendfile", (Kept("copy"), Kept("source"), 0, _MOST_BYTES), f"copy {what}") for _ in range(2)),
+        _call("fchown", (Kept("copy"), owner.uid, owner.gid), f"hand over {what}"),
+        _call("close", (Kept("copy"),)),
+        _call("close", (Kept("source"),)),
+    ]
+
+
 def bound(source: str, place: str, *, writable: bool, executable: bool) -> list[Call]:
     """Show `source` and all that is mounted below it at `place`, which is there. No device or set-id program counts in it."""
     attributes = _ATTRIBUTE_NOSUID | _ATTRIBUTE_NODEV
@@ -107,17 +146,17 @@ def device(node: str, place: str) -> list[Call]:
     ]
 
 
-def helped_by(execute: Execute, name: str, *, report: int, held: int, inherited: int | None = None) -> list[Call | Beside]:
+def helped_by(execute: Execute, name: str, *, report: int, held: int) -> list[Call | Beside]:
     """Start a program beside this one, and wait until it writes to its descriptor `report`, of which `held` is the other end.
 
-    It gets these two, input, output and errors, and nothing else: of what was inherited, this process keeps `inherited` for itself.
+    It gets these two, one after the other, input, output and errors, and nothing else that this process has.
     """
     ends = (("told", report), ("heard", held))
-    calls = [_call("close", (inherited,))] if inherited is not None else []
     # By way of high numbers, so that neither end takes the other's place.
-    calls += [_call("fcntl", (Kept(end), _F_DUPFD, 64), f"keep a pipe from {name}", keep=f"{end} high") for end, _number in ends]
+    calls = [_call("fcntl", (Kept(end), _F_DUPFD, 64), f"keep a pipe from {name}", keep=f"{end} high") for end, _number in ends]
     calls += [_call("dup2", (Kept(f"{end} high"), number), f"keep a pipe from {name}") for end, number in ends]
-    calls.append(_call("close_range", (max(report, held) + 1, _MOST_DESCRIPTORS, 0), "close inherited files"))
+    ranges = ((3, report - 1), (held + 1, _MOST_DESCRIPTORS))
+    calls += [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges]
     return [
         _call("pipe2", (Pair("heard", "told"), 0), f"make a pipe from {name}"),
         Beside((*calls, becoming(execute))),
@@ -192,6 +231,10 @@ def most_open_files() -> int:
 def myself() -> Owner:
     """The ids of this process."""
     return Owner(os.geteuid(), os.getegid())
+
+
+def _signals() -> Data:
+    return Data((struct.pack("<Q", sum(1 << (number - 1) for number in _ASKING)),))
 
 
 def _separate() -> Call:

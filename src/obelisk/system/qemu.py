@@ -121,6 +121,15 @@ def acceleration() -> str:
     return "kvm" if _virtualisation() and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
 
 
+def fair_cpus(accel: str) -> int:
+    """How many processors a machine should have that runs beside another one.
+
+    Emulated processors that wait for each other cost as much as those that work: on two processors, two machines of one each boot in
+    three quarters of the time of two machines of two.
+    """
+    return 1 if accel == "tcg" and (os.cpu_count() or 1) < 4 else 2  # noqa: PLR2004 - two machines of two
+
+
 def _virtualisation() -> set[str]:
     return _VIRTUALISATION.keys() & set(Path("/proc/cpuinfo").read_text().split())
 

@@ -103,7 +103,7 @@ def _run(words: Sequence[str], on_line: OnLine | None, *, may_lack: bool = False
             return None
         lines = [line for line in error.output.strip().splitlines() if "ERROR" in line or "Failed" in line or "CRITICAL" in line]
         raise TransportError(
-            f"rclone failed with status {error.status}: {lines[-1] if lines else ''}",
+            f"rclone failed with status {error.status} between {words[-2]} and {words[-1]}: {lines[-1] if lines else ''}",
             code="rclone-failed",
-            hint=f"see that `rclone lsf {_remote(words[-1])}` works, then try again",
+            hint="see that `rclone lsf` of that place works, then try again",
         ) from error

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
-from obelisk.errors import CommandError, TrustError
+from obelisk.errors import CommandError
 from obelisk.system.bubblewrap import Bind, Room
 
 
@@ -17,19 +17,3 @@ def seal(room: Room, data: Path, tree: Path, *, salt: str, uuid: UUID, binds: Se
     if found is None:
         raise CommandError(tuple(argv), 0, completed.output)
     return found[1]
-
-
-def verify(room: Room, data: Path, tree: Path, root_hash: str, *, binds: Sequence[Bind]) -> None:
-    """Read every block of `data` and compare it with its hash tree, and that with the root hash.
-
-    Raises:
-        TrustError: a block is not what the root hash promises.
-    """
-    try:
-        room.run(["veritysetup", "verify", str(data), str(tree), root_hash], binds=binds)
-    except CommandError as error:
-        raise TrustError(
-            f"{data.name} is not what the root hash {root_hash[:16]}… promises",
-            code="root-damaged",
-            hint="run `obelisk verify --repair`, then build or fetch the image again",
-        ) from error

@@ -209,6 +209,7 @@ class _Trial:
             self.disk,
             self.work,
             2048 if graphics else 1024,
+            qemu.fair_cpus(self.lab.accel),
             variables=variables,
             kernel=kernel,
             console=self.artefacts / console,

@@ -1,0 +1,105 @@
+"""Where installed applications stand on this machine, for root and for an ordinary user, and how one of them is put together.
+
+root                                ordinary user
+/var/lib/obelisk/installed          ~/.local/state/obelisk/installed     what is kept, beside the data ($OBELISK_DATA)
+/run/obelisk/apps/installed         $XDG_RUNTIME_DIR/obelisk/apps/…      links to plans ($OBELISK_RUN)
+/etc/systemd/system                 ~/.config/systemd/user               unit files
+/usr/local/bin                      ~/.local/bin                         programs that start commands
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from obelisk.events import Sink
+from obelisk.model.application import Service
+from obelisk.model.policy import Policy
+from obelisk.sandbox.health import wait_until_healthy
+from obelisk.sandbox.installed import Installation, Made, Manager, Places
+from obelisk.sandbox.machine import Machine
+from obelisk.sandbox.ready import Directories, application_of, clear, make_ready
+from obelisk.sandbox.units import Seat, guard_of, program, texts
+from obelisk.store import StoredImage
+from obelisk.system.bubblewrap import Room
+
+_PASSED_ON = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "OBELISK_RUN", "OBELISK_DATA", "OBELISK_STORE")
+_OBELISK = (sys.executable, "-I", "-c", "from obelisk.cli import main; raise SystemExit(main())")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The machine that applications are installed on, who installs, and their directories. `policy_of` is the operator's word."""
+
+    machine: Machine
+    directories: Directories
+    home: Path
+    units: Path
+    programs: Path
+    kept: Path
+    obelisk: tuple[str, ...]
+    policy_of: Callable[[StoredImage], Policy]
+    room: Callable[[], Room]
+
+    @classmethod
+    def here(
+        cls, machine: Machine, environment: Mapping[str, str], *, policy_of: Callable[[StoredImage], Policy], room: Callable[[], Room]
+    ) -> "Ground":
+        """This one."""
+        home = Path(environment.get("HOME") or "/root")
+        directories = Directories.of(environment, root=machine.is_root)
+        configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+        # Its own start knows nothing of the environment in which it was installed.
+        passed = [f"{name}={environment[name]}" for name in _PASSED_ON if environment.get(name)]
+        return cls(
+            machine,
+            directories,
+            home,
+            units=Path("/etc/systemd/system") if machine.is_root else configuration / "systemd/user",
+            programs=Path("/usr/local/bin") if machine.is_root else home / ".local/bin",
+            kept=directories.data.parent / "installed",
+            obelisk=("/usr/bin/env", *passed, *_OBELISK),
+            policy_of=policy_of,
+            room=room,
+        )
+
+    def names(self) -> list[str]:
+        """The names of what is installed."""
+        return sorted(path.parent.name for path in self.kept.glob("*/state.json"))
+
+    def installation(self, name: str, systemd: Manager, sink: Sink) -> Installation:
+        """The application of that name, installed or not."""
+        links = self.directories.run / "installed"
+        data = self.directories.data / name
+        seat = Seat(name, links / name / "start", links / f"{name}.moving", data, self.home, self.machine.is_root, self.obelisk)
+
+        def healthy(made: Made) -> None:
+            wait_until_healthy(made.service or Service(), lambda: systemd.look(seat.service))
+
+        return Installation(
+            seat,
+            Places(self.kept / name, self.units, self.programs),
+            systemd,
+            make=lambda image: self._made(seat, image),
+            clear=lambda image: clear(image, self._ready_at()),
+            healthy=healthy,
+            sink=sink,
+        )
+
+    def _ready_at(self) -> Directories:
+        # What root mounts goes with a restart; what others have copied need not be copied again.
+        run = self.directories.run if self.machine.is_root else self.kept / ".run"
+        return replace(self.directories, run=run)
+
+    def _made(self, seat: Seat, image: StoredImage) -> Made:
+        app, policy = application_of(image), self.policy_of(image)
+        ready = make_ready(
+            image,
+            policy,
+            self.machine,
+            directories=self._ready_at(),
+            home=self.home,
+            room=self.room,
+            guard=guard_of(app, policy),
+        )
+        return Made(ready.start.parent, texts(seat, image.manifest.label, app, policy), program(seat), app.service)
