@@ -71,6 +71,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Turn the signals that ask for an end into one that lets fixtures finish; only SIGKILL leaves that to the tool under test."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
+    # A shell has what it starts in the background ignore this one, and so would the programs that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):  # one of the processes that share a run
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     elif config.getoption("dist") != "no":
