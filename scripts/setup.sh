@@ -73,6 +73,7 @@ install_programs() {
         need cage cage
         need grim grim
         need xdotool xdotool
+        need desktop-file-validate desktop-file-utils
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

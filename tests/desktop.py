@@ -6,11 +6,12 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ordinary import UID
+from tool import Tool
 
 PATIENCE_S = 60
 _OWN_TMP = 'mount -t tmpfs -o mode=1777 tmpfs /tmp; exec "$@"'
@@ -113,3 +114,38 @@ def x11(place: Path, number: int) -> Iterator[Desktop]:
     socket = Path(f"/tmp/.X11-unix/X{number}")  # noqa: S108 - where X servers are
     with _running(words, socket):
         yield Desktop({"DISPLAY": f":{number}", "WAYLAND_DISPLAY": "", "XDG_RUNTIME_DIR": ""}, look)
+
+
+@contextmanager
+def session(desktop: Desktop) -> Iterator[None]:
+    """The variables of a desktop, for what is started meanwhile."""
+    before = dict(os.environ)
+    os.environ |= desktop.variables
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def opened(app: Tool, desktop: Desktop, file: str) -> Iterator[None]:
+    """A program with a file, on a desktop that shows its window."""
+    with session(desktop):
+        process = app.start("app", "run", str(app.spec), "--", file)
+    with shown(process, desktop):
+        yield
+
+
+@contextmanager
+def shown(process: subprocess.Popen[str], desktop: Desktop) -> Iterator[None]:
+    """A program of which a desktop shows the window; afterwards it is ended."""
+    try:
+        desktop.shows(lambda picture: picture.white > 0.1)
+        yield
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
+        process.kill()
+        process.wait()

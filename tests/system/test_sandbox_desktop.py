@@ -1,16 +1,16 @@
 """Desktop programs show their windows from inside their sandbox, and reach of the session what they were granted."""
 
-import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from desktop import PATIENCE_S, Desktop, types, wayland, x11
+from desktop import PATIENCE_S, opened, session, shown, types, wayland, x11
+from ordinary import UID, ordinary_user
 from sandboxes import PRIVATE, example, places, told
 from tool import Tool
 
@@ -42,27 +42,6 @@ def editor(applications: Tool, place: Path) -> Tool:
     return replace(example(applications, "editor"), prefix=(*PRIVATE, "sh", "-euc", FILES, "sh", str(place)))
 
 
-@contextmanager
-def opened(app: Tool, desktop: Desktop, file: str) -> Iterator[None]:
-    """A program with a file, on a desktop that shows its window."""
-    before = dict(os.environ)
-    os.environ |= desktop.variables
-    try:
-        process = app.start("app", "run", str(app.spec), "--", file)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    try:
-        desktop.shows(lambda picture: picture.white > 0.1)
-        yield
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=10)
-        process.kill()
-        process.wait()
-
-
 def beside(place: Path) -> set[str]:
     """The programs that run because of applications here."""
     found = set()
@@ -81,13 +60,6 @@ def test_an_editor_shows_its_window_in_a_wayland_session(editor: Tool, place: Pa
         with opened(editor, desktop, "/etc/os-release"):
             pass
         desktop.shows(lambda picture: picture.white < 0.01)
-    shutil.rmtree(place / "session")
-
-
-def test_a_browser_shows_a_page_in_a_wayland_session(applications: Tool, place: Path) -> None:
-    with wayland(place) as desktop, opened(example(applications, "chromium"), desktop, "file:///srv/hello/index.html"):
-        # The page is most of its window, which is most of the screen.
-        desktop.shows(lambda picture: picture.white > 0.5)
     shutil.rmtree(place / "session")
 
 
@@ -118,10 +90,39 @@ def test_on_a_desktop_of_x11_it_has_an_x_server_of_its_own_and_changes_the_file_
 def test_without_a_session_or_with_anothers_it_says_so_before_it_starts(editor: Tool, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told(place, "editor", "")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    assert editor.refused("app", "run", str(editor.spec), status=7)["code"] == "no-wayland"
+    assert editor.refused("app", "ready", str(editor.spec), status=7)["code"] == "no-wayland"
     with wayland(place) as desktop:
         for name, value in desktop.variables.items():
             monkeypatch.setenv(name, value)
         (place / "session/wayland-0").chmod(0o700)
-        assert editor.refused("app", "run", str(editor.spec), status=5)["code"] == "session-closed"
+        assert editor.refused("app", "ready", str(editor.spec), status=5)["code"] == "session-closed"
     shutil.rmtree(place / "session")
+
+
+def test_a_person_installs_a_program_finds_it_in_a_menu_and_starts_it_without_obelisk(
+    applications: Tool, editor: Tool, tmp_path: Path
+) -> None:
+    person = ordinary_user(replace(applications, spec=editor.spec), tmp_path)
+    home = tmp_path / "home"
+    subprocess.run(["cp", "--archive", "--reflink=auto", editor.store, home / "store"], check=True)
+    subprocess.run(["chown", "--recursive", f"{UID}:{UID}", home / "store"], check=True)
+    own = ("env", *(word for name in ("OBELISK_RUN", "OBELISK_DATA", "XDG_CONFIG_HOME", "XDG_DATA_HOME") for word in ("-u", name)))
+    person = replace(person, prefix=(*person.prefix, *own))
+    entry, program = home / ".local/share/applications/obelisk-app-editor.desktop", home / ".local/bin/editor"
+    with wayland(tmp_path) as desktop:
+        with session(desktop):
+            person.run("app", "install", str(person.spec))
+            assert subprocess.run(["desktop-file-validate", entry], capture_output=True, text=True, check=True).stdout == ""
+            lines = entry.read_text().splitlines()
+            assert 'Exec="/mnt/home/.local/bin/editor"' in lines
+            assert "Name=l3afpad" in lines
+            started = subprocess.Popen(
+                [*person.prefix, "/mnt/home/.local/bin/editor", "/etc/os-release"],
+                text=True,
+                start_new_session=True,
+                stdout=subprocess.PIPE,
+            )
+        with shown(started, desktop):
+            pass
+        person.run("app", "remove", "editor")
+    assert (entry.exists(), program.exists()) == (False, False)

@@ -24,6 +24,10 @@ from obelisk.system.program import Execute
 
 SESSION = (Talk, Own, X11, Wayland)
 """The kinds of powers that are of a session."""
+VARIABLES = ("XDG_RUNTIME_DIR", "WAYLAND_DISPLAY", "DISPLAY", "DBUS_SESSION_BUS_ADDRESS", "XAUTHORITY")
+"""What names a session."""
+NAMED = "session"
+"""The file of a plan that holds their values in the session that the plan is for, parted by spaces."""
 RUNTIME = "/run/user"
 """$XDG_RUNTIME_DIR inside."""
 COMPOSITOR, BUS, SCREENS = f"{RUNTIME}/wayland-0", f"{RUNTIME}/bus", "/tmp/.X11-unix"  # noqa: S108 - inside the sandbox
@@ -31,6 +35,9 @@ REPORT = 8
 """The descriptor at which a helper says that it can be talked to."""
 HELD = 9
 """The other end of that, which a helper's own sandbox holds: it goes on as long as the application does, and not for being heard."""
+
+PROCESSES = 8
+"""The most processes and threads that a helper and what is around it have; 5 were counted with a proxy of the bus, 3 with an X server."""
 
 _SESSION = "/run/session"
 _AUTHORITY = "/run/authority"
@@ -74,6 +81,11 @@ def session_of(environment: Mapping[str, str], home: Path) -> Session:
         _socket(f"{SCREENS}/X{screen[1]}" if screen else ""),
         authority if Path(authority).is_file() else "",
     )
+
+
+def named(environment: Mapping[str, str]) -> str:
+    """What the file `NAMED` holds."""
+    return " ".join(environment.get(name, "") for name in VARIABLES)
 
 
 def _socket(path: str) -> str:

@@ -5,6 +5,9 @@ root                                ordinary user
 /run/obelisk/apps/installed         $XDG_RUNTIME_DIR/obelisk/apps/…      links to plans ($OBELISK_RUN)
 /etc/systemd/system                 ~/.config/systemd/user               unit files
 /usr/local/bin                      ~/.local/bin                         programs that start commands
+                                    ~/.local/share/applications          desktop entries of those with windows
+
+What root installs is for root alone to start, in whose session no others are: it has no desktop entry.
 """
 
 import sys
@@ -15,6 +18,7 @@ from pathlib import Path
 from obelisk.events import Sink
 from obelisk.model.application import Service
 from obelisk.model.policy import Policy
+from obelisk.sandbox import entries
 from obelisk.sandbox.health import wait_until_healthy
 from obelisk.sandbox.installed import Installation, Made, Manager, Places
 from obelisk.sandbox.machine import Machine
@@ -36,6 +40,7 @@ class Ground:
     home: Path
     units: Path
     programs: Path
+    entries: Path
     kept: Path
     obelisk: tuple[str, ...]
     policy_of: Callable[[StoredImage], Policy]
@@ -57,6 +62,7 @@ class Ground:
             home,
             units=Path("/etc/systemd/system") if machine.is_root else configuration / "systemd/user",
             programs=Path("/usr/local/bin") if machine.is_root else home / ".local/bin",
+            entries=Path(environment.get("XDG_DATA_HOME") or home / ".local/share") / "applications",
             kept=directories.data.parent / "installed",
             obelisk=("/usr/bin/env", *passed, *_OBELISK),
             policy_of=policy_of,
@@ -78,7 +84,7 @@ class Ground:
 
         return Installation(
             seat,
-            Places(self.kept / name, self.units, self.programs),
+            Places(self.kept / name, self.units, self.programs, self.entries),
             systemd,
             make=lambda image: self._made(seat, image),
             clear=lambda image: clear(image, self._ready_at()),
@@ -102,4 +108,11 @@ class Ground:
             room=self.room,
             guard=guard_of(app, policy),
         )
-        return Made(ready.start.parent, texts(seat, image.manifest.label, app, policy), program(seat), app.service)
+        shows = app.service is None and not self.machine.is_root and entries.is_wanted(policy)
+        return Made(
+            ready.start.parent,
+            texts(seat, image.manifest.label, app, policy),
+            program(seat, policy),
+            app.service,
+            entries.described(ready.root, app.command) if shows else None,
+        )

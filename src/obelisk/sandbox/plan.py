@@ -17,7 +17,7 @@ from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import NO_LIMIT, Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Wayland, Write, WriteExecute
+from obelisk.model.policy import NO_LIMIT, X11, Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Wayland, Write, WriteExecute
 from obelisk.sandbox import desktop, network
 from obelisk.sandbox.calls import WATCHED, filter_of
 from obelisk.sandbox.desktop import Helper, Session
@@ -173,10 +173,10 @@ def is_grouped(policy: Policy, machine: Machine, guard: Guard | None) -> bool:
 
 
 def bounds_of(policy: Policy) -> cgroups.Bounds:
-    """What all processes of the application together may take."""
-    limits = policy.limits
+    """What all processes of the application together may take, with the helpers beside it."""
+    limits, helpers = policy.limits, desktop.uses_bus(policy) + policy.has(X11())
     memory, time = (None if value == NO_LIMIT else value for value in (limits.total_memory_bytes, limits.cpu_percent))
-    return cgroups.Bounds(limits.processes, memory, time)
+    return cgroups.Bounds(limits.processes + desktop.PROCESSES * helpers, memory, time)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
     RUN/<image id>/root         the image's root: mounted for root, else a copy of its files
                   /checked      which file it was made from, once every block had been checked against the hash tree
-                  /<plan>/start, confine, beside-<helper>, stage/
+                  /<plan>/start, confine, beside-<helper>, session, stage/
     DATA/<name>/                what the application keeps
 
 Linux mounts file systems for root alone. An ordinary user gets the files copied out of the image instead, once, after the same check;
@@ -24,7 +24,7 @@ from obelisk.model.image import PartKind
 from obelisk.model.policy import Device, Policy, Reach, Read, Use, Write
 from obelisk.release.client import hashtree
 from obelisk.sandbox import network
-from obelisk.sandbox.desktop import Session, is_wanted, session_of, sockets
+from obelisk.sandbox.desktop import NAMED, Session, is_wanted, named, session_of, sockets
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, bounds_of, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
@@ -89,9 +89,13 @@ class Directories:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An application that can be started: by its plan's program `start`, as often as wanted, without this program."""
+    """An application that can be started: by its plan's program `start`, as often as wanted, without this program.
+
+    `root` is where its checked root lies.
+    """
 
     start: Path
+    root: Path
     plan: Plan
 
 
@@ -186,7 +190,9 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     for file, content in files.items():
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
             write_durably(seat.plan / file, content, mode=0o755)
-    return Ready(seat.plan / "start", plan)
+    if is_wanted(policy):
+        write_durably(seat.plan / NAMED, named(os.environ).encode())
+    return Ready(seat.plan / "start", seat.root, plan)
 
 
 def clear(image: StoredImage, directories: Directories) -> bool:
