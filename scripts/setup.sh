@@ -64,6 +64,16 @@ install_programs() {
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
         need crun crun
+        # For desktop programs, and sessions without a screen to run them in.
+        need xdg-dbus-proxy xdg-dbus-proxy
+        need dbus-daemon dbus-daemon
+        need Xwayland xwayland
+        need Xephyr xserver-xephyr
+        need Xvfb xvfb
+        need cage cage
+        need grim grim
+        need xdotool xdotool
+        need desktop-file-validate desktop-file-utils
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

@@ -109,13 +109,13 @@ def installation(top: Path) -> Installation:
             (plan_at / f"{name}.new").write_bytes(content)
             (plan_at / f"{name}.new").chmod(0o755)
             (plan_at / f"{name}.new").rename(plan_at / name)
-        return Made(plan_at, texts(seat, image.manifest.label, app, granted), program(seat), service)
+        return Made(plan_at, texts(seat, image.manifest.label, app, granted), program(seat, granted), service)
 
     def healthy(made: Made) -> None:
         assert made.service is not None
         wait_until_healthy(made.service, lambda: systemd.look(seat.service))
 
-    places = Places(top / "installed/shop", top / "units", top / "bin")
+    places = Places(top / "installed/shop", top / "units", top / "bin", top / "entries")
     return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, sink=_nothing)
 
 

@@ -37,9 +37,7 @@ _SOURCES = {
 }
 _UNUSED = ("doc", "man", "info", "vim", "i18n", "lintian")
 _DRIVERS = ("drivers/gpu", "drivers/media", "drivers/staging", "drivers/iio", "drivers/infiniband", "drivers/net/wireless", "sound")
-_EMPTY = (
-    'rm -rf "$1"/boot/* "$1"/var/lib/apt/lists/* "$1"/var/cache/* "$1"/var/log/*; find "$1/usr/lib" -name "*.ko.xz" -exec xz -d {} +'
-)
+_EMPTY = 'rm -rf "$1"/boot/* "$1"/var/lib/apt/lists/* "$1"/var/cache/* "$1"/var/log/*; find "$1/usr/lib" -name "*.ko.xz" -exec xz -d {} +'
 _EPOCHS = {"old": 1_750_000_000, "new": 1_760_000_000, "small": 1_760_000_000, "same": 1_760_000_000, "trixie": 1_765_000_000}
 _SALT = hashlib.sha256(b"obelisk bench").hexdigest()
 

@@ -17,16 +17,25 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from probe import Bus
 
 MARKER = f"marker-{secrets.token_hex(8)}"
 GRANTED, KEPT = Path("/mnt/granted"), Path("/mnt/kept")
 PORT, OTHER_PORT, LISTEN = 7301, 7302, 7401
 ADDRESS, GATEWAY, ELSEWHERE, FAR = "10.99.0.2", "10.99.0.1", "10.98.0.1", "10.97.0.1"
 KEY = 0x0B1E
+RUNTIME, DISPLAY, WIDTH = Path("/mnt/runtime"), 77, 1111
+NAMES = {"name": "org.example.Granted", "name_kept": "org.example.Kept", "name_own": "org.example.Own", "name_free": "org.example.Free"}
+# The user as whom root starts the application of that name. A bus lets in whom the machine has an account of.
+APPLICATION = 61184 + zlib.crc32(b"probes") % 4336
+BUS = f"""<busconfig><type>session</type><listen>unix:path={RUNTIME}/bus</listen><auth>EXTERNAL</auth><policy context="default">
+<allow user="*"/><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>"""
 
 
 def quietly(*words: str) -> None:
@@ -42,7 +51,8 @@ def files() -> None:
         (place / name).chmod(0o666)
         place.chmod(0o777)
     passwd = Path("/mnt/passwd")
-    passwd.write_text(Path("/etc/passwd").read_text() + f"{MARKER[:20]}:x:4321:4321::/:/bin/sh\n")
+    accounts = f"{MARKER[:20]}:x:4321:4321::/:/bin/sh\nprobes:x:{APPLICATION}:{APPLICATION}::/:/bin/sh\n"
+    passwd.write_text(Path("/etc/passwd").read_text() + accounts)
     quietly("mount", "--bind", str(passwd), "/etc/passwd")
     os.mknod("/mnt/tun", 0o20666, os.makedev(10, 200))
     Path("/mnt/tun").chmod(0o666)
@@ -50,6 +60,63 @@ def files() -> None:
     os.mknod("/mnt/kvm", 0o20666, os.makedev(10, 232))
     Path("/mnt/kvm").chmod(0o666)
     quietly("mount", "--bind", "/mnt/kvm", "/dev/kvm")
+    graphics()
+
+
+def graphics() -> None:
+    """A graphics processor, as far as files go, in a /dev of this place's own: there is one number that every kernel knows."""
+    quietly("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/media")
+    quietly("cp", "--archive", "--one-file-system", "/dev/.", "/media/")
+    for place in ("pts", "shm", "mqueue", "net/tun", "kvm"):
+        if Path("/dev", place).is_mount():
+            quietly("mount", "--bind", f"/dev/{place}", f"/media/{place}")
+    Path("/media/dri").mkdir()
+    for name in ("renderD128", "card0"):
+        os.mknod(f"/media/dri/{name}", 0o20666, os.makedev(1, 5))
+        Path("/media/dri", name).chmod(0o666)
+    quietly("mount", "--move", "/media", "/dev")
+
+
+@contextmanager
+def session() -> Iterator[dict[str, str]]:
+    """A desktop session that lets everybody in: a bus with somebody on it, an X server, one who passes for a compositor, another socket."""
+    RUNTIME.mkdir()
+    for name in ("wayland-0", "other"):
+        local = socket.socket(socket.AF_UNIX)
+        local.bind(str(RUNTIME / name))
+        local.listen()
+        (RUNTIME / name).chmod(0o777)
+        threading.Thread(target=greet, args=(local,), daemon=True).start()
+    Path("/mnt/bus.conf").write_text(BUS)
+    screens = Path("/tmp/.X11-unix")
+    screens.mkdir(exist_ok=True)
+    quietly("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(screens))
+    screen = ("Xvfb", f":{DISPLAY}", "-screen", "0", f"{WIDTH}x777x24", "-nolisten", "tcp", "-noreset", "-ac")
+    bus = ("dbus-daemon", "--config-file=/mnt/bus.conf", "--nofork", "--nopidfile")
+    processes = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for words in (screen, bus)]
+    try:
+        while not ((RUNTIME / "bus").exists() and (screens / f"X{DISPLAY}").exists()):
+            if any(process.poll() is not None for process in processes):
+                raise RuntimeError("the session ended before it began")
+            time.sleep(0.05)
+        for name in (NAMES["name"], NAMES["name_kept"]):
+            threading.Thread(target=Bus(str(RUNTIME / "bus")).serve, args=(name,), daemon=True).start()
+        yield {
+            "XDG_RUNTIME_DIR": str(RUNTIME),
+            "WAYLAND_DISPLAY": "wayland-0",
+            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={RUNTIME}/bus",
+            "DISPLAY": f":{DISPLAY}",
+        }
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
+def greet(server: socket.socket) -> None:
+    while True:
+        with server.accept()[0] as met:
+            met.sendall(MARKER.encode())
 
 
 def network() -> None:
@@ -126,7 +193,7 @@ def main() -> int:
     leaked = os.open(GRANTED / "secret", os.O_RDONLY)
     os.set_inheritable(leaked, True)  # noqa: FBT003 - its only form
     found: dict[str, Any] = {}
-    with others() as process:
+    with others() as process, session() as variables:
         facts = {
             "marker": MARKER,
             "secret": str(GRANTED / "secret"),
@@ -154,9 +221,14 @@ def main() -> int:
             "memory": 2 << 30,
             "files": 4096,
             "scratch": 64 << 20,
+            "compositor": str(RUNTIME / "wayland-0"),
+            "bus": str(RUNTIME / "bus"),
+            "screen": f"/tmp/.X11-unix/X{DISPLAY}",
+            "screen_width": WIDTH,
+            **NAMES,
         }
         for run in json.loads(sys.argv[1]):
-            environment = {**os.environ, "PROBE_MARKER": MARKER, **run.get("env", {})}
+            environment = {**os.environ, **variables, "PROBE_MARKER": MARKER, **run.get("env", {})}
             words = [*run["argv"], json.dumps({**facts, **run.get("facts", {})})]
             done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, close_fds=False, timeout=280)
             try:

@@ -198,7 +198,8 @@ def _() -> bool:
     return any(Path(f"/dev/{disk}").exists() and readable(f"/dev/{disk}") for disk in disks)
 
 
-for _name in ("mem", "kmsg", "port", "kvm", "fuse", "net/tun", "loop-control", "vhost-net", "uinput", "snd", "video0", "rfkill", "hpet"):
+for _name in ("mem", "kmsg", "port", "kvm", "fuse", "net/tun", "loop-control", "vhost-net", "uinput", "snd", "video0", "rfkill", "hpet",
+              "dri/renderD128", "dri/card0"):  # fmt: skip
     PROBES[f"open /dev/{_name}"] = "devices", lambda name=_name: opened(f"/dev/{name}")  # type: ignore[misc]
 
 
@@ -742,7 +743,188 @@ def _() -> bool:
     return Path("/tmp", FACTS["tmp"]).exists()
 
 
+# The desktop session
+
+RUNTIME, SCREENS = "/run/user", "/tmp/.X11-unix"
+
+
+class Bus:
+    """A connection to a message bus, as far as it takes to call with strings and numbers, and to answer."""
+
+    CALL, RETURN = 1, 2
+    PATH, INTERFACE, MEMBER, REPLY_TO, DESTINATION, SENDER, SIGNATURE = 1, 2, 3, 5, 6, 7, 8
+
+    def __init__(self, path: str) -> None:
+        self.serial = 0
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(3)
+        self.socket.connect(path)
+        self.socket.sendall(b"\0AUTH EXTERNAL " + str(os.getuid()).encode().hex().encode() + b"\r\n")
+        if not self.socket.recv(512).startswith(b"OK"):
+            raise PermissionError
+        self.socket.sendall(b"BEGIN\r\n")
+        self.ask("Hello")
+
+    def ask(self, member: str, *arguments: str | int) -> tuple[int, bytes]:
+        """What the bus itself answers."""
+        return self.call("org.freedesktop.DBus", member, *arguments)
+
+    def call(self, name: str, member: str, *arguments: str | int) -> tuple[int, bytes]:
+        """The type and the body of the answer of whoever has a name."""
+        body = b""
+        for argument in arguments:
+            body += bytes(-len(body) % 4)
+            body += (
+                struct.pack("<I", argument) if isinstance(argument, int) else struct.pack("<I", len(argument)) + argument.encode() + b"\0"
+            )
+        kinds = "".join("u" if isinstance(argument, int) else "s" for argument in arguments)
+        fields: dict[int, tuple[str, str | int]] = {self.PATH: ("o", "/org/freedesktop/DBus"), self.DESTINATION: ("s", name)}
+        fields |= {self.INTERFACE: ("s", "org.freedesktop.DBus"), self.MEMBER: ("s", member), self.SIGNATURE: ("g", kinds)}
+        sent = self.send(self.CALL, fields, body)
+        while True:
+            kind, fields, body = self.receive()
+            if fields.get(self.REPLY_TO) == ("u", sent):
+                return kind, body
+
+    def send(self, kind: int, fields: dict[int, tuple[str, str | int]], body: bytes = b"") -> int:
+        self.serial += 1
+        packed = b""
+        for code, (form, value) in fields.items():
+            packed += bytes(-len(packed) % 8) + bytes([code, 1]) + form.encode() + b"\0"
+            if isinstance(value, int):
+                packed += struct.pack("<I", value)
+            else:
+                packed += (bytes([len(value)]) if form == "g" else struct.pack("<I", len(value))) + value.encode() + b"\0"
+        head = b"l" + bytes([kind, 0, 1]) + struct.pack("<III", len(body), self.serial, len(packed))
+        self.socket.sendall(head + packed + bytes(-len(packed) % 8) + body)
+        return self.serial
+
+    def receive(self) -> tuple[int, dict[int, tuple[str, str | int]], bytes]:
+        head = self._exactly(16)
+        size, self.last, packed_size = struct.unpack("<III", head[4:])
+        packed = self._exactly(packed_size + -packed_size % 8)[:packed_size]
+        fields: dict[int, tuple[str, str | int]] = {}
+        at = 0
+        while at < packed_size:
+            code, form, at = packed[at], chr(packed[at + 2]), at + 4
+            if form == "u":
+                fields[code], at = (form, struct.unpack_from("<I", packed, at)[0]), at + 4
+            else:
+                length, at = (packed[at], at + 1) if form == "g" else (struct.unpack_from("<I", packed, at)[0], at + 4)
+                fields[code], at = (form, packed[at : at + length].decode()), at + length + 1
+            at += -at % 8
+        return head[1], fields, self._exactly(size)
+
+    def serve(self, name: str) -> None:
+        """Have a name, and answer every call by it with nothing."""
+        self.ask("RequestName", name, 0)
+        self.socket.settimeout(None)
+        while True:
+            kind, fields, _body = self.receive()
+            if kind == self.CALL:
+                self.send(self.RETURN, {self.REPLY_TO: ("u", self.last), self.DESTINATION: fields[self.SENDER]})
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = self.socket.recv(size - len(data))
+            if not part:
+                raise ConnectionResetError
+            data += part
+        return data
+
+
+def _bus() -> Bus:
+    return Bus(f"{RUNTIME}/bus" if Path(f"{RUNTIME}/bus").exists() else FACTS["bus"])
+
+
+@probe("desktop", "reach the session bus")
+def _() -> bool:
+    return _bus().ask("GetId")[0] == Bus.RETURN
+
+
+@probe("desktop", "see another name on the session bus")
+def _() -> bool:
+    return FACTS["name_kept"].encode() in _bus().ask("ListNames")[1]
+
+
+@probe("desktop", "hear of all that is said on the session bus")
+def _() -> bool:
+    bus = _bus()
+    return Bus.RETURN in {bus.ask("AddMatch", "eavesdrop='true'")[0], bus.ask("BecomeMonitor", 0, 0)[0]}
+
+
+for _name in ("name", "name_kept"):
+    _text = "a name on the session bus" if _name == "name" else "another name on the session bus"
+    PROBES[f"talk to {_text}"] = "desktop", lambda name=_name: _bus().call(FACTS[name], "Anything")[0] == Bus.RETURN  # type: ignore[misc]
+for _name in ("name_own", "name_free"):
+    _text = "a name on the session bus" if _name == "name_own" else "another name on the session bus"
+    PROBES[f"have {_text}"] = "desktop", lambda name=_name: _bus().ask("RequestName", FACTS[name], 0)[1] == struct.pack("<I", 1)  # type: ignore[misc]
+
+
+def _speaks(*paths: str) -> bool:
+    """Whether behind one of these sockets is who greets with the marker."""
+    for path in paths:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as local:
+            local.settimeout(2)
+            local.connect(path)
+            if local.recv(64).decode() == FACTS["marker"]:
+                return True
+    return False
+
+
+@probe("desktop", "reach the Wayland compositor")
+def _() -> bool:
+    return _speaks(f"{RUNTIME}/wayland-0", FACTS["compositor"])
+
+
+@probe("desktop", "reach another socket of the session")
+def _() -> bool:
+    beside = Path(FACTS["compositor"]).with_name("other")
+    return _speaks(f"{RUNTIME}/other", str(beside)) or bool(set(os.listdir(RUNTIME)) - {"wayland-0", "bus"})
+
+
+def _screens() -> list[int]:
+    """The widths of the screens of all X servers that can be reached."""
+    found = []
+    for path in {*map(str, Path(SCREENS).glob("X*")), FACTS["screen"], "\0" + FACTS["screen"], f"\0{SCREENS}/X0"}:
+        with contextlib.suppress(OSError, struct.error), socket.socket(socket.AF_UNIX) as server:
+            server.settimeout(2)
+            server.connect(path)
+            server.sendall(struct.pack("<BxHHHHxx", ord("l"), 11, 0, 0, 0))
+            reply = server.recv(65536)
+            vendor, formats = struct.unpack_from("<H", reply, 24)[0], reply[29]
+            if reply[0] == 1:
+                found.append(struct.unpack_from("<H", reply, 40 + vendor + -vendor % 4 + 8 * formats + 20)[0])
+    return found
+
+
+@probe("desktop", "reach the session's X server")
+def _() -> bool:
+    return FACTS["screen_width"] in _screens()
+
+
+@probe("desktop", "reach an X server of its own")
+def _() -> bool:
+    return bool(set(_screens()) - {FACTS["screen_width"]})
+
+
 # Leaks
+
+
+@probe("leaks", "see a graphics processor in /sys")
+def _() -> bool:
+    return Path("/sys/dev/char/1:5/dev").read_text() == "1:5\n"
+
+
+@probe("leaks", "see disks in /sys")
+def _() -> bool:
+    return bool(os.listdir("/sys/block"))
+
+
+@probe("leaks", "see other devices in /sys")
+def _() -> bool:
+    return len(os.listdir("/sys/dev/char")) > 1 or bool(os.listdir("/sys/class"))
 
 
 @probe("leaks", "see the environment of whoever started it")

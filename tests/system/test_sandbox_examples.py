@@ -1,6 +1,7 @@
 """The examples of applications work under their policies, and those are the fewest grants with which they do."""
 
 import json
+import os
 import subprocess
 import time
 import urllib.request
@@ -9,21 +10,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
+from desktop import wayland
 from sandboxes import WITH_TUNNEL, example, places
 from tool import ROOT, Tool
 
-EXAMPLES = sorted(path.name for path in (ROOT / "examples/apps").iterdir())
+_BY_ITSELF = {"chromium"}  # tests/browser has it
+EXAMPLES = sorted({path.name for path in (ROOT / "examples/apps").iterdir()} - _BY_ITSELF)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_places() -> Iterator[None]:
-    """What runs here lies apart."""
-    with places():
+    """What runs here lies apart, in a desktop session of its own."""
+    with places() as place, wayland(place) as desktop:
+        os.environ |= desktop.variables
         yield
 
 
 def test_there_are_examples_of_each_kind() -> None:
-    assert {"git", "nginx", "node", "notes", "postgres", "redis"} <= set(EXAMPLES)
+    assert {"editor", "git", "nginx", "node", "notes", "postgres", "redis"} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

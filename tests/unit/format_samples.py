@@ -17,6 +17,7 @@ HOME = Path("/home/jo")
 _NODES = {
     Device.AUDIO: (Node("/dev/snd/controlC0", 116, 0, 29), Node("/dev/snd/timer", 116, 33, 29)),
     Device.CAMERA: (Node("/dev/video0", 81, 0, 44),),
+    Device.GPU: (Node("/dev/dri/renderD128", 226, 128, 106),),
     Device.KVM: (Node("/dev/kvm", 10, 232, 107),),
 }
 

@@ -10,7 +10,7 @@ from obelisk.errors import StateError
 from obelisk.events import Event
 from obelisk.model.application import Application, Service
 from obelisk.model.policy import Listen, Policy, policy
-from obelisk.sandbox import data, installed, units
+from obelisk.sandbox import data, entries, installed, units
 from obelisk.sandbox.installed import Installation, Made, Places, State
 from obelisk.sandbox.units import Seat
 from obelisk.store import StoredImage
@@ -37,6 +37,7 @@ class World:
         self.unhealthy: set[str] = set()
         self.said: list[str] = []
         self.cleared: list[StoredImage] = []
+        self.shown: entries.Description | None = None
         self.apps: dict[str, tuple[Application, Policy]] = {}
         run = top / "run"
         self.seat = Seat(
@@ -111,14 +112,14 @@ class World:
     def made(self, image: StoredImage) -> Made:
         app, granted = self.apps[image.id]
         texts = units.texts(self.seat, image.manifest.label, app, granted)
-        return Made(self.top / "plans" / image.id, texts, units.program(self.seat), app.service)
+        return Made(self.top / "plans" / image.id, texts, units.program(self.seat, granted), app.service, self.shown)
 
     def healthy(self, _made: Made) -> None:
         if self.running in self.unhealthy:
             raise StateError("it did not stay up", code="app-down")
 
     def installation(self) -> Installation:
-        places = Places(self.top / "installed/shop", self.units, self.top / "bin")
+        places = Places(self.top / "installed/shop", self.units, self.top / "bin", self.top / "entries")
         return Installation(self.seat, places, self, make=self.made, clear=self.cleared.append, healthy=self.healthy, sink=_nothing)
 
     def install(self, image: StoredImage) -> installed.Changed:

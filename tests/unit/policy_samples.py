@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from obelisk.model.policy import (
     NO_LIMIT,
+    X11,
     Call,
     Calls,
     Connect,
@@ -12,12 +13,15 @@ from obelisk.model.policy import (
     Limits,
     Listen,
     Nest,
+    Own,
     Policy,
     Power,
     Reach,
     Read,
+    Talk,
     Terminal,
     Use,
+    Wayland,
     Write,
     WriteExecute,
     policy,
@@ -26,6 +30,7 @@ from obelisk.model.policy import (
 PATHS = ("~", "~/Documents", "~/Documents/a", "/data", "/data/a", "/data/a/b", "/data/ab", "/mnt/disk")
 NETWORKS = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "192.0.2.0/24", "::/0", "2001:db8::/32")
 PORTS = (0, 80, 443)
+NAMES = ("org.example.*", "org.example.Editor", "org.example.Editor.*", "org.example.Editor.Tab", "org.example2.Editor", "com.example.Mail")
 
 powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Read, st.sampled_from(PATHS)),
@@ -35,7 +40,9 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Connect, st.sampled_from(NETWORKS), st.sampled_from(PORTS)),
     st.builds(Reach, st.sampled_from(("example.org", "a.example.org", "db")), st.sampled_from((80, 443))),
     st.builds(Call, st.sampled_from(Calls)),
-    st.sampled_from((WriteExecute(), Nest(), Terminal())),
+    st.builds(Talk, st.sampled_from(NAMES)),
+    st.builds(Own, st.sampled_from(NAMES)),
+    st.sampled_from((X11(), Wayland(), WriteExecute(), Nest(), Terminal())),
 )
 totals = st.just(NO_LIMIT) | st.integers(1, 1 << 40)
 limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)), totals, totals)

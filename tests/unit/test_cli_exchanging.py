@@ -67,13 +67,13 @@ def test_an_operator_narrows_what_is_exported(store: Path, tmp_path: Path, capsy
 
 def test_programs_are_told_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "metadata"
-    file.write_text("[Application]\ncommand=/usr/bin/x\n[Context]\nsockets=x11;\n")
+    file.write_text("[Application]\ncommand=/usr/bin/x\n[Context]\nsockets=pulseaudio;\n")
     assert main(["app", "import", str(file), "--json"]) == 0
     told = capsys.readouterr()
     result = json.loads(told.out)
     assert told.err == ""
     assert result["application"]["command"] == ["/usr/bin/x"]
-    assert "the socket x11" in result["left_out"]
+    assert "the socket pulseaudio" in result["left_out"]
     assert result["wider"] == []
 
 

@@ -23,10 +23,13 @@ from obelisk.model.policy import (
     Layer,
     Limits,
     Listen,
+    Own,
     Policy,
     Power,
     Read,
+    Talk,
     Use,
+    Wayland,
     Write,
     from_json,
     join,
@@ -55,11 +58,24 @@ def connects(address: str, port: int) -> Question:
     )
 
 
+def is_for(pattern: str, name: str) -> bool:
+    return name in {pattern, pattern.removesuffix(".*")} or (pattern.endswith(".*") and name.startswith(pattern[:-1]))
+
+
+def talks(name: str) -> Question:
+    return lambda one: any(isinstance(p, Talk | Own) and is_for(p.name, name) for p in one.powers)
+
+
+def owns(name: str) -> Question:
+    return lambda one: any(isinstance(p, Own) and is_for(p.name, name) for p in one.powers)
+
+
 def holds(power: Power) -> Question:
     return lambda one: power in one.powers
 
 
-plain = powers.filter(lambda power: not isinstance(power, Read | Write | Connect))
+plain = powers.filter(lambda power: not isinstance(power, Read | Write | Connect | Talk | Own))
+names = st.sampled_from(("org.example", "org.example.Editor", "org.example.Editor.Tab", "org.example.Other", "org.example2.Editor", "com"))
 questions: st.SearchStrategy[Question] = st.one_of(
     st.builds(reads, st.sampled_from((*PATHS, "/data/a/b/c", "~/Music", "/datashop"))),
     st.builds(writes, st.sampled_from((*PATHS, "/data/a/b/c", "~/Music", "/datashop"))),
@@ -68,6 +84,8 @@ questions: st.SearchStrategy[Question] = st.one_of(
         st.sampled_from(("10.1.2.3", "10.1.9.9", "10.9.9.9", "192.0.2.1", "8.8.8.8", "2001:db8::1", "fe80::1")),
         st.sampled_from((80, 443, 9999)),
     ),
+    st.builds(talks, names),
+    st.builds(owns, names),
     st.builds(holds, plain),
 )
 
@@ -133,6 +151,9 @@ def test_what_another_power_covers_is_no_second_power() -> None:
     both = policy([Write("/data"), Read("/data/a"), Connect("10.0.0.0/8"), Connect("10.1.0.0/16", 80)])
     assert both == policy([Write("/data"), Connect("10.0.0.0/8")])
     assert policy([Read("/data"), Write("/data/a")]).powers == {Read("/data"), Write("/data/a")}
+    named = policy([Talk("org.example.*"), Talk("org.example.Editor.*"), Talk("org.example"), Own("org.example.Editor")])
+    assert named.powers == {Talk("org.example.*"), Own("org.example.Editor")}
+    assert policy([Own("org.example.Editor"), Talk("org.example.Editor")]).powers == {Own("org.example.Editor")}
 
 
 def test_nothing_is_granted_by_default() -> None:
@@ -196,6 +217,16 @@ def test_a_change_is_told_in_plain_words() -> None:
         ({"connect": ["10.0.0.0/8:0"]}, "no port"),
         ({"devices": ["disk"]}, "no class of devices"),
         ({"syscalls": ["everything"]}, "no group"),
+        ({"dbus_talk": ["org.*"]}, "no name on a bus"),
+        ({"dbus_talk": ["*"]}, "no name on a bus"),
+        ({"dbus_talk": [":1.42"]}, "no name on a bus"),
+        ({"dbus_own": ["org.example.*.Editor"]}, "no name on a bus"),
+        ({"dbus_own": ["org.example.Editor=*"]}, "no name on a bus"),
+        ({"dbus_talk": ["org.example." + "a" * 250]}, "no name on a bus"),
+        ({"dbus_talk": ["org.freedesktop.*"]}, "a name of org.freedesktop.DBus"),
+        ({"dbus_talk": ["org.freedesktop.portal.Desktop"]}, "a name of org.freedesktop.portal"),
+        ({"dbus_own": ["org.freedesktop.DBus"]}, "a name of org.freedesktop.DBus"),
+        ({"wayland": 1}, "true or false"),
         ({"namespaces": "yes"}, "true or false"),
         ({"host": True}, "no grant"),
     ],
@@ -221,9 +252,19 @@ def test_limits_and_layers_that_do_not_exist_are_refused(raw: dict[str, Any], sa
 
 
 def test_bytes_of_another_schema_are_no_policy() -> None:
-    for data in (b"", b"[]", b'{"schema":"obelisk.policy/2"}'):
+    for data in (b"", b"[]", b"{}", b'{"schema":"obelisk.policy/3"}', b'{"schema":["obelisk.policy/1"]}'):
         with pytest.raises(InputError, match="no policy that this version reads"):
             parse(data)
+
+
+def test_a_policy_names_the_first_schema_that_has_words_for_it() -> None:
+    def schema(*granted: Power) -> str:
+        stored: dict[str, str] = json.loads(policy(granted).to_bytes())
+        return stored["schema"]
+
+    assert schema() == schema(Read("/data"), Use(Device.KVM)) == "obelisk.policy/1"
+    for new in (Talk("org.example.Mail"), Own("org.example.Mail"), Wayland(), Use(Device.GPU)):
+        assert schema(Read("/data"), new) == "obelisk.policy/2"
 
 
 def test_every_network_sample_is_spelled_as_policies_spell_it() -> None:
@@ -243,3 +284,7 @@ def test_an_application_reads_back_as_itself_and_damage_is_told() -> None:
             parse_application(canonical(raw))
     with pytest.raises(TrustError, match="schema"):
         parse_application(b'{"schema":"obelisk.application/9"}')
+    later: Any = json.loads(one.to_bytes())
+    later["policy"]["schema"] = "obelisk.policy/9"
+    with pytest.raises(TrustError, match="no policy that this version reads"):
+        parse_application(canonical(later))

@@ -17,6 +17,7 @@ from test_system_filter import checks
 from obelisk.errors import InputError
 from obelisk.model.exposure import difference
 from obelisk.model.policy import (
+    X11,
     Call,
     Calls,
     Connect,
@@ -24,12 +25,15 @@ from obelisk.model.policy import (
     Limits,
     Listen,
     Nest,
+    Own,
     Policy,
     Power,
     Reach,
     Read,
+    Talk,
     Terminal,
     Use,
+    Wayland,
     Write,
     WriteExecute,
     policy,
@@ -59,9 +63,10 @@ def test_nothing_is_wider_after_the_way_there_and_back(form: str, one: Subject) 
 
 
 @given(subjects)
-def test_oci_brings_back_all_but_the_network_and_what_may_be_missing(one: Subject) -> None:
+def test_oci_brings_back_all_but_the_network_the_session_and_what_may_be_missing(one: Subject) -> None:
     found = there_and_back(one, "oci").app
-    assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, Listen | Connect | Reach)), one.policy.limits)
+    gone = Listen | Connect | Reach | Wayland | X11 | Talk | Own
+    assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, gone)), one.policy.limits)
     assert (found.command, found.directory) == (one.app.command, one.app.directory)
     assert ({*found.data}, {*found.scratch}) == ({*one.app.data}, {*one.app.scratch})
     own = {"PATH", "HOME", "USER", "LANG", "TERM"}
@@ -73,7 +78,8 @@ def test_oci_brings_back_all_but_the_network_and_what_may_be_missing(one: Subjec
 @given(subjects)
 def test_flatpak_brings_back_files_and_limits_and_networks_that_are_everything(one: Subject) -> None:
     found = there_and_back(one, "flatpak").app
-    kept: set[Any] = {p for p in one.policy.powers if isinstance(p, Read | Write) or p == Use(Device.KVM)}
+    kinds, devices = Read | Write | Wayland | Talk | Own, {Use(Device.KVM), Use(Device.GPU)}
+    kept: set[Any] = {p for p in one.policy.powers if isinstance(p, kinds) or p in devices}
     kept |= {*EVERYWHERE} if one.policy.powers >= {*EVERYWHERE} else set()
     assert found.policy == policy(kept, one.policy.limits)
     assert found.command == one.app.command[:1]
@@ -311,9 +317,17 @@ def flatpak(context: str, more: str = "") -> Foreign:
         ("shared=network;ipc;", {*EVERYWHERE}),
         ("shared=network;!network;", set()),
         ("devices=all;", {Use(device) for device in Device}),
-        ("devices=dri;shm;", set()),
+        ("devices=dri;shm;", {Use(Device.GPU)}),
         ("features=devel;", {Call(Calls.DEBUG)}),
-        ("sockets=x11;session-bus;", set()),
+        ("sockets=x11;session-bus;", {X11()}),
+        ("sockets=wayland;fallback-x11;", {Wayland()}),
+        ("sockets=fallback-x11;wayland;!wayland;", {X11()}),
+        (
+            "\n[Session Bus Policy]\norg.x.Y=talk\norg.x.Z=own\norg.w.*=talk\norg.v.*=see",
+            {Talk("org.x.Y"), Own("org.x.Z"), Talk("org.w.*")},
+        ),
+        ("\n[Session Bus Policy]\norg.w.*=talk\norg.w.A=none\norg.x.*=own\norg.x.A=talk", {Talk("org.x.A")}),
+        ("\n[Session Bus Policy]\norg.freedesktop.portal.Desktop=talk\nodd=talk", set()),
     ],
 )
 def test_what_flatpak_grants_becomes_no_more_than_that(context: str, powers: set[Any]) -> None:
@@ -323,10 +337,13 @@ def test_what_flatpak_grants_becomes_no_more_than_that(context: str, powers: set
 @pytest.mark.parametrize(
     ("context", "more", "said"),
     [
-        ("sockets=x11;", "", "the socket x11"),
+        ("sockets=x11;", "", "the X server of the session"),
+        ("sockets=wayland;fallback-x11;", "", "the socket fallback-x11"),
+        ("sockets=pulseaudio;", "", "the socket pulseaudio"),
         ("shared=ipc;", "", "ipc"),
         ("shared=network;", "", "what listens on this machine alone"),
-        ("devices=dri;", "", "the devices dri"),
+        ("devices=dri;", "", "whole cards"),
+        ("devices=shm;", "", "the devices shm"),
         ("filesystems=host;", "", "files of the machine (host)"),
         ("filesystems=home;!~/s;", "", "grants have no exceptions"),
         ("filesystems=xdg-run/app;", "", "xdg-run/app"),
@@ -334,7 +351,10 @@ def test_what_flatpak_grants_becomes_no_more_than_that(context: str, powers: set
         ("persistent=../x;", "", "keeping ../x"),
         ("features=devel;", "", "devel"),
         ("odd=1;", "", "odd"),
-        ("", "[Session Bus Policy]\norg.x.Y=talk", "[Session Bus Policy]"),
+        ("", "[System Bus Policy]\norg.x.Y=talk", "[System Bus Policy]"),
+        ("", "[Session Bus Policy]\norg.x.Y=see", "see for org.x.Y"),
+        ("", "[Session Bus Policy]\norg.x.*=own\norg.x.Y=talk", "less is allowed for org.x.Y"),
+        ("", "[Session Bus Policy]\norg.freedesktop.DBus=talk", "cannot be granted"),
         ("", "[X-Obelisk Limits]\nprocesses=many", "processes=many"),
         ("", "", "looking for the program app"),
     ],
@@ -403,6 +423,14 @@ def test_no_line_of_what_is_written_comes_out_of_a_value(form: str, one: Subject
         ("flatpak", policy([Connect("0.0.0.0/0")]), "any address, any port"),
         ("flatpak", policy([Use(Device.AUDIO)]), "sound"),
         ("flatpak", policy([Nest()]), "user namespaces"),
+        ("flatpak", policy([X11()]), "an X server of its own"),
+        ("flatpak", policy([Use(Device.GPU)]), "whole cards"),
+        ("oci", policy([Use(Device.GPU)]), "what /sys tells"),
+        *(
+            (form, policy([power]), "without a session")
+            for form in ("oci", "systemd")
+            for power in (Wayland(), X11(), Talk("a.b"), Own("a.b"))
+        ),
         ("flatpak", policy(EVERYWHERE), "listens at any port"),
         ("systemd", policy([Listen(8080)]), "ListenStream=8080"),
         ("systemd", policy([Connect("10.0.0.0/8", 443)]), "opens every port there"),

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import socket
 import struct
 from pathlib import Path
 
@@ -17,17 +18,23 @@ from obelisk.errors import MissingFeatureError, TrustError
 from obelisk.model.application import Application
 from obelisk.model.image import Part, PartKind
 from obelisk.model.policy import (
+    X11,
     Call,
     Calls,
     Connect,
+    Device,
     Layer,
     Limits,
     Listen,
     Nest,
+    Own,
     Policy,
+    Power,
     Reach,
     Read,
+    Talk,
     Terminal,
+    Wayland,
     Write,
     WriteExecute,
     join,
@@ -36,10 +43,11 @@ from obelisk.model.policy import (
 )
 from obelisk.sandbox import network, plan
 from obelisk.sandbox.calls import filter_of, power_for
+from obelisk.sandbox.desktop import SCREENS, Helper, Session, environment, helpers, session_of, uses_bus
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.observer import NETWORK, Observer, Refusal
+from obelisk.sandbox.observer import NETWORK, SESSION_BUS, Observer, Refusal
 from obelisk.sandbox.plan import Guard, Place, compile_plan, data_directory, layers_of
-from obelisk.sandbox.ready import check_root
+from obelisk.sandbox.ready import check_root, class_of
 from obelisk.store import StoredImage
 from obelisk.system import cgroups, program
 from obelisk.system.cgroups import Way
@@ -61,11 +69,22 @@ MACHINE = Machine(
     no_write_execute=True,
     open_files=1 << 20,
     masked_files=("keys",),
+    bus_proxy="/usr/bin/xdg-dbus-proxy",
+    xwayland="/usr/bin/Xwayland",
+    xephyr="/usr/bin/Xephyr",
     groups=cgroups.Here(Way.DIRECT),
     python="/usr/bin/python3",
 )
+SESSION = Session("/run/user/1/wayland-0", "/run/user/1/bus", f"{SCREENS}/X0", "/home/jo/.Xauthority")
 PLACE = Place(
-    "app", Path("/run/root"), Path("/run/plan"), Path("/data"), Path("/home/jo"), Owner(61200, 61200), resolver=Path("/etc/resolv.conf")
+    "app",
+    Path("/run/root"),
+    Path("/run/plan"),
+    Path("/data"),
+    Path("/home/jo"),
+    Owner(61200, 61200),
+    resolver=Path("/etc/resolv.conf"),
+    session=SESSION,
 )
 
 
@@ -114,6 +133,7 @@ def test_of_the_machine_nothing_is_shown_but_what_is_granted(one: Policy) -> Non
     image = {f"/{name}" for name in ("usr", "etc", "opt", "srv", "var")}
     wanted = {plan.inside_path(power.path) for power in one.of(Read) + one.of(Write)}
     names = {"/etc/resolv.conf"} if one.of(Connect) + one.of(Reach) else set()
+    names |= {"/run/user/wayland-0"} if one.has(Wayland()) else set()
     nodes = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
     assert set(shown(one)) == image | wanted | names | nodes | {"/var/lib/app", "/.confine"}
 
@@ -149,7 +169,8 @@ def test_what_two_policies_allow_together_makes_no_system_call_that_one_of_them_
 def test_every_policy_compiles_to_programs_of_one_form(one: Policy) -> None:
     compiled = compile_plan(APP, one, PLACE, MACHINE)
     assert compiled == compile_plan(APP, one, PLACE, MACHINE)
-    for content in (compiled.start, compiled.confine):
+    assert [name for name, _content in compiled.beside] == ["beside-bus"] * uses_bus(one) + ["beside-screen"] * one.has(X11())
+    for content in (compiled.start, compiled.confine, *dict(compiled.beside).values()):
         assert content.startswith(b"\x7fELF")
     assert bool(compiled.rules) == bool(one.of(Listen) or one.of(Connect) or one.of(Reach))
 
@@ -257,6 +278,103 @@ def test_bubblewrap_is_told_every_namespace_and_what_a_grant_takes_back() -> Non
         assert networked[networked.index(way) + 1] == "none"
 
 
+def helper(one: Policy, session: Session = SESSION) -> Helper:
+    (only,) = helpers(one, session, MACHINE)
+    return only
+
+
+@given(policies)
+def test_the_proxy_is_told_the_names_that_are_granted_and_no_others(one: Policy) -> None:
+    found = [each for each in helpers(one, SESSION, MACHINE) if each.name == "bus"]
+    assert len(found) == bool(one.of(Talk) or one.of(Own))
+    for each in found:
+        told = each.program.words
+        assert told[1:5] == ("--fd=8", "unix:path=/run/session", "/run/user/bus", "--filter")
+        assert sorted(told[5:]) == sorted([f"--talk={p.name}" for p in one.of(Talk)] + [f"--own={p.name}" for p in one.of(Own)])
+
+
+@given(policies)
+def test_a_helper_sees_the_one_socket_that_it_is_for_and_the_application_only_the_compositors(one: Policy) -> None:
+    for each in helpers(one, SESSION, MACHINE):
+        sources = [source for source, _inside in each.seen]
+        assert sources == [SESSION.bus if each.name == "bus" else SESSION.compositor]
+    assert {source for source, _attributes in shown(one).values()} & {SESSION.bus, SESSION.screen, SESSION.authority} == set()
+    assert (SESSION.compositor in {source for source, _attributes in shown(one).values()}) == one.has(Wayland())
+
+
+def test_an_x_server_is_one_of_the_applications_own_inside_of_what_the_session_has() -> None:
+    assert helper(policy([X11()])).program.path == MACHINE.xwayland
+    nested = helper(policy([X11()]), dataclasses.replace(SESSION, compositor=""))
+    assert nested.program.path == MACHINE.xephyr
+    assert [source for source, _inside in nested.seen] == [SESSION.screen, SESSION.authority]
+    for each in (nested, helper(policy([X11()]))):
+        assert ":0" in each.program.words
+        assert each.shared == SCREENS
+        assert [each.program.words[n + 1] for n, word in enumerate(each.program.words) if word == "-nolisten"] == ["tcp", "local"]
+
+
+@pytest.mark.parametrize(
+    ("power", "session", "machine", "code"),
+    [
+        (Wayland(), dataclasses.replace(SESSION, compositor=""), MACHINE, "no-wayland"),
+        (X11(), Session(bus=SESSION.bus), MACHINE, "no-display"),
+        (X11(), SESSION, dataclasses.replace(MACHINE, xwayland=""), "no-x-server"),
+        (X11(), dataclasses.replace(SESSION, compositor=""), dataclasses.replace(MACHINE, xephyr=""), "no-x-server"),
+        (Talk("org.example.Mail"), dataclasses.replace(SESSION, bus=""), MACHINE, "no-session-bus"),
+        (Own("org.example.Mail"), SESSION, dataclasses.replace(MACHINE, bus_proxy=""), "no-bus-proxy"),
+    ],
+)
+def test_what_a_desktop_grant_needs_and_is_not_there_is_named_before_anything_starts(
+    power: Power, session: Session, machine: Machine, code: str
+) -> None:
+    with pytest.raises(MissingFeatureError) as caught:
+        compile_plan(APP, policy([power]), dataclasses.replace(PLACE, session=session), machine)
+    assert caught.value.code == code
+    assert caught.value.hint
+
+
+def test_the_sockets_of_a_session_are_those_that_its_variables_name_and_that_are_there(tmp_path: Path) -> None:
+    for name in ("wayland-1", "bus", "a b"):
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(tmp_path / name))
+    (tmp_path / "file").touch()
+    runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    assert session_of({}, tmp_path) == Session()
+    assert session_of(runtime, tmp_path) == Session(bus=f"{tmp_path}/bus")
+    assert session_of({**runtime, "WAYLAND_DISPLAY": "wayland-1"}, tmp_path).compositor == f"{tmp_path}/wayland-1"
+    assert session_of({"WAYLAND_DISPLAY": f"{tmp_path}/wayland-1"}, tmp_path).compositor == f"{tmp_path}/wayland-1"
+    for name in ("wayland-2", "file"):
+        assert session_of({**runtime, "WAYLAND_DISPLAY": name}, tmp_path).compositor == ""
+    for address, found in (
+        (f"unix:path={tmp_path}/a%20b,guid=1", "a b"),
+        (f"unix:abstract=/x;unix:guid=1,path={tmp_path}/bus", "bus"),
+        (f"tcp:host=localhost,path={tmp_path}/bus", ""),
+        ("unix:abstract=/tmp/bus", ""),
+    ):
+        wanted = f"{tmp_path}/{found}" if found else ""
+        assert session_of({**runtime, "DBUS_SESSION_BUS_ADDRESS": address}, tmp_path).bus == wanted
+    assert session_of({"DISPLAY": "elsewhere:0"}, tmp_path).screen == ""
+    (tmp_path / ".Xauthority").touch()
+    assert session_of({}, tmp_path).authority == f"{tmp_path}/.Xauthority"
+
+
+def test_programs_are_told_of_what_is_granted_and_under_observation_of_all() -> None:
+    def variables(one: Policy, *, observed: bool = False) -> set[str]:
+        return set(environment(one, observed=observed))
+
+    every = {"XDG_RUNTIME_DIR", "WAYLAND_DISPLAY", "DISPLAY", "DBUS_SESSION_BUS_ADDRESS"}
+    assert variables(Policy()) == set()
+    assert variables(Policy(), observed=True) == every
+    assert variables(policy([Wayland()])) == {"XDG_RUNTIME_DIR", "XDG_SESSION_TYPE", "WAYLAND_DISPLAY"}
+    assert variables(policy([X11(), Talk("org.example.Mail"), Wayland()])) == every | {"XDG_SESSION_TYPE"}
+
+
+def test_the_bus_sees_the_proxys_user_so_the_application_is_that_one_inside_too() -> None:
+    assert words(Policy())[words(Policy()).index("--uid") + 1] == "1000"
+    named = words(policy([Talk("org.example.Mail")]))
+    assert named[named.index("--uid") + 1] == "61200"
+
+
 def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
     rules = network.rules(policy([Listen(80), Connect("10.0.0.0/8", 53), Connect("2001:db8::/32")]))
     lines = [line.strip() for line in rules.splitlines()]
@@ -362,6 +480,26 @@ def test_what_other_layers_refuse_goes_on_and_is_told() -> None:
     assert refusals(networked, "connect", 3, 0, 16, strings=(b"", loopback)) == (0, [])
     assert refusals(Policy(), "execve", strings=(b"/tmp/x\0",))[1][0].power == WriteExecute()
     assert refusals(Policy(), "execve", strings=(b"/usr/bin/env\0",)) == (0, [])
+
+
+def test_a_connection_to_the_session_is_told_with_the_grant_for_it() -> None:
+    def connecting(path: bytes, *held: Power) -> list[Refusal]:
+        return refusals(policy(held), "connect", 3, 0, 110, strings=(b"", struct.pack("<H", 1) + path + b"\0"))[1]
+
+    assert connecting(b"/run/user/wayland-0")[0].power == Wayland()
+    assert connecting(b"/tmp/.X11-unix/X0")[0].power == X11()
+    assert connecting(b"/run/user/bus")[0].what == SESSION_BUS
+    assert connecting(b"/run/user/wayland-0", Wayland()) == connecting(b"/run/user/bus", Talk("org.example.Mail")) == []
+    assert connecting(b"/run/other") == connecting(b"\0abstract") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "device"),
+    [("/dev/dri", Device.GPU), ("/dev/dri/renderD128", Device.GPU), ("/dev/snd/timer", Device.AUDIO), ("/dev/video0", Device.CAMERA),
+     ("/dev/kvm", Device.KVM), ("/dev/dri/card0", None), ("/dev/null", None), ("/dev/sda", None)],
+)  # fmt: skip
+def test_a_device_is_of_the_class_whose_grant_shows_it(path: str, device: Device | None) -> None:
+    assert class_of(path) == device
 
 
 def test_writing_is_told_where_nothing_may_be_written_and_the_grant_is_the_one_that_reads_there() -> None:

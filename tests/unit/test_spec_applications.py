@@ -7,7 +7,23 @@ import pytest
 from spec_samples import load_text, problems
 
 from obelisk.model.application import Service, parse_application
-from obelisk.model.policy import Call, Calls, Connect, Layer, Limits, Listen, Reach, Read, WriteExecute
+from obelisk.model.policy import (
+    X11,
+    Call,
+    Calls,
+    Connect,
+    Device,
+    Layer,
+    Limits,
+    Listen,
+    Own,
+    Reach,
+    Read,
+    Talk,
+    Use,
+    Wayland,
+    WriteExecute,
+)
 from obelisk.spec import digest_inputs
 from obelisk.spec.positions import spell
 
@@ -45,6 +61,13 @@ def test_an_application_is_read_with_its_policy(tmp_path: Path) -> None:
     }
     assert app.policy.limits == Limits(memory_bytes=1 << 30, processes=9)
     assert app.policy.may_miss == {Layer.LANDLOCK}
+
+
+def test_the_grants_of_desktop_programs_are_read(tmp_path: Path) -> None:
+    grants = '[grants]\nwayland = true\nx11 = true\ndevices = ["gpu"]\ndbus_talk = ["org.example.*"]\ndbus_own = ["org.example.Editor"]\n'
+    app = load_text(tmp_path, APP + grants).application
+    assert app is not None
+    assert app.policy.powers == {Wayland(), X11(), Use(Device.GPU), Talk("org.example.*"), Own("org.example.Editor")}
 
 
 def test_a_service_says_how_it_is_reached_and_how_long_it_may_take(tmp_path: Path) -> None:
@@ -97,6 +120,8 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         (f'{APP}[grants]\nconnect = ["example org:80"]', "grants.connect[0]", "a network or host name and a port"),
         (f'{APP}[grants]\nwrite = ["/desk/../etc"]', "grants.write[0]", "absolute path"),
         (f"{APP}[grants]\nlisten = [0]", "grants.listen[0]", "from 1 to 65535"),
+        (f'{APP}[grants]\ndbus_talk = ["org.*"]', "grants.dbus_talk[0]", "a name on a bus"),
+        (f'{APP}[grants]\ndbus_talk = ["org.freedesktop.portal.Desktop"]', "grants.dbus_talk[0]", "cannot be granted"),
         (f"{APP}sockets = true", "app", "are about a service"),
         (f"{APP}service = true\nsockets = true", "app.sockets", "`listen` among its grants"),
         (

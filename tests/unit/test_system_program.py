@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from obelisk.system.program import FAILED, Call, Data, Execute, Kept, assemble, text
+from obelisk.system.program import FAILED, Beside, Call, Data, Execute, Kept, Pair, assemble, becoming, text
 from obelisk.system.syscalls import NUMBERS
 
 SHOW = Execute("/usr/bin/env", ("env", "printf", "<%s>"), ("A=1", "B=two"))
 
 
-def run(place: Path, calls: Sequence[Call], then: Execute, *words: str) -> subprocess.CompletedProcess[bytes]:
+def run(place: Path, calls: Sequence[Call | Beside], then: Execute, *words: str) -> subprocess.CompletedProcess[bytes]:
     program = place / "program"
     program.write_bytes(assemble(calls, then))
     program.chmod(0o755)
@@ -63,6 +63,36 @@ def test_a_call_that_fails_ends_it_before_anything_else_happens(tmp_path: Path) 
 def test_a_call_that_may_fail_is_passed_over(tmp_path: Path) -> None:
     finished = run(tmp_path, [Call(NUMBERS["rmdir"], (text("/does/not/exist"),), "")], SHOW, "on")
     assert finished.stdout == b"<on>"
+
+
+def piped(*beside: Call) -> list[Call | Beside]:
+    """A process beside, and a wait for a byte from it."""
+    return [
+        Call(NUMBERS["pipe2"], (Pair("from", "to"), 0), "make a pipe"),
+        Beside(beside),
+        Call(NUMBERS["close"], (Kept("to"),), "close its end"),
+        Call(NUMBERS["read"], (Kept("from"), Data((bytes(1),)), 1), "hear from it", least=1),
+    ]
+
+
+def test_a_process_beside_makes_calls_of_its_own_and_gets_none_of_the_words_that_were_given(tmp_path: Path) -> None:
+    shell = Execute("/bin/sh", ("sh", "-c", 'echo "$# $A $(readlink /proc/self/fd/0)" >&9', "sh"), ("A=beside",))
+    calls = piped(
+        Call(NUMBERS["dup2"], (Kept("to"), 9), "keep its end"),
+        Call(NUMBERS["open"], (text("/dev/null"), 0), "open nothing", keep="nothing"),
+        Call(NUMBERS["dup2"], (Kept("nothing"), 0), "read nothing"),
+        becoming(shell),
+    )
+    rest = Execute("/bin/sh", ("sh", "-c", 'cat <&"$0"; echo "$@"', "3"))
+    finished = run(tmp_path, calls, rest, "given", "words")
+    assert (finished.returncode, finished.stderr) == (0, b"")
+    assert finished.stdout == b" beside /dev/null\ngiven words\n"  # of "0", the first byte was read
+
+
+def test_what_waits_for_a_process_beside_that_fails_fails_too(tmp_path: Path) -> None:
+    finished = run(tmp_path, piped(becoming(Execute("/does/not/exist", ("x",)))), SHOW)
+    assert (finished.returncode, finished.stdout) == (FAILED, b"")
+    assert finished.stderr == b"obelisk: cannot start /does/not/exist\nobelisk: cannot hear from it\n"
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:

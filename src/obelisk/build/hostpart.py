@@ -56,6 +56,8 @@ _APPLICATIONS = (
     "sandbox/calls.py",
     "sandbox/channel.py",
     "sandbox/data.py",
+    "sandbox/desktop.py",
+    "sandbox/entries.py",
     "sandbox/health.py",
     "sandbox/installed.py",
     "sandbox/machine.py",

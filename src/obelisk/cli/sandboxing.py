@@ -16,7 +16,7 @@ from obelisk.model.exposure import grown, sorted_powers
 from obelisk.model.policy import spelled
 from obelisk.sandbox.learning import learn
 from obelisk.sandbox.machine import Machine, this_machine
-from obelisk.sandbox.observer import NETWORK, Observer, Refusal
+from obelisk.sandbox.observer import NETWORK, SESSION_BUS, Observer, Refusal
 from obelisk.sandbox.operator import policy_of
 from obelisk.sandbox.plan import layers_of
 from obelisk.sandbox.ready import Directories, Ready, application_of, clear, home_of_user, make_ready
@@ -128,6 +128,8 @@ def _refused(refusal: Refusal, count: int) -> str:
     remedy = "no grant allows it" if refusal.power is None else f"allowed by {spelled(refusal.power)}"
     if refusal.what == NETWORK:
         remedy = "allowed by any grant of `connect` or `listen`"
+    if refusal.what == SESSION_BUS:
+        remedy = "allowed by any grant of `dbus_talk` or `dbus_own`"
     return f"  {count:>5}  {refusal.layer:<8} {refusal.what}: {remedy}"
 
 

@@ -102,7 +102,9 @@ def parse_application(data: bytes) -> Application:
             credentials=tuple(raw.get("credentials", ())),
             service=Service(**raw["service"]) if "service" in raw else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+    except InputError as error:
+        raise TrustError(f"the application's policy: {error.message}", code=f"application-{error.code}", hint=error.hint) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrustError(f"the application is damaged: {error}", code="application-damaged", hint="run `obelisk verify`") from error
 
 

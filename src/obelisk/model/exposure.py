@@ -1,10 +1,12 @@
 """Policies in plain words: what is granted, what changes from one to another, and how much is open."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from obelisk.model.application import Application
 from obelisk.model.policy import (
     NO_LIMIT,
+    X11,
     Call,
     Calls,
     Connect,
@@ -13,12 +15,15 @@ from obelisk.model.policy import (
     Limits,
     Listen,
     Nest,
+    Own,
     Policy,
     Power,
     Reach,
     Read,
+    Talk,
     Terminal,
     Use,
+    Wayland,
     Write,
     WriteExecute,
 )
@@ -79,12 +84,12 @@ def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
             return f"opens connections to the addresses that {name} has, port {port}"
         case Call(calls):
             return _CALLS[calls]
-        case WriteExecute():
-            return "runs code that it has written itself, in memory or in files"
-        case Nest():
-            return "makes user namespaces, through which more of the kernel can be reached"
-        case Terminal():
-            return "shares the session of the terminal that it is started from, and has pseudo-terminals"
+        case Talk(name):
+            return f"talks to {_names(name)} on the session bus, and has all done that may be asked of it there"
+        case Own(name):
+            return f"is {_names(name)} on the session bus, and talks to it"
+        case X11() | Wayland() | WriteExecute() | Nest() | Terminal():
+            return _FLAGS[power]
 
 
 def granted(one: Policy) -> tuple[str, ...]:
@@ -109,21 +114,25 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
         case Write(path):
             return 40 if path == "~" or path.count("/") == 1 else 10
         case Use(device):
-            return 25 if device is Device.KVM else 15
+            return 25 if device in {Device.KVM, Device.GPU} else 15
         case Listen() | Reach():
             return 5
         case Connect(network, port):
             return (20 if _is_everywhere(network) else 5) + (0 if port else 5)
+        case Talk(name) | Own(name):
+            return 30 if name.endswith(".*") else 10
         case Call():
             return 10
-        case WriteExecute() | Terminal():
-            return 10
-        case Nest():
-            return 30
+        case X11() | Wayland() | WriteExecute() | Nest() | Terminal():
+            return {X11(): 5, Nest(): 30}.get(power, 10)
 
 
 def _is_everywhere(network: str) -> bool:
     return network in {"0.0.0.0/0", "::/0"}
+
+
+def _names(name: str) -> str:
+    return f"{name.removesuffix('.*')} and every name below it" if name.endswith(".*") else name
 
 
 def _place(path: str) -> str:
@@ -151,6 +160,7 @@ _LIMITS = {
 _DEVICES = {
     Device.AUDIO: "plays and records sound",
     Device.CAMERA: "sees through the cameras",
+    Device.GPU: "draws and computes by the graphics processors",
     Device.KVM: "runs virtual machines by KVM",
 }
 _CALLS = {
@@ -159,4 +169,11 @@ _CALLS = {
     Calls.KEYRING: "uses the kernel's key rings",
     Calls.MEMORY_LOCK: "keeps memory from being swapped out",
     Calls.SCHEDULING: "changes priorities and processors of its processes",
+}
+_FLAGS: Mapping[Power, str] = {
+    X11(): "shows windows, on an X server of its own",
+    Wayland(): "shows windows, and does whatever else the Wayland compositor lets every program do",
+    WriteExecute(): "runs code that it has written itself, in memory or in files",
+    Nest(): "makes user namespaces, through which more of the kernel can be reached",
+    Terminal(): "shares the session of the terminal that it is started from, and has pseudo-terminals",
 }

@@ -5,6 +5,8 @@ an operator narrows what an image asks for; `join` allows what either allows, an
 allows anything that no operand allows. Powers that another one covers are dropped, so equal policies are equal values with equal digests.
 
 Paths are absolute, or begin with `~/` for the home of whoever runs the application; the two kinds are never compared with each other.
+
+A stored policy names the first schema that has words for all that it grants, so an older version still reads what it understands.
 """
 
 import ipaddress
@@ -20,7 +22,8 @@ from obelisk.model.canonical import Json, canonical, digest
 
 E = TypeVar("E", bound=StrEnum)
 
-SCHEMA = "obelisk.policy/1"
+SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2")
+"""The second has the powers of desktop programs."""
 NO_LIMIT = (1 << 63) - 1
 """Above everything that a limit can be."""
 _HIGHEST_PORT = 65535
@@ -47,7 +50,12 @@ _CLOSED = (
     "var",
 )
 _OWN_HOME = "/home/app"
-# In lower case, with a letter in its last part, which no address has.
+# A name on a bus, or all names at and below one. Source: D-Bus specification, "Valid Names"; xdg-dbus-proxy(1).
+_LONGEST_BUS_NAME = 255
+_BUS_NAME = re.compile(r"[A-Za-z_-][A-Za-z0-9_-]*(\.[A-Za-z_-][A-Za-z0-9_-]*)+(\.\*)?")
+# The bus itself; and portals, which take whoever comes by a proxy of ours for a program that may do all that its user may.
+_CLOSED_NAMES = ("org.freedesktop.DBus", "org.freedesktop.portal")
+# A host's, in lower case, with a letter in its last part, which no address has.
 _NAME = re.compile(r"(?!-)([a-z0-9_-]{1,63}(?<!-)\.)*(?!-)(?=[0-9-]*[a-z])[a-z0-9-]{1,63}(?<!-)")
 _LONGEST_NAME = 253
 
@@ -57,6 +65,7 @@ class Device(StrEnum):
 
     AUDIO = "audio"
     CAMERA = "camera"
+    GPU = "gpu"
     KVM = "kvm"
 
 
@@ -140,6 +149,30 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class Talk:
+    """Calls whoever has a name on the session bus, and hears what they say to all; `.*` at the end is for every name at and below it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Own:
+    """Has a name on the session bus itself, and may be called by it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class X11:
+    """Shows windows on an X server of its own, which shows them as one window."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Wayland:
+    """Shows windows by the socket of the Wayland compositor."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class WriteExecute:
     """Runs what it has written, in memory or in a file: compilers that work just in time need that."""
 
@@ -154,7 +187,7 @@ class Terminal:
     """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
 
 
-Power = Read | Write | Use | Listen | Connect | Reach | Call | WriteExecute | Nest | Terminal
+Power = Read | Write | Use | Listen | Connect | Reach | Call | Talk | Own | X11 | Wayland | WriteExecute | Nest | Terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +230,15 @@ class Policy:
                 grants[key] = True
         amounts = {each.name: getattr(self.limits, each.name) for each in fields(Limits)}
         limits: dict[str, Json] = {name: None if value == NO_LIMIT else value for name, value in amounts.items()}
-        return {"schema": SCHEMA, "grants": grants, "limits": limits, "may_miss": sorted(layer.value for layer in self.may_miss)}
+        return {"schema": self._schema, "grants": grants, "limits": limits, "may_miss": sorted(layer.value for layer in self.may_miss)}
 
     def to_bytes(self) -> bytes:
         """The policy as it is stored."""
         return canonical(self.to_json())
+
+    @property
+    def _schema(self) -> str:
+        return SCHEMAS[any(isinstance(power, _SECOND) or power == Use(Device.GPU) for power in self.powers)]
 
     @property
     def digest(self) -> str:
@@ -212,9 +249,10 @@ class Policy:
         """Whether the policy allows all that `power` does."""
         return any(_meet(power, held) == power for held in self.powers)
 
-    def of(self, kind: type[Any]) -> tuple[Any, ...]:
-        """The powers of one kind, in order."""
-        return tuple(sorted(power for power in self.powers if isinstance(power, kind)))
+    def of(self, kind: type[Any] | tuple[type[Any], ...]) -> tuple[Any, ...]:
+        """The powers of one kind, or of several one kind after the other, in order."""
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        return tuple(power for each in kinds for power in sorted(power for power in self.powers if isinstance(power, each)))
 
     def with_powers(self, powers: Iterable[Power]) -> Self:
         """The same limits with other powers."""
@@ -229,8 +267,20 @@ _LISTS: Mapping[str, type | tuple[type, ...]] = {
     "listen": Listen,
     "connect": (Connect, Reach),
     "syscalls": Call,
+    "dbus_talk": Talk,
+    "dbus_own": Own,
 }
-_FLAGS: Mapping[str, Power] = {"write_execute": WriteExecute(), "namespaces": Nest(), "terminal": Terminal()}
+_FLAGS: Mapping[str, Power] = {
+    "x11": X11(),
+    "wayland": Wayland(),
+    "write_execute": WriteExecute(),
+    "namespaces": Nest(),
+    "terminal": Terminal(),
+}
+LISTS, FLAGS = tuple(_LISTS), tuple(_FLAGS)
+"""The keys of grants."""
+# What the first schema has no words for.
+_SECOND = (Talk, Own, X11, Wayland)
 
 
 def policy(powers: Iterable[Power] = (), limits: Limits | None = None, may_miss: Iterable[Layer] = ()) -> Policy:
@@ -262,12 +312,21 @@ def _meet(one: Power, other: Power) -> Power | None:
             if smaller is None or (port and their_port and port != their_port):
                 return None
             return Connect(smaller, port or their_port)
+        case ((Talk(mine) | Own(mine)), (Talk(theirs) | Own(theirs))):
+            kind = Own if isinstance(one, Own) and isinstance(other, Own) else Talk
+            return kind(mine) if _is_named(mine, theirs) else kind(theirs) if _is_named(theirs, mine) else None
         case _:
             return one if one == other else None
 
 
 def _is_below(path: str, top: str) -> bool:
     return path == top or path.startswith(f"{top}/")
+
+
+def _is_named(name: str, top: str) -> bool:
+    """Whether `top` is for every name that `name` is for."""
+    base = top.removesuffix(".*")
+    return name == top or (base != top and f"{name.removesuffix('.*')}.".startswith(f"{base}."))
 
 
 def _common(mine: str, theirs: str) -> str | None:
@@ -298,20 +357,22 @@ def parse(data: bytes) -> Policy:
     """
     try:
         raw = json.loads(data)
-        known = isinstance(raw, dict) and raw.get("schema") == SCHEMA
+        known = isinstance(raw, dict) and "schema" in raw
     except ValueError:
         known, raw = False, {}
-    if not known:
-        raise InputError("this is no policy that this version reads", code="policy-schema", hint=f"it wants the schema {SCHEMA!r}")
-    return from_json(raw)
+    return from_json(raw if known else {"schema": ""})
 
 
 def from_json(raw: Mapping[str, Any]) -> Policy:
     """The policy that `raw` describes, with `grants`, `limits` and `may_miss` as `to_json` writes them; what is absent is default.
 
     Raises:
-        InputError: something in it is unknown or cannot be granted.
+        InputError: something in it is unknown or cannot be granted, or it is of a schema that this version does not read.
     """
+    if raw.get("schema", SCHEMAS[0]) not in SCHEMAS:
+        raise InputError(
+            "this is no policy that this version reads", code="policy-schema", hint=f"it reads {' and '.join(SCHEMAS)}; a later one may do"
+        )
     try:
         _refuse_unknown(raw, ("schema", "grants", "limits", "may_miss"), "key")
         powers = tuple(powers_of(raw.get("grants", {})))
@@ -342,7 +403,7 @@ def powers_of(grants: Mapping[str, Any]) -> Iterable[Power]:
             yield flag
 
 
-def power_of(key: str, value: object) -> Power:
+def power_of(key: str, value: object) -> Power:  # noqa: PLR0911 - a line for each kind
     """The power that one element of the list `key` names.
 
     Raises:
@@ -361,6 +422,10 @@ def power_of(key: str, value: object) -> Power:
             return _destination(value)
         case "syscalls", str():
             return Call(_member(Calls, value, "group of system calls"))
+        case "dbus_talk", str():
+            return Talk(_bus_name(value))
+        case "dbus_own", str():
+            return Own(_bus_name(value))
         case _:
             raise ValueError(f"{value!r} cannot stand in {key}")
 
@@ -387,6 +452,15 @@ def _destination(text: str) -> Connect | Reach:
     if port != "*" and not (port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT):
         raise ValueError(f"{text!r} has no port from 1 to {_HIGHEST_PORT}, nor `*` for any")
     return Connect(str(network), 0 if port == "*" else int(port))
+
+
+def _bus_name(name: str) -> str:
+    if not _BUS_NAME.fullmatch(name) or len(name) > _LONGEST_BUS_NAME:
+        raise ValueError(f"{name!r} is no name on a bus such as org.example.Editor, or org.example.* for all at and below org.example")
+    for closed in _CLOSED_NAMES:
+        if _is_named(name, f"{closed}.*") or _is_named(f"{closed}.*", name):
+            raise ValueError(f"{name!r} cannot be granted: it is a name of {closed}")
+    return name
 
 
 def _member(kind: type[E], value: str, what: str) -> E:

@@ -3,6 +3,7 @@
     KEPT/<name>/state.json            which image is installed, which was before, and what is being tried; written durably
                /images/<id>/          the image: manifest.json and its parts
                /incoming/<id>/        one that is coming from a channel (`obelisk.sandbox.channel`), which is moved from here
+               /icon.png              of a program with windows, whose desktop entry names it
                /lock                  held by who changes it
     RUN/installed/<name>              a link to the plan of the version that runs; its unit starts through it
 
@@ -27,7 +28,9 @@ from obelisk.events import Sink, task
 from obelisk.model.application import Service
 from obelisk.model.canonical import Json, canonical
 from obelisk.model.image import parse_manifest
+from obelisk.sandbox import entries
 from obelisk.sandbox.data import Data, How
+from obelisk.sandbox.entries import Description
 from obelisk.sandbox.units import Seat
 from obelisk.store import StoredImage
 from obelisk.store.images import MANIFEST
@@ -128,17 +131,21 @@ def parse_state(data: bytes) -> State:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A version that is ready to start: where its plan is, and what it is to the machine. Without a `service` it is a command."""
+    """A version that is ready to start: where its plan is, and what it is to the machine. Without a `service` it is a command.
+
+    `shown` is what a desktop entry says of it; None: it has none.
+    """
 
     plan: Path
     units: Mapping[str, str]
     program: str
     service: Service | None
+    shown: Description | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Directories: what is `kept` of this application, unit files, and programs that people start.
+    """Directories: what is `kept` of this application, unit files, programs that people start, and desktop entries.
 
     `subvolumes`: where the file system has such, its data may be one, of which snapshots are taken.
     """
@@ -146,6 +153,7 @@ class Places:
     kept: Path
     units: Path
     programs: Path
+    entries: Path
     subvolumes: bool = True
 
 
@@ -240,7 +248,7 @@ class Installation:
         """Undo all of it. Data stays unless it is told to go."""
         with self._moving():
             self._withdraw(())
-            (self.places.programs / self.seat.name).unlink(missing_ok=True)
+            self._put_program(None)
         # From here on nothing is installed; what a cut leaves is swept by the next removal or installation.
         (self.places.kept / "state.json").unlink(missing_ok=True)
         sync_directory(self.places.kept)
@@ -338,6 +346,7 @@ class Installation:
                 self._stop()
                 if made is None:
                     self._withdraw(())
+                    self._put_program(None)
                 else:
                     self._put(made)
                 state = self._data_settled(state)
@@ -376,13 +385,25 @@ class Installation:
         self._withdraw([name for name in made.units if name != self.seat.socket or same_ports])
         if self._write_units(made.units):
             self._systemd.reload()
-        program = self.places.programs / self.seat.name
-        if made.service is None:
+        self._put_program(made)
+        self._link(made)
+
+    def _put_program(self, made: Made | None) -> None:
+        """Have the program by which people start this version, and its entry on desktops; or neither."""
+        program, entry, icon = self.places.programs / self.seat.name, self.places.entries / self.seat.entry, self.places.kept / "icon.png"
+        if made is None or made.service is not None:
+            program.unlink(missing_ok=True)
+        else:
             program.parent.mkdir(parents=True, exist_ok=True)
             write_durably(program, made.program.encode(), mode=0o755)
-        else:
-            program.unlink(missing_ok=True)
-        self._link(made)
+        if made is None or made.shown is None:
+            entry.unlink(missing_ok=True)
+            icon.unlink(missing_ok=True)
+            return
+        if made.shown.icon:
+            write_durably(icon, made.shown.icon)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(entry, entries.text(self.seat.name, program, made.shown, icon if made.shown.icon else None).encode())
 
     def _withdraw(self, staying: Sequence[str]) -> None:
         """Stop and forget the units that are there and do not stay."""

@@ -22,8 +22,8 @@ class Machine:
 
     `pasta` and `nft` are programs, empty where there is none; `network` says why no network can be given, and is empty when one can.
     `first_port` is the lowest at which others than root may listen. `groups` says by whom control groups are made. `python`
-    is the interpreter for the resolver of granted names, empty where none is for everybody. `verity`: root can have the blocks of an image
-    compared with their hash tree whenever they are read.
+    is the interpreter for the resolver of granted names, empty where none is for everybody. `bus_proxy`, `xwayland` and `xephyr` are
+    programs too. `verity`: root can have the blocks of an image compared with their hash tree whenever they are read.
     """
 
     owner: confine.Owner
@@ -40,6 +40,9 @@ class Machine:
     groups: cgroups.Here = cgroups.NOWHERE
     python: str = ""
     verity: bool = False
+    bus_proxy: str = ""
+    xwayland: str = ""
+    xephyr: str = ""
 
     @property
     def is_root(self) -> bool:
@@ -63,7 +66,9 @@ def this_machine() -> Machine:
     if program is None:
         raise MissingFeatureError("bwrap is not installed", code="no-bubblewrap", hint="install the package bubblewrap")
     version = tuple(map(int, re.findall(r"\d+", run([program, "--version"]).stdout)[:2]))
-    pasta, nft = (str(find_program(name) or "") for name in ("pasta", "nft"))
+    pasta, nft, bus_proxy, xwayland, xephyr = (
+        str(find_program(name) or "") for name in ("pasta", "nft", "xdg-dbus-proxy", "Xwayland", "Xephyr")
+    )
     proc = Path("/proc")
     return Machine(
         owner=confine.myself(),
@@ -80,6 +85,9 @@ def this_machine() -> Machine:
         groups=cgroups.here(confine.myself()),
         python=_interpreter(),
         verity=systemd_veritysetup.is_here(),
+        bus_proxy=bus_proxy,
+        xwayland=xwayland,
+        xephyr=xephyr,
     )
 
 

@@ -10,27 +10,33 @@ import ipaddress
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import Connect, Listen, Policy, Power, Reach, Read, Write, WriteExecute, power_of
+from obelisk.model.policy import X11, Connect, Listen, Policy, Power, Reach, Read, Use, Wayland, Write, WriteExecute, power_of
 from obelisk.sandbox.calls import CHANGING, LOOKING, OPENING, filter_of, power_for
+from obelisk.sandbox.desktop import BUS, COMPOSITOR, SCREENS, uses_bus
 from obelisk.sandbox.plan import HOME, MEMORY, inside_path
+from obelisk.sandbox.ready import class_of
 from obelisk.system.notices import Notice
 from obelisk.system.syscalls import NUMBERS
 
 _NAMES = {number: name for name, number in NUMBERS.items()}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _AT_FDCWD = (1 << 32) - 100
-_INET, _INET6 = 2, 10
+_UNIX, _INET, _INET6 = 1, 2, 10
 _OWN = ("/proc", "/dev", "/sys")
 _ADDRESS_BYTES = 28
+_LONGEST_SOCKET = 110
+_SESSIONS: Mapping[str, Power] = {COMPOSITOR: Wayland(), f"{SCREENS}/X0": X11()}
 
 
 NETWORK = "a socket of the internet's"
 """What `listen` and `connect` allow: which of them, and to where, the call does not tell."""
+SESSION_BUS = "connecting to the session bus"
+"""What `dbus_talk` and `dbus_own` allow: which names it would use there, the call does not tell."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -74,7 +80,8 @@ class Observer:
 
     def _elsewhere(self, name: str, notice: Notice) -> Iterator[Refusal]:
         if name in {"connect", "bind"}:
-            yield from self._address(name, notice.memory(1, _ADDRESS_BYTES))
+            # Addresses of local sockets may be shorter than their longest; what is read of others ends where those do.
+            yield from self._address(name, notice.memory(1, min(notice.arguments[2] & 0xFFFF, _LONGEST_SOCKET)))
         elif name == "execve":
             path = _path(notice, 0, None)
             if self._is_writable(path) and not self.policy.has(WriteExecute()):
@@ -90,9 +97,11 @@ class Observer:
             yield from self._file(notice, _path(notice, LOOKING[name], 0 if LOOKING[name] else None), writing=False)
 
     def _file(self, notice: Notice, path: str, *, writing: bool) -> Iterator[Refusal]:
+        inside = Path(f"/proc/{notice.thread}/root{path}")
+        if (device := class_of(path)) and not _is_there(inside) and Path(path).exists():
+            yield Refusal("files", f"the device {path}", Use(device))
         if not path.startswith("/") or path.startswith(_OWN):
             return
-        inside = Path(f"/proc/{notice.thread}/root{path}")
         host = _on_host(path, self.home)
         if writing and not self._is_writable(path) and (_is_there(inside) or _is_there(inside.parent)):
             granted = next((power for power in self.policy.of(Read) if _is_below(path, inside_path(power.path))), None)
@@ -104,6 +113,8 @@ class Observer:
 
     def _address(self, name: str, content: bytes) -> Iterator[Refusal]:
         family, port = struct.unpack_from("<H", content)[0] if len(content) > 1 else 0, int.from_bytes(content[2:4], "big")
+        if family == _UNIX and name == "connect":
+            yield from self._socket(content[2:].partition(b"\0")[0].decode(errors="replace"))
         if family not in {_INET, _INET6} or not port:
             return
         address = ipaddress.ip_address(content[4:8] if family == _INET else content[8:24])
@@ -116,6 +127,13 @@ class Observer:
             named = any(reach.port == port for reach in self.policy.of(Reach))
             if not named and not self.policy.has(power):
                 yield Refusal("network", f"connecting to {address}, port {port}", power)
+
+    def _socket(self, path: str) -> Iterator[Refusal]:
+        power = _SESSIONS.get(path)
+        if power is not None and not self.policy.has(power):
+            yield Refusal("files", f"connecting to {path}", power)
+        if path == BUS and not uses_bus(self.policy):
+            yield Refusal("files", SESSION_BUS)
 
     def _is_writable(self, path: str) -> bool:
         if self.app.credentials and _is_below(path, CREDENTIALS):

@@ -5,6 +5,9 @@ root                                ordinary user
 /run/obelisk/apps/installed         $XDG_RUNTIME_DIR/obelisk/apps/…      links to plans ($OBELISK_RUN)
 /etc/systemd/system                 ~/.config/systemd/user               unit files
 /usr/local/bin                      ~/.local/bin                         programs that start commands
+                                    ~/.local/share/applications          desktop entries of those with windows
+
+What root installs is for root alone to start, in whose session no others are: it has no desktop entry.
 
 On a host, whose root cannot be written, root has unit files in /var/lib/obelisk/units and programs in /var/lib/obelisk/bin: all of it is
 state, which a rollback of the host takes back as a whole. At each boot, and when units are read anew, a generator of its image shows
@@ -19,6 +22,7 @@ from pathlib import Path
 from obelisk.events import Sink
 from obelisk.model.application import Service
 from obelisk.model.policy import Policy
+from obelisk.sandbox import entries
 from obelisk.sandbox.health import wait_until_healthy
 from obelisk.sandbox.installed import Installation, Made, Manager, Places
 from obelisk.sandbox.machine import Machine
@@ -42,6 +46,7 @@ class Ground:
     home: Path
     units: Path
     programs: Path
+    entries: Path
     kept: Path
     obelisk: tuple[str, ...]
     policy_of: Callable[[StoredImage], Policy]
@@ -70,6 +75,7 @@ class Ground:
             home,
             units=units,
             programs=programs,
+            entries=Path(environment.get("XDG_DATA_HOME") or home / ".local/share") / "applications",
             kept=state / "installed",
             obelisk=("/usr/bin/obelisk",) if generated else ("/usr/bin/env", *passed, *_OBELISK),
             policy_of=policy_of,
@@ -93,7 +99,7 @@ class Ground:
         return Installation(
             seat,
             # What is a subvolume of its own is not in the snapshots that a host takes of its state.
-            Places(self.kept / name, self.units, self.programs, subvolumes=not self.generated),
+            Places(self.kept / name, self.units, self.programs, self.entries, subvolumes=not self.generated),
             systemd,
             make=lambda image: self._made(seat, image),
             clear=lambda image: clear(image, self._ready_at()),
@@ -117,4 +123,11 @@ class Ground:
             room=self.room,
             guard=guard_of(app, policy),
         )
-        return Made(ready.start.parent, texts(seat, image.manifest.label, app, policy), program(seat), app.service)
+        shows = app.service is None and not self.machine.is_root and entries.is_wanted(policy)
+        return Made(
+            ready.start.parent,
+            texts(seat, image.manifest.label, app, policy),
+            program(seat, policy),
+            app.service,
+            entries.described(ready.root, app.command) if shows else None,
+        )

@@ -3,6 +3,7 @@
     start     as whoever launches: own mounts, memory where the application writes, root's rights given up; then bubblewrap
     pasta     with a network: one of its own, which rules of nftables keep to what is granted
     bwrap     own user, mount, process, IPC, host name, control group and network namespaces; the application's root, read-only
+    beside    with a desktop: a proxy for the session bus, an X server, each in a sandbox of its own, from `start` on until bwrap ends
     confine   inside: limits, Landlock, no writable executable memory, filter of system calls; then the application
 
 `compile_plan` is pure. Every layer holds by itself: that a path is not mounted does not rely on Landlock, nor the reverse. What a machine
@@ -11,19 +12,20 @@ lacks stops the compilation, unless the policy says that it may be missing.
 
 import resource
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import NO_LIMIT, Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Write, WriteExecute
-from obelisk.sandbox import network
+from obelisk.model.policy import NO_LIMIT, X11, Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Wayland, Write, WriteExecute
+from obelisk.sandbox import desktop, network
 from obelisk.sandbox.calls import WATCHED, filter_of
+from obelisk.sandbox.desktop import Helper, Session
 from obelisk.sandbox.machine import Machine
 from obelisk.system import cgroups, confine, landlock
 from obelisk.system.cgroups import Way
 from obelisk.system.landlock import CHANGE, READ, Files, Rule, Ruleset
-from obelisk.system.program import Call, Execute, assemble
+from obelisk.system.program import Beside, Call, Execute, assemble
 
 HOME = "/home/app"
 UID = 1000
@@ -36,6 +38,7 @@ MEMORY = {"/dev/shm": 0o1777, "/tmp": 0o1777, "/var/tmp": 0o1777, "/run": 0o755,
 _NODES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _CONFINE = "/.confine"
+_NAMESPACES = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")
 _PROCESS = "2"  # the application's number in its own namespace: the first is bubblewrap, which waits for it
 CREDENTIAL_BYTES = 1 << 20
 """The most that a credential is, as of systemd's."""
@@ -49,7 +52,8 @@ class Place:
     `owner` is whose rights the application has over files; `groups` are those of the `devices` that it uses, some of which are
     `directories` of nodes. `home` is what `~` means.
     `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one;
-    `credentials` are names of secrets, and the files that hold them.
+    `credentials` are names of secrets, and the files that hold them. `session` is what the desktop of whoever launches has, and
+    `system` directories and files of /sys that the devices' drivers look into, with links that lead to them.
     """
 
     name: str
@@ -64,6 +68,9 @@ class Place:
     resolver: Path | None = None
     group: str = ""
     credentials: tuple[tuple[str, Path], ...] = ()
+    session: Session = field(default_factory=Session)
+    system: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +89,15 @@ class Guard:
 class Plan:
     """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why.
 
-    `launch` is what `start` goes on as, in a scope of systemd's; empty where `start` does it all.
+    `launch` is what `start` goes on as, in a scope of systemd's; empty where `start` does it all. `beside` are the programs that
+    become helpers, by the names of their files.
     """
 
     start: bytes
     launch: bytes
     confine: bytes
     rules: str
+    beside: tuple[tuple[str, bytes], ...]
     layers: tuple[tuple[str, str], ...]
 
 
@@ -127,21 +136,29 @@ def compile_plan(
                 code="port-privileged",
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
+    helpers = desktop.helpers(policy, place.session, machine)
     grouped = is_grouped(policy, machine, guard)
     entering = cgroups.enter(place.group) if grouped and machine.groups.way is Way.DIRECT else []
     before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
     before += confine.usual_modes()
     before += confine.hold_signals() if guard is not None else []
-    outside = assemble([*entering, *before, *_outside(app, policy, place, machine)], _bubblewrap(policy, place, machine))
+    steps: list[Call | Beside] = [*entering, *before, *_outside(app, policy, place, machine)]
+    for helper in helpers:
+        steps += _beside(helper, place, machine)
+    # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
+    steps += [] if network.is_wanted(policy) else confine.no_new_privileges()
+    outside = assemble(steps, _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
     within = _inside(app, mounts, policy, machine, listener=listener)
     within = [*confine.take_signals(), *within] if guard is not None else within
-    inside = assemble(within, Execute(app.command[0], app.command, environment_of(app, policy, guard)))
+    variables = environment_of(app, policy, guard, observed=listener is not None)
+    inside = assemble(within, Execute(app.command[0], app.command, variables))
     start, launch = outside, b""
     if grouped and machine.groups.way is not Way.DIRECT:
         scope = cgroups.scope(machine.groups, place.group, machine.owner, (str(place.plan / "launch"),))
         start, launch = assemble([], scope), outside
-    return Plan(start, launch, inside, network.rules(policy), layers_of(policy, machine))
+    beside = tuple((_file_of(helper), assemble(_inside_helper(helper, machine), helper.program)) for helper in helpers)
+    return Plan(start, launch, inside, network.rules(policy), beside, layers_of(policy, machine))
 
 
 def missing_layers(policy: Policy, machine: Machine) -> frozenset[Layer]:
@@ -156,10 +173,10 @@ def is_grouped(policy: Policy, machine: Machine, guard: Guard | None) -> bool:
 
 
 def bounds_of(policy: Policy) -> cgroups.Bounds:
-    """What all processes of the application together may take."""
-    limits = policy.limits
+    """What all processes of the application together may take, with the helpers beside it."""
+    limits, helpers = policy.limits, desktop.uses_bus(policy) + policy.has(X11())
     memory, time = (None if value == NO_LIMIT else value for value in (limits.total_memory_bytes, limits.cpu_percent))
-    return cgroups.Bounds(limits.processes, memory, time)
+    return cgroups.Bounds(limits.processes + desktop.PROCESSES * helpers, memory, time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +203,11 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     wanted |= {path: (data_directory(place.data, path), True, 0) for path in app.data}
     if (policy.of(Connect) or policy.of(Reach)) and place.resolver is not None:
         wanted["/etc/resolv.conf"] = (place.resolver, False, 0)
+    if desktop.is_wanted(policy):
+        wanted[desktop.RUNTIME] = (None, True, 0o700)
+    if policy.has(Wayland()):
+        wanted[desktop.COMPOSITOR] = (Path(place.session.compositor), False, 0)
+    wanted |= {path: (Path(path), False, 0) for path in place.system}
     for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
         exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
         yield _Mount(path, *wanted[path], exists)
@@ -207,7 +229,10 @@ def data_directory(data: Path, inside: str) -> Path:
 
 
 def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -> list[Call]:
-    """What `start` does: the whole root is put together here, which takes system calls alone where bubblewrap reads every mount anew."""
+    """What `start` does before it starts another program: the whole root is put together here.
+
+    That takes system calls alone, where bubblewrap reads every mount anew.
+    """
     stage = str(place.plan / "stage")
     runs = policy.has(WriteExecute())
     mine = confine.Owner(0, 0) if machine.is_root else machine.owner
@@ -233,14 +258,49 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -
             calls += confine.memory(at, policy.limits.scratch_bytes, place.owner, mode=mount.mode, executable=runs)
         else:
             calls += confine.bound(str(mount.source), at, writable=mount.writable, executable=runs)
+    calls += _links(place, stage, made)
     calls += _credentials(place, stage)
     calls += confine.file(f"{stage}{_CONFINE}")
     calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
     calls += confine.read_only(stage)
     if machine.is_root:
         calls += confine.become(place.owner, place.groups)
-    # What pasta starts is root in a namespace of pasta's, and needs the rights of that there. Afterwards bubblewrap takes the step.
-    return calls if network.is_wanted(policy) else calls + confine.no_new_privileges()
+    return calls
+
+
+def _beside(helper: Helper, place: Place, machine: Machine) -> list[Call | Beside]:
+    """What `start` does for a helper: its sandbox, which ends when `start`, or what that has become, does."""
+    shared = f"{place.plan}/stage{helper.shared}"
+    words = ["bwrap", *_NAMESPACES, "--unshare-net", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words += ["--disable-userns"] if machine.no_nesting else []
+    words += ["--ro-bind", "/usr", "/usr"]
+    words += [word for link in _LINKS for word in ("--symlink", f"usr/{link}", f"/{link}")]
+    words += ["--dir", "/etc", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
+    words += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--bind", shared, helper.shared]  # noqa: S108 - inside the sandbox
+    words += [word for source, inside in helper.seen for word in ("--ro-bind", source, inside)]
+    words += ["--ro-bind", f"{place.plan}/{_file_of(helper)}", _CONFINE, "--sync-fd", str(desktop.HELD), "--chdir", "/", "--", _CONFINE]
+    calls: list[Call | Beside] = [*confine.directory(shared)] if helper.shared != desktop.RUNTIME else []
+    program = Execute(machine.bubblewrap, tuple(words))
+    name = Path(helper.program.path).name
+    return calls + confine.helped_by(program, name, report=desktop.REPORT, held=desktop.HELD)
+
+
+def _inside_helper(helper: Helper, machine: Machine) -> list[Call]:
+    """What a helper gives up before it begins: all that an application without any grant does."""
+    calls = confine.limit(resource.RLIMIT_CORE, 0) + confine.no_new_privileges()
+    if machine.landlock:
+        change = READ | CHANGE
+        rules = [Rule("/usr", READ | Files.EXECUTE), Rule("/", Files.READ_DIR), Rule("/proc", READ)]
+        rules += [Rule(top, change) for top in ("/tmp", "/run", helper.shared)]  # noqa: S108 - inside the sandbox
+        rules.append(Rule("/dev", READ | Files.WRITE_FILE | Files.TRUNCATE | Files.IOCTL_DEV))
+        calls += Ruleset((*rules, Rule("/etc", READ))).calls(machine.landlock)
+    if machine.no_write_execute:
+        calls += confine.refuse_write_execute()
+    return calls + confine.filtered(filter_of(Policy()).program())
+
+
+def _file_of(helper: Helper) -> str:
+    return f"beside-{helper.name}"
 
 
 def _credentials(place: Place, stage: str) -> Iterator[Call]:
@@ -265,6 +325,14 @@ def _devices(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
         yield from confine.device(node, f"{stage}{node}")
 
 
+def _links(place: Place, stage: str, made: set[str]) -> Iterator[Call]:
+    """The links that lead to what is shown of /sys."""
+    for target, link in place.links:
+        for parent in _missing(link.rpartition("/")[0], made):
+            yield from confine.directory(f"{stage}{parent}")
+        yield from confine.link(target, f"{stage}{link}")
+
+
 def _missing(path: str, made: set[str]) -> Iterator[str]:
     """The directories down to `path` that are not there yet, which then are."""
     if path not in made:
@@ -275,9 +343,11 @@ def _missing(path: str, made: set[str]) -> Iterator[str]:
 
 def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     """What `start` goes on as."""
-    words = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
+    # The bus compares who a program says it is with who its proxy is.
+    uid, gid = (place.owner.uid, place.owner.gid) if desktop.uses_bus(policy) else (UID, UID)
+    words = ["bwrap", *_NAMESPACES]
     words += [] if network.is_wanted(policy) else ["--unshare-net"]
-    words += ["--uid", str(UID), "--gid", str(UID), "--hostname", place.name, "--die-with-parent", "--cap-drop", "ALL"]
+    words += ["--uid", str(uid), "--gid", str(gid), "--hostname", place.name, "--die-with-parent", "--cap-drop", "ALL"]
     if machine.no_nesting and not policy.has(Nest()):
         words += ["--disable-userns"]
     if not policy.has(Terminal()):
@@ -351,10 +421,11 @@ def handed_sockets(policy: Policy) -> Policy:
     return policy.with_powers(power for power in policy.powers if not isinstance(power, Listen))
 
 
-def environment_of(app: Application, policy: Policy, guard: Guard | None = None) -> tuple[str, ...]:
+def environment_of(app: Application, policy: Policy, guard: Guard | None = None, *, observed: bool = False) -> tuple[str, ...]:
     """What the application finds in its environment, `NAME=value` each."""
     more = {"TERM": "xterm-256color"} if policy.has(Terminal()) else {}
     more |= {"CREDENTIALS_DIRECTORY": CREDENTIALS} if app.credentials else {}
+    more |= desktop.environment(policy, observed=observed)
     sockets = {"LISTEN_FDS": str(guard.sockets), "LISTEN_PID": _PROCESS} if guard is not None and guard.sockets else {}
     given = {**ENVIRONMENT, **more, **dict(app.environment), **sockets}
     return tuple(f"{name}={value}" for name, value in sorted(given.items()))

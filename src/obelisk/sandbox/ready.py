@@ -2,7 +2,7 @@
 
     RUN/<image id>/root         the image's root: mounted for root, through dm-verity where the machine has it; else a copy of its files
                   /checked      which file it was made from, once every block had been checked against the hash tree
-                  /<plan>/start, confine, stage/
+                  /<plan>/start, confine, beside-<helper>, session, stage/
     DATA/<name>/                what the application keeps
 
 Linux mounts file systems for root alone. An ordinary user gets the files copied out of the image instead, once, after the same check;
@@ -15,7 +15,7 @@ import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
@@ -24,6 +24,7 @@ from obelisk.model.image import PartKind, parse_manifest
 from obelisk.model.policy import Device, Policy, Reach, Read, Use, Write
 from obelisk.release.client import hashtree
 from obelisk.sandbox import network
+from obelisk.sandbox.desktop import NAMED, Session, is_wanted, named, session_of, sockets
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, bounds_of, compile_plan, data_directory, host_path, is_grouped
 from obelisk.store import StoredImage
@@ -39,7 +40,15 @@ from obelisk.system.namespace import remove_tree
 # systemd's own range for users that exist as long as they run: no package and no person has an id there.
 _FIRST_UID, _UIDS = 61184, 4336
 _CREDENTIALS = Path("/etc/obelisk/credentials")
-NODES = {Device.AUDIO: ("/dev/snd",), Device.CAMERA: ("/dev/video", "/dev/media"), Device.KVM: ("/dev/kvm",)}
+NODES = {
+    Device.AUDIO: ("snd",),
+    Device.CAMERA: ("video*", "media*"),
+    Device.GPU: ("dri/renderD*",),  # the nodes of whole cards also set the screens' modes
+    Device.KVM: ("kvm",),
+}
+"""Where the nodes of a class are, below /dev."""
+# What Mesa wants to know of a graphics processor, to choose a driver. Source: libdrm, xf86drm.c.
+_ABOUT = ("vendor", "device", "subsystem_vendor", "subsystem_device", "revision", "uevent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +90,13 @@ class Directories:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An application that can be started: by its plan's program `start`, as often as wanted, without this program."""
+    """An application that can be started: by its plan's program `start`, as often as wanted, without this program.
+
+    `root` is where its checked root lies.
+    """
 
     start: Path
+    root: Path
     plan: Plan
 
 
@@ -138,13 +151,13 @@ def make_ready(  # noqa: PLR0913 - keywords name each
 ) -> Ready:
     """Have everything in place, and the plan compiled. May be repeated, and by several processes at once.
 
-    `command` takes the place of the image's own. `listener` is the socket of an observer (see `obelisk.sandbox.observer`).
-    With `guard`, it is made ready as a service (see `Guard`).
+    `command` takes the place of the image's own. The desktop session is the one that this process's variables name. `listener` is the
+    socket of an observer (see `obelisk.sandbox.observer`). With `guard`, it is made ready as a service (see `Guard`).
 
     Raises:
         TrustError: a block of the root is not what the image's root hash promises.
         MissingFeatureError: the machine lacks a layer of confinement.
-        StateError: a path that is granted does not exist.
+        StateError: a path that is granted does not exist, or the desktop session is another user's.
     """
     app = application_of(image)
     app = replace(app, command=command or app.command)
@@ -161,12 +174,15 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         if not host_path(grant.path, home).exists():
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
     credentials = tuple((each, _checked(directories.credential(name, each), each, directories)) for each in sorted(app.credentials))
+    session = session_of(os.environ, home) if is_wanted(policy) else Session()
+    for path in sockets(policy, session):
+        _check_admission(Path(path), owner, machine)
     nodes = nodes_of(policy)
+    system, links = _about(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     group = group_of(name, place)
-    key = digest(
-        [policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), listener, repr(credentials), repr(guard)]
-    )[:16]
+    looked_up = (listener, credentials, guard, session, system)
+    key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), repr(looked_up)])[:16]
     names = place / key / "resolv.conf" if policy.of(Reach) else Path("/etc/resolv.conf")
     if policy.of(Reach):
         names.parent.mkdir(parents=True, exist_ok=True)
@@ -183,19 +199,24 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         groups,
         nodes,
         directories_of_nodes,
-        names if names.is_file() else None,
-        group,
-        credentials,
+        resolver=names if names.is_file() else None,
+        group=group,
+        credentials=credentials,
+        session=session,
+        system=system,
+        links=links,
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
     if is_grouped(policy, machine, guard):
         cgroups.prepare(machine.groups.way, group, bounds_of(policy), machine.owner)
-    files = {"confine": plan.confine, "network.nft": plan.rules.encode(), "launch": plan.launch, "start": plan.start}
+    files = {"confine": plan.confine, "network.nft": plan.rules.encode(), **dict(plan.beside), "launch": plan.launch, "start": plan.start}
     for file, content in files.items():
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
             write_durably(seat.plan / file, content, mode=0o755)
-    return Ready(seat.plan / "start", plan)
+    if is_wanted(policy):
+        write_durably(seat.plan / NAMED, named(os.environ).encode())
+    return Ready(seat.plan / "start", seat.root, plan)
 
 
 def clear(image: StoredImage, directories: Directories) -> bool:
@@ -297,10 +318,53 @@ def _make_data(directory: Path, owner: Owner) -> None:
         os.chown(directory, owner.uid, owner.gid)
 
 
+def _check_admission(socket: Path, owner: Owner, machine: Machine) -> None:
+    """Root starts an application as a user whom the session may not let in, and that would then look like a fault of the application's."""
+    if machine.is_root and not socket.stat().st_mode & stat.S_IWOTH:
+        raise StateError(
+            f"{socket} is not open to user {owner.uid}, as whom root starts the application",
+            code="session-closed",
+            hint="start it as the user whose session it is",
+        )
+
+
 def nodes_of(policy: Policy) -> tuple[str, ...]:
     """The device nodes of this machine that are granted."""
-    wanted = tuple(prefix for power in policy.of(Use) for prefix in NODES[power.device])
-    return tuple(sorted(str(path) for path in Path("/dev").iterdir() if str(path).startswith(wanted))) if wanted else ()
+    wanted = (pattern for power in policy.of(Use) for pattern in NODES[power.device])
+    return tuple(sorted(str(path) for pattern in wanted for path in Path("/dev").glob(pattern)))
+
+
+def _about(policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """What of /sys tells of the graphics processors that are granted, and the links that lead there: (target, place)."""
+    found: list[Path] = []
+    links: list[tuple[str, str]] = []
+    for node in nodes_of(policy) if policy.has(Use(Device.GPU)) else ():
+        number = Path(node).stat().st_rdev
+        link = Path(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
+        if not node.startswith("/dev/dri/") or not link.exists():
+            continue
+        found.append(link.resolve())
+        links.append((str(found[-1]), str(link)))
+        card = found[-1] / "device"
+        if card.exists():
+            card = card.resolve()
+            found += [card / name for name in _ABOUT if (card / name).exists()]
+            links.append((str((card / "subsystem").resolve()), str(card / "subsystem")))
+    return tuple(sorted({str(path) for path in found})), tuple(sorted(set(links)))
+
+
+def class_of(node: str) -> Device | None:
+    """The class of devices to which a path leads, if it is below /dev and of one that can be granted."""
+    if not node.startswith("/dev/"):
+        return None
+    inside = PurePath(node).relative_to("/dev")
+    for device, patterns in NODES.items():
+        for pattern in map(PurePath, patterns):
+            depth = len(pattern.parts)
+            # Below a directory of nodes, or the directory in which they are looked for.
+            if PurePath(*inside.parts[:depth]).match(str(pattern)) or (depth > 1 and inside == pattern.parent):
+                return device
+    return None
 
 
 def home_of_user() -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from obelisk.model.application import Application, Service
 from obelisk.model.policy import Listen, Policy, Read, Use, Write, WriteExecute
-from obelisk.sandbox import network
+from obelisk.sandbox import desktop, network
 from obelisk.sandbox.plan import Guard, bounds_of, handed_sockets, host_path
 from obelisk.system import cgroups
 
@@ -59,6 +59,11 @@ class Seat:
         return f"{PREFIX}{self.name}.service"
 
     @property
+    def entry(self) -> str:
+        """The name of its desktop entry."""
+        return f"{PREFIX}{self.name}.desktop"
+
+    @property
     def socket(self) -> str:
         """The name of the unit that holds its sockets."""
         return f"{PREFIX}{self.name}.socket"
@@ -86,11 +91,15 @@ def texts(seat: Seat, label: str, app: Application, policy: Policy) -> dict[str,
     return units
 
 
-def program(seat: Seat) -> str:
-    """The program that starts a command: two lines of sh around the link."""
+def program(seat: Seat, policy: Policy) -> str:
+    """The program that starts a command: two lines of sh around the link. What is started in another desktop session is prepared anew."""
     start, prepare = _quoted(str(seat.start)), _prepare(seat)
+    there = f"[ -e {start} ]"
+    if desktop.is_wanted(policy):
+        named = " ".join(f"${{{name}-}}" for name in desktop.VARIABLES)
+        there = f'[ "$(cat {_quoted(str(seat.start.with_name(desktop.NAMED)))} 2>/dev/null)" = "{named}" ]'
     alone = "" if not seat.by_root else f'[ "$(id -u)" = 0 ] || {{ echo "{seat.name} was installed for root alone" >&2; exit 126; }}\n'
-    return f'#!/bin/sh\n{alone}[ -e {start} ] || {prepare} || exit\nexec {start} "$@"\n'
+    return f'#!/bin/sh\n{alone}{there} || {prepare} || exit\nexec {start} "$@"\n'
 
 
 def _ports(service: Service, policy: Policy) -> tuple[int, ...]:

@@ -3,13 +3,10 @@
 from collections.abc import Iterator
 
 from obelisk.model.application import CREDENTIALS, WRITABLE, Application, Service
-from obelisk.model.policy import NO_LIMIT, Connect, Layer, Limits, Listen, Policy, Power, Reach, policy, power_of, powers_of
+from obelisk.model.policy import FLAGS, LISTS, NO_LIMIT, Connect, Layer, Limits, Listen, Policy, Power, Reach, policy, power_of, powers_of
 from obelisk.model.spec import Boot, Hardening, Host, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table, seconds, size
-
-_LISTS = ("read", "write", "devices", "listen", "connect", "syscalls")
-_FLAGS = ("write_execute", "namespaces", "terminal")
 
 
 def application(root: Table, spec: Spec, findings: Findings) -> Application | None:
@@ -99,13 +96,13 @@ def _policy(root: Table, findings: Findings) -> Policy:
 
 
 def _powers(grants: Table, findings: Findings) -> Iterator[Power]:
-    for key in _LISTS:
+    for key in LISTS:
         for number, value in enumerate(grants.get(key, list)):
             try:
                 yield power_of(key, value)
             except ValueError as error:
                 findings.report(grants.at(key, number), str(error), code="spec-value", hint="docs/sandbox.md tells what can be granted")
-    yield from powers_of({key: grants.get(key, bool) for key in _FLAGS})
+    yield from powers_of({key: grants.get(key, bool) for key in FLAGS})
 
 
 def _machine_keys(root: Table, spec: Spec) -> Iterator[str]:

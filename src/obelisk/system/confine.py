@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from obelisk.system.program import Call, Data, Kept, text
+from obelisk.system.program import Argument, Beside, Call, Data, Execute, Kept, Pair, becoming, text
 from obelisk.system.syscalls import NUMBERS
 
 _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
@@ -20,6 +20,7 @@ _ATTRIBUTE_READ_ONLY, _ATTRIBUTE_NOSUID, _ATTRIBUTE_NODEV, _ATTRIBUTE_NOEXEC = 1
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _WRITE_ONLY, _CREATE, _EXCLUSIVE, _CLOSE_ON_EXEC = 1, 0o100, 0o200, 0o2000000
 _MOST_BYTES = 1 << 30
+_F_DUPFD = 0
 _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 38, 65, 66
 _SET_FILTER, _NEW_LISTENER = 1, 8
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
@@ -145,6 +146,26 @@ def device(node: str, place: str) -> list[Call]:
     ]
 
 
+def helped_by(execute: Execute, name: str, *, report: int, held: int) -> list[Call | Beside]:
+    """Start a program beside this one, and wait until it writes to its descriptor `report`, of which `held` is the other end.
+
+    It gets these two, one after the other, input, output and errors, and nothing else that this process has.
+    """
+    ends = (("told", report), ("heard", held))
+    # By way of high numbers, so that neither end takes the other's place.
+    calls = [_call("fcntl", (Kept(end), _F_DUPFD, 64), f"keep a pipe from {name}", keep=f"{end} high") for end, _number in ends]
+    calls += [_call("dup2", (Kept(f"{end} high"), number), f"keep a pipe from {name}") for end, number in ends]
+    ranges = ((3, report - 1), (held + 1, _MOST_DESCRIPTORS))
+    calls += [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges]
+    return [
+        _call("pipe2", (Pair("heard", "told"), 0), f"make a pipe from {name}"),
+        Beside((*calls, becoming(execute))),
+        _call("close", (Kept("told"),)),
+        Call(NUMBERS["read"], (Kept("heard"), Data((bytes(1),)), 1), f"hear from {name} that it is ready", least=1),
+        _call("close", (Kept("heard"),)),
+    ]
+
+
 def become(owner: Owner, groups: Sequence[int]) -> list[Call]:
     """Give up root's ids for these, and no others."""
     return [
@@ -220,5 +241,5 @@ def _separate() -> Call:
     return _call("mount", (0, text("/"), 0, _SLAVE | _RECURSIVE, 0), "separate its mounts")
 
 
-def _call(name: str, arguments: tuple[int | Data | Kept, ...], what: str = "", *, keep: str = "") -> Call:
+def _call(name: str, arguments: tuple[Argument, ...], what: str = "", *, keep: str = "") -> Call:
     return Call(NUMBERS[name], arguments, what, keep)

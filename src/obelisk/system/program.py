@@ -1,8 +1,8 @@
 """Small static programs for Linux on x86-64: system calls with fixed arguments, one after the other, then another program.
 
 What has to happen between a start and an application, and must not cost the start of an interpreter or a shell, is decided beforehand and
-written down as such a program. There is no branch in it but one: a call that fails ends it with a message and the status 126, so nothing
-is ever started half confined.
+written down as such a program. There are two branches in it: a call that fails ends it with a message and the status 126, so nothing
+is ever started half confined; and a process beside it makes its own calls, the last of which turns it into another program.
 
 Layout of the file: ELF header, two segments and a mark that the stack is not executable; code at 0x400000, read-only; data at 0x600000.
 
@@ -17,6 +17,7 @@ from typing import Final
 _CODE, _DATA = 0x400000, 0x600000
 _PAGE = 4096
 _HEADERS = 64 + 3 * 56
+_FORK: Final = 57
 _EXECVE: Final = 59
 FAILED: Final = 126
 """The status with which a program ends of which a call failed."""
@@ -30,23 +31,42 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a call puts two results of 4 bytes, as pipe2(2) does; they are kept under these names."""
+
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
     """Bytes in memory. A part that is `Data` is a pointer to it (8 bytes), one that is `Kept` a result (4 bytes)."""
 
     parts: "tuple[bytes | Data | Kept, ...]"
 
 
-Argument = int | Data | Kept
+Argument = int | Data | Kept | Pair
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One system call. `what` completes "cannot …" when it fails; empty when it may fail. `keep` names its result."""
+    """One system call. `what` completes "cannot …" when it fails; empty when it may fail. `keep` names its result.
+
+    It fails when its result is below `least`, at most 127.
+    """
 
     number: int
     arguments: tuple[Argument, ...]
     what: str
     keep: str = ""
+    least: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A process beside this one, which has what this one has. Its last call does not return: see `becoming`."""
+
+    calls: tuple[Call, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +83,13 @@ def text(value: str) -> Data:
     return Data((value.encode() + b"\0",))
 
 
-def assemble(calls: Sequence[Call], execute: Execute) -> bytes:
+def becoming(execute: Execute) -> Call:
+    """The call by which a process beside goes on as another program. Words that this program was given are not for it."""
+    words, environment = (Data((*map(text, parts), bytes(8))) for parts in (execute.words, execute.environment))
+    return Call(_EXECVE, (text(execute.path), words, environment), f"start {execute.path}")
+
+
+def assemble(calls: Sequence[Call | Beside], execute: Execute) -> bytes:
     """The program file."""
     return _Assembly().whole(calls, execute)
 
@@ -78,9 +104,12 @@ class _Assembly:
         self.slots: dict[str, int] = {}
         self.failures: list[int] = []  # where a jump to the common end has to be filled in
 
-    def whole(self, calls: Sequence[Call], execute: Execute) -> bytes:
+    def whole(self, calls: Sequence[Call | Beside], execute: Execute) -> bytes:
         for call in calls:
-            self.call(call)
+            if isinstance(call, Beside):
+                self.beside(call)
+            else:
+                self.call(call)
         self.execute(execute)
         self.end()
         code = bytes(_HEADERS) + bytes(self.code)
@@ -93,6 +122,10 @@ class _Assembly:
         for argument, load in zip(call.arguments, _LOADS, strict=False):
             if isinstance(argument, Kept):
                 self.code += load.from_memory + _word(self.slots[argument.name])
+            elif isinstance(argument, Pair):
+                at = self.reserve(bytes(8))
+                self.slots |= {argument.first: at, argument.second: at + 4}
+                self.code += load.constant + struct.pack("<Q", at)
             else:
                 self.code += load.constant + struct.pack("<Q", self.place(argument) if isinstance(argument, Data) else argument & _MASK)
         self.code += b"\xb8" + _word(call.number) + b"\x0f\x05"  # mov eax, number; syscall
@@ -100,8 +133,16 @@ class _Assembly:
             self.slots[call.keep] = self.reserve(bytes(8))
             self.code += b"\x48\x89\x04\x25" + _word(self.slots[call.keep])  # mov [slot], rax
         if call.what:
-            self.code += b"\x48\x85\xc0"  # test rax, rax
-            self.fail_unless(b"\x79", call.what)  # jns
+            self.code += b"\x48\x83\xf8" + bytes([call.least])  # cmp rax, least
+            self.fail_unless(b"\x7d", call.what)  # jge
+
+    def beside(self, beside: Beside) -> None:
+        self.call(Call(_FORK, (), "start a process beside"))
+        self.code += b"\x85\xc0\x0f\x85" + bytes(4)  # test eax, eax; jnz
+        at = len(self.code)
+        for call in beside.calls:
+            self.call(call)
+        self.code[at - 4 : at] = _word(len(self.code) - at)
 
     def fail_unless(self, jump: bytes, what: str) -> None:
         """End with a message, unless the short `jump` is taken."""
@@ -172,7 +213,7 @@ class _Assembly:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """How a register is filled: `mov` with a constant of 8 bytes, and from an address of 4."""
+    """How a register is filled: `mov` with a constant of 8 bytes, and with 4 bytes from an address of 4."""
 
     constant: bytes
     from_memory: bytes
@@ -180,12 +221,12 @@ class _Load:
 
 # rdi, rsi, rdx, r10, r8, r9
 _LOADS = (
-    _Load(b"\x48\xbf", b"\x48\x8b\x3c\x25"),
-    _Load(b"\x48\xbe", b"\x48\x8b\x34\x25"),
-    _Load(b"\x48\xba", b"\x48\x8b\x14\x25"),
-    _Load(b"\x49\xba", b"\x4c\x8b\x14\x25"),
-    _Load(b"\x49\xb8", b"\x4c\x8b\x04\x25"),
-    _Load(b"\x49\xb9", b"\x4c\x8b\x0c\x25"),
+    _Load(b"\x48\xbf", b"\x8b\x3c\x25"),
+    _Load(b"\x48\xbe", b"\x8b\x34\x25"),
+    _Load(b"\x48\xba", b"\x8b\x14\x25"),
+    _Load(b"\x49\xba", b"\x44\x8b\x14\x25"),
+    _Load(b"\x49\xb8", b"\x44\x8b\x04\x25"),
+    _Load(b"\x49\xb9", b"\x44\x8b\x0c\x25"),
 )
 _MASK = (1 << 64) - 1
 

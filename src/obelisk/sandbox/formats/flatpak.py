@@ -2,7 +2,8 @@
 
 Flatpak shares the machine's whole network or none, with its loopback, knows neither ports nor limits, and lets every application run what
 it has written and share its terminal. So a grant of network is written only where it is for everything, limits stand in a group of
-Obelisk's own that Flatpak passes over, and what Flatpak always allows is told.
+Obelisk's own that Flatpak passes over, and what Flatpak always allows is told. Its `x11` is the X server of the session, in which programs
+watch each other: it is not written for `x11` here, which is a server of the application's own, but read as that.
 
 Source: flatpak-metadata(5), flatpak-build-finish(1).
 """
@@ -17,19 +18,24 @@ from obelisk.model.application import Application
 from obelisk.model.exposure import explain, sorted_powers
 from obelisk.model.policy import (
     NO_LIMIT,
+    X11,
     Call,
     Calls,
     Connect,
     Device,
     Limits,
+    Own,
     Policy,
     Power,
     Read,
+    Talk,
     Terminal,
     Use,
+    Wayland,
     Write,
     WriteExecute,
     policy,
+    power_of,
 )
 from obelisk.sandbox.formats import keyfile
 from obelisk.sandbox.formats.foreign import Access, Foreign, Subject, Written, is_own_place, paths_granted
@@ -39,7 +45,10 @@ from obelisk.sandbox.plan import HOME
 _LIMITS = "X-Obelisk Limits"
 _PREFIX = "application.obelisk."
 _NETWORK = frozenset({Connect("0.0.0.0/0"), Connect("::/0")})
-_KNOWN = frozenset({"Application", "Context", "Environment", _LIMITS})
+_BUS = "Session Bus Policy"
+_ON_BUS = {"talk": "dbus_talk", "own": "dbus_own"}
+_DEVICES = {"kvm": Device.KVM, "dri": Device.GPU}
+_KNOWN = frozenset({"Application", "Context", "Environment", _BUS, _LIMITS})
 _ALWAYS = (WriteExecute(), Terminal(), Call(Calls.MEMORY_LOCK), Call(Calls.SCHEDULING), Call(Calls.IO_URING))
 # Directories of people, where they usually are. Source: xdg-user-dirs, defaults.
 _XDG = {
@@ -67,6 +76,7 @@ def write(subject: Subject) -> Written:
     notes = [
         "not in it: the runtime that Flatpak mounts at /usr; the files of the application, which it has at /app",
         "always so in Flatpak: it runs what it has written, shares the terminal, locks memory, sets priorities, uses io_uring",
+        "always so in Flatpak, where there is a session bus: it talks to the portals, and is the name of the application",
         "the limits stand in a group of Obelisk's, which Flatpak passes over",
     ]
     context: dict[str, str] = {}
@@ -75,9 +85,16 @@ def write(subject: Subject) -> Written:
         powers -= _NETWORK
         context["shared"] = keyfile.values(("network",))
         notes.append("`network` of Flatpak's is more: it also listens at any port, and reaches what listens on this machine alone")
-    if Use(Device.KVM) in powers:
-        powers.remove(Use(Device.KVM))
-        context["devices"] = keyfile.values(("kvm",))
+    devices = [name for name, device in _DEVICES.items() if Use(device) in powers]
+    if devices:
+        powers -= {Use(device) for device in _DEVICES.values()}
+        context["devices"] = keyfile.values(devices)
+        notes += ["`dri` of Flatpak's is more: whole cards, with the modes of screens"] if "dri" in devices else []
+    if Wayland() in powers:
+        powers.remove(Wayland())
+        context["sockets"] = keyfile.values(("wayland",))
+    names = {power.name: word for word, kind in (("talk", Talk), ("own", Own)) for power in held.of(kind)}
+    powers -= {*held.of((Talk, Own))}
     paths = [_spelled(power) for power in held.of(Read) + held.of(Write)]
     if paths:
         context["filesystems"] = keyfile.values(paths)
@@ -94,6 +111,7 @@ def write(subject: Subject) -> Written:
         "Application": {"name": f"{_PREFIX}{subject.name}", "command": keyfile.value(app.command[0])},
         "Context": context,
         "Environment": {name: keyfile.value(text) for name, text in app.environment},
+        _BUS: names,
         _LIMITS: {name: str(limit) for name, limit in asdict(held.limits).items() if limit != NO_LIMIT},
     }
     comments = "".join(f"# {note}\n" for note in notes)
@@ -129,7 +147,8 @@ def read(content: bytes, home: Path) -> Foreign:
     powers |= _features(lists.get("features", ()), left_out)
     granted, told = paths_granted(_paths(lists.get("filesystems", ()), left_out), home)
     left_out += told
-    left_out += [f"the socket {name}" for name in lists.get("sockets", ()) if not name.startswith("!")]
+    powers |= _sockets(lists.get("sockets", ()), left_out)
+    powers |= _names(groups.get(_BUS, {}), left_out)
     left_out += [
         f"{key} = {context[key]}"
         for key in sorted(context.keys() - {"shared", "devices", "features", "filesystems", "sockets", "persistent", "unset-environment"})
@@ -186,14 +205,59 @@ def _shared(names: tuple[str, ...], left_out: list[str]) -> set[Power]:
 def _devices(names: tuple[str, ...], left_out: list[str]) -> set[Power]:
     powers: set[Power] = set()
     for name in (name for name in names if f"!{name}" not in names and not name.startswith("!")):
-        if name == "kvm":
-            powers.add(Use(Device.KVM))
+        if name in _DEVICES:
+            powers.add(Use(_DEVICES[name]))
+            left_out += ["whole cards, with the modes of screens: of the devices dri the render nodes"] if name == "dri" else []
         elif name == "all":
             powers |= {Use(device) for device in Device}
             left_out.append("devices that belong to no class")
         else:
             left_out.append(f"the devices {name}")
     return powers
+
+
+def _sockets(names: tuple[str, ...], left_out: list[str]) -> set[Power]:
+    """Of the desktop's, windows. An X server is one of the application's own, where a compositor is not instead."""
+    wanted = {name for name in names if f"!{name}" not in names and not name.startswith("!")}
+    powers: set[Power] = {Wayland()} if "wayland" in wanted else set()
+    if "x11" in wanted or ("fallback-x11" in wanted and not powers):
+        powers.add(X11())
+        left_out.append("the X server of the session, and what other programs do there: it has one of its own")
+    known = {"wayland", "x11", "fallback-x11"}
+    left_out += [f"the socket {name}" for name in sorted(wanted) if name not in known or (name == "fallback-x11" and X11() not in powers)]
+    return powers
+
+
+def _names(words: Mapping[str, str], left_out: list[str]) -> set[Power]:
+    """Names on the session bus. Where less is allowed for one of several, none of these is granted: grants have no exceptions."""
+    powers: set[Power] = set()
+    for name, word in words.items():
+        if word not in _ON_BUS:
+            left_out += [f"{word} for {name} on the session bus"] if word != "none" else []
+            continue
+        try:
+            power = power_of(_ON_BUS[word], name)
+        except ValueError as error:
+            left_out.append(str(error))
+            continue
+        held = policy([power])
+        less = [other for other, said in words.items() if said != word and _is_less(said, word) and _covers(held, other)]
+        if less:
+            left_out.append(f"{word} for {name} on the session bus: less is allowed for {', '.join(less)}, and grants have no exceptions")
+        else:
+            powers.add(power)
+    return powers
+
+
+def _is_less(word: str, than: str) -> bool:
+    return word not in _ON_BUS or (word, than) == ("talk", "own")
+
+
+def _covers(held: Policy, name: str) -> bool:
+    try:
+        return held.has(power_of("dbus_talk", name))
+    except ValueError:
+        return False
 
 
 def _features(names: tuple[str, ...], left_out: list[str]) -> set[Power]:

@@ -18,13 +18,14 @@ from obelisk.model.application import CREDENTIALS, Application
 from obelisk.model.canonical import Json
 from obelisk.model.exposure import explain
 from obelisk.model.policy import NO_LIMIT, Connect, Device, Limits, Listen, Power, Reach, Read, Terminal, Use, Write, WriteExecute, policy
+from obelisk.sandbox import desktop
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.calls import as_oci, room_of
 from obelisk.sandbox.formats.foreign import Access, Foreign, Subject, Written, is_own_place, paths_granted
 from obelisk.sandbox.formats.reading import elements, items, member, number, text, texts
 from obelisk.sandbox.machine import MASKED
 from obelisk.sandbox.plan import ENVIRONMENT, HOME, MEMORY, data_directory, environment_of, host_path, inside_path
-from obelisk.sandbox.ready import NODES
+from obelisk.sandbox.ready import NODES, class_of
 
 _VERSION = "1.0.2"
 _RLIMITS = {"RLIMIT_DATA": "memory_bytes", "RLIMIT_NPROC": "processes", "RLIMIT_NOFILE": "open_files"}
@@ -60,7 +61,7 @@ def write(subject: Subject) -> Written:
             "terminal": held.has(Terminal()),
             "user": {**owner, **({"additionalGids": list(groups)} if groups else {})},
             "args": list(app.command),
-            "env": list(environment_of(app, held)),
+            "env": list(environment_of(app, desktop.without(held))),
             "cwd": app.directory,
             "capabilities": {kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")},
             "rlimits": _rlimits(held.limits),
@@ -140,6 +141,10 @@ def _notes(subject: Subject) -> Iterator[str]:
     yield f"the files of {subject.name} have to be in `rootfs` beside the configuration: `{files}` has them"
     for power in subject.policy.of(Listen) + subject.policy.of(Connect) + subject.policy.of(Reach):
         yield f"not in it: {explain(power)}. The network of the container is empty; whatever connects it decides what it reaches"
+    for power in subject.policy.of(desktop.SESSION):
+        yield f"not in it: {explain(power)}. A container is started without a session"
+    if subject.policy.has(Use(Device.GPU)):
+        yield "not in it: what /sys tells of the graphics processors, by which drivers find them"
     for name in sorted(subject.app.credentials):
         yield f"not in it: the credential {name}, a file for the user {subject.owner.uid} alone to read, at {CREDENTIALS}/{name}"
     yield "not in it: Landlock, memory that is never writable and executable by PR_SET_MDWE, a user namespace of its own"
@@ -318,14 +323,14 @@ def _devices(linux: Mapping[str, Any], found: _Found) -> None:
     paths = [text(node, "path") for node in items(linux, "devices")]
     classes: dict[Device, list[str]] = {}
     for path in paths:
-        device = next((kind for kind, prefixes in NODES.items() if path.startswith(prefixes)), None)
+        device = class_of(path)
         if device is not None:
             classes.setdefault(device, []).append(path)
         elif path not in _PLAIN_NODES:
             found.left_out.append(f"the device {path}: there is no class for it")
     for device, nodes in classes.items():
         found.powers.add(Use(device))
-        if (*NODES[device],) != (*nodes,):
+        if {f"/dev/{pattern}" for pattern in NODES[device]} != {*nodes}:
             found.wider.append(f"all devices of the class `{device}`, where it had {', '.join(nodes)}")
 
 

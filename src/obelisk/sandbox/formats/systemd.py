@@ -27,13 +27,14 @@ from obelisk.model.policy import (
     Write,
     WriteExecute,
 )
+from obelisk.sandbox import desktop
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.foreign import Subject, Written
 from obelisk.sandbox.plan import HOME, environment_of, host_path, inside_path
 from obelisk.system.syscalls import NUMBERS
 
 _NAMES = {number: name for name, number in NUMBERS.items()}
-_DEVICES = {Device.AUDIO: "char-alsa", Device.CAMERA: "char-video4linux", Device.KVM: "/dev/kvm"}
+_DEVICES = {Device.AUDIO: "char-alsa", Device.CAMERA: "char-video4linux", Device.GPU: "char-drm", Device.KVM: "/dev/kvm"}
 # Where systemd keeps directories for services, below which it knows them by one name.
 _KEPT = {"/var/lib/": "StateDirectory", "/var/cache/": "CacheDirectory", "/var/log/": "LogsDirectory"}
 _MARKS = ":\"'\\"
@@ -82,7 +83,7 @@ def _settings(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "ExecStart", " ".join(_quoted(word, command=True) for word in app.command)
     for name in sorted(app.credentials):
         yield "LoadCredential", f"{name}:{_escaped(str(subject.credentials / name))}"
-    for variable in environment_of(replace(app, credentials=()), held):  # systemd says itself where they are
+    for variable in environment_of(replace(app, credentials=()), desktop.without(held)):  # systemd says itself where they are
         yield "Environment", _quoted(variable)
     yield "WorkingDirectory", _escaped(app.directory)
     yield "DynamicUser", "yes"
@@ -177,6 +178,8 @@ def _notes(subject: Subject) -> Iterator[str]:
     yield from _notes_on_network(held)
     if held.has(Terminal()):
         yield "not in it: the terminal, which a service has none of"
+    for power in held.of(desktop.SESSION):
+        yield f"not in it: {explain(power)}. A service is started without a session"
     for power in held.of(Use):
         yield f"wider: it sees the names of all devices; it uses those of `{power.device}`, and others that the same driver has"
     for grant in held.of(Read) + held.of(Write):
