@@ -115,7 +115,7 @@ def test_a_person_installs_a_program_finds_it_in_a_menu_and_starts_it_without_ob
             assert subprocess.run(["desktop-file-validate", entry], capture_output=True, text=True, check=True).stdout == ""
             lines = entry.read_text().splitlines()
             assert 'Exec="/mnt/home/.local/bin/editor"' in lines
-            assert "Name=l3afpad" in lines
+            assert {"Name=L3afpad", "Icon=/mnt/home/.local/state/obelisk/installed/editor/icon.png"} <= {*lines}
             started = subprocess.Popen(
                 [*person.prefix, "/mnt/home/.local/bin/editor", "/etc/os-release"],
                 text=True,
