@@ -100,7 +100,7 @@ def test_without_a_session_or_with_anothers_it_says_so_before_it_starts(editor: 
 
 
 def test_a_person_installs_a_program_finds_it_in_a_menu_and_starts_it_without_obelisk(
-    applications: Tool, editor: Tool, tmp_path: Path
+    applications: Tool, editor: Tool, place: Path, tmp_path: Path
 ) -> None:
     person = ordinary_user(replace(applications, spec=editor.spec), tmp_path)
     home = tmp_path / "home"
@@ -109,13 +109,13 @@ def test_a_person_installs_a_program_finds_it_in_a_menu_and_starts_it_without_ob
     own = ("env", *(word for name in ("OBELISK_RUN", "OBELISK_DATA", "XDG_CONFIG_HOME", "XDG_DATA_HOME") for word in ("-u", name)))
     person = replace(person, prefix=(*person.prefix, *own))
     entry, program = home / ".local/share/applications/obelisk-app-editor.desktop", home / ".local/bin/editor"
-    with wayland(tmp_path) as desktop:
+    with wayland(place) as desktop:
         with session(desktop):
             person.run("app", "install", str(person.spec))
             assert subprocess.run(["desktop-file-validate", entry], capture_output=True, text=True, check=True).stdout == ""
             lines = entry.read_text().splitlines()
             assert 'Exec="/mnt/home/.local/bin/editor"' in lines
-            assert "Name=l3afpad" in lines
+            assert {"Name=L3afpad", "Icon=/mnt/home/.local/state/obelisk/installed/editor/icon.png"} <= {*lines}
             started = subprocess.Popen(
                 [*person.prefix, "/mnt/home/.local/bin/editor", "/etc/os-release"],
                 text=True,
@@ -126,3 +126,4 @@ def test_a_person_installs_a_program_finds_it_in_a_menu_and_starts_it_without_ob
             pass
         person.run("app", "remove", "editor")
     assert (entry.exists(), program.exists()) == (False, False)
+    shutil.rmtree(place / "session")

@@ -5,7 +5,7 @@ for people are taken, not the kinds of files that it opens: an application sees 
 
 Pure, but for `described`, which reads files of the image's root. None of its links leads out of there.
 
-Source: Desktop Entry Specification 1.5, recognised keys, the Exec key; Icon Theme Specification, directory layout.
+Source: Desktop Entry Specification 1.1, recognised keys, the Exec key; Icon Theme Specification, directory layout.
 """
 
 import re
@@ -53,7 +53,7 @@ def described(root: Path, command: tuple[str, ...]) -> Description:
 
 def text(name: str, program: Path, found: Description, icon: Path | None) -> str:
     """The entry of the application `name`, which `program` starts; `icon` is a file."""
-    fixed = {"Type": "Application", "Version": "1.5", "Name": name}
+    fixed = {"Type": "Application", "Version": "1.1", "Name": name}
     started = {"Exec": keyfile.value(_argument(str(program))), "Terminal": "false"}
     shown = {"Icon": keyfile.value(str(icon))} if icon is not None else {}
     return keyfile.render({_GROUP: {**fixed, **dict(found.words), **started, **shown}})
