@@ -148,7 +148,8 @@ def admit(contents: Contents, manifest: Manifest, channel: str, terms: Terms) ->
         raise InputError(
             f"{manifest.name!r} cannot be released under that name", code="release-name", hint="letters, digits, '.', '_' and '-'"
         )
-    if manifest.test_key and not terms.allow_test_key:
+    # An application is started by no firmware: nothing of it is signed by that key.
+    if manifest.test_key and not manifest.is_application and not terms.allow_test_key:
         raise TrustError(
             f"{manifest.label} is signed by a test key, which anybody's Secure Boot may know",
             code="release-test-key",
