@@ -8,10 +8,9 @@ import pytest
 from installed_samples import COMMAND, World, in_memory
 
 from obelisk.model.policy import Own, Policy, Wayland, policy
-from obelisk.sandbox import entries, units
+from obelisk.sandbox import entries, keyfile, units
 from obelisk.sandbox.desktop import NAMED, VARIABLES, named
 from obelisk.sandbox.entries import Description, described
-from obelisk.sandbox.formats import keyfile
 
 PNG = b"\x89PNG\r\n\x1a\nand so on"
 ENTRY = """

@@ -38,8 +38,9 @@ from obelisk.model.policy import (
     WriteExecute,
     policy,
 )
+from obelisk.sandbox import keyfile
 from obelisk.sandbox.calls import filter_of
-from obelisk.sandbox.formats import READERS, WRITERS, Foreign, Subject, keyfile, read, write
+from obelisk.sandbox.formats import READERS, WRITERS, Foreign, Subject, read, write
 from obelisk.sandbox.formats.calls import as_oci, decisions
 from obelisk.system.seccomp import Check
 from obelisk.system.syscalls import NUMBERS

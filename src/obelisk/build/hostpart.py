@@ -58,6 +58,7 @@ _APPLICATIONS = (
     "sandbox/data.py",
     "sandbox/desktop.py",
     "sandbox/entries.py",
+    "sandbox/keyfile.py",
     "sandbox/health.py",
     "sandbox/installed.py",
     "sandbox/machine.py",

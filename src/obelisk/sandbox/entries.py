@@ -16,7 +16,7 @@ from pathlib import Path
 
 from obelisk.errors import InputError
 from obelisk.model.policy import X11, Policy, Wayland
-from obelisk.sandbox.formats import keyfile
+from obelisk.sandbox import keyfile
 
 _GROUP = "Desktop Entry"
 # For people, also in their language; and how a window is known as the program's.

@@ -37,9 +37,9 @@ from obelisk.model.policy import (
     policy,
     power_of,
 )
-from obelisk.sandbox.formats import keyfile
+from obelisk.sandbox import keyfile
 from obelisk.sandbox.formats.foreign import Access, Foreign, Subject, Written, is_own_place, paths_granted
-from obelisk.sandbox.formats.keyfile import Groups
+from obelisk.sandbox.keyfile import Groups
 from obelisk.sandbox.plan import HOME
 
 _LIMITS = "X-Obelisk Limits"
