@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from host_samples import tree_over
-from sandboxes import PRIVATE
+from sandboxes import WITH_TUNNEL
 from store_samples import manifest_of
 from tool import ROOT
 
@@ -119,6 +119,32 @@ def installation(top: Path) -> Installation:
     return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, sink=_nothing)
 
 
+@contextmanager
+def networked(top: Path, port: int) -> Iterator[None]:
+    """A service with a network of its own, by pasta, that greets at a port; its unit is what an installation writes."""
+    greets = "import socket, sys\ns = socket.create_server(('0.0.0.0', int(sys.argv[1])))\nwhile True: s.accept()[0].sendall(b'hello')"
+    app = Application(("/usr/bin/python3", "-I", "-c", greets, str(port)), service=Service())
+    granted = policy([Listen(port)])
+    place = Place("greeter", top / "root", top / "plans/greeter", top / "data/greeter", Path("/root"), OWNER)
+    (place.plan / "stage").mkdir(parents=True)
+    # Whether this machine can give a network is the tunnel's business, which the manager brings.
+    plan = compile_plan(app, granted, place, replace(this_machine(), network=""), guard=guard_of(app, granted))
+    for name, content in (("confine", plan.confine), ("start", plan.start), ("network.nft", plan.rules.encode())):
+        (place.plan / name).write_bytes(content)
+        (place.plan / name).chmod(0o755)
+    seat = Seat("greeter", place.plan / "start", top / "greeter.moving", place.data, Path("/root"), by_root=True, obelisk=("/bin/false",))
+    for name, text in texts(seat, "greeter_1", app, granted).items():
+        (top / "units" / name).write_text(text)
+    systemctl._RUNS = top
+    systemd = Systemctl(user=True)
+    systemd.reload()
+    systemd.start(seat.service)
+    try:
+        yield
+    finally:
+        systemd.stop(seat.service)
+
+
 def _nothing(_event: Event) -> None:
     return
 
@@ -142,10 +168,18 @@ def systemd_of_its_own() -> Iterator[Path]:
     os.environ |= {"XDG_RUNTIME_DIR": f"{top}/runtime", "HOME": str(top), "SYSTEMD_UNIT_PATH": f"{top}/units"}
     os.environ.pop("DBUS_SESSION_BUS_ADDRESS", None)
     join = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
-    # Without this directory it takes the machine for one without systemd, rightly.
-    booted = "mkdir -p /run/systemd; mount -t tmpfs tmpfs /run/systemd; mkdir /run/systemd/system; "
+    # What a system's own manager has made. Where /run is no mount, services are given an empty one.
+    booted = "mount --rbind /run /run; mkdir -p /run/systemd; mount -t tmpfs tmpfs /run/systemd; "
+    booted += "mkdir -p /run/systemd/system /run/systemd/inaccessible/dir; "
     manager = subprocess.Popen(
-        [*PRIVATE, "sh", "-euc", f'{join}{booted}exec "$0" --user --unit=basic.target --log-target=console 2>"$1"', _SYSTEMD, top / "log"],
+        [
+            *WITH_TUNNEL,
+            "sh",
+            "-euc",
+            f'{join}{booted}exec "$0" --user --unit=basic.target --log-target=console 2>"$1"',
+            _SYSTEMD,
+            top / "log",
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

@@ -3,6 +3,7 @@
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from services import DATA, PORT, installation, systemd_of_its_own, version
+from services import DATA, PORT, installation, networked, systemd_of_its_own, version
 from tool import ROOT
 
 from obelisk.errors import StateError
@@ -162,3 +163,32 @@ def test_a_removed_service_is_gone_and_its_data_stays(top: Path) -> None:
     assert there._systemd.look(there.seat.service).active == "inactive"
     assert kept(top, "count")
     assert not [path for path in (top / "units").iterdir() if "obelisk" in path.name]
+
+
+def test_what_stands_around_a_service_is_confined_by_its_unit(top: Path) -> None:
+    install(top, "1")
+    shown = subprocess.run(
+        ["systemctl", "--user", "show", "--property=MainPID", "--value", installation(top).seat.service],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    process = Path("/proc") / shown.stdout.strip()
+    told = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    assert (told["NoNewPrivs"], told["Seccomp"]) == ("1", "2")
+    # CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN; and none of them after the start.
+    assert (int(told["CapBnd"], 16), int(told["CapEff"], 16)) == (1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 21, 0)
+    assert (process / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+
+
+def test_a_service_with_a_network_starts_and_is_reached_at_its_port(top: Path) -> None:
+    with networked(top, PORT):
+        deadline, said = time.monotonic() + 20, b""
+        while not said and time.monotonic() < deadline:
+            try:
+                with socket.create_connection(("127.0.0.1", PORT), timeout=5) as connection:
+                    said = connection.recv(5)
+            except OSError:
+                pass
+            time.sleep(0.1)
+    assert said == b"hello"

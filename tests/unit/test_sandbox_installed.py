@@ -1,5 +1,7 @@
 """What a machine has installed is always one version, with its own data and its own units, wherever a change of it is cut."""
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from test_sandbox_plan import MACHINE
 
 from obelisk.errors import CommandError, MissingFeatureError, StateError, TrustError
 from obelisk.model.application import Application, Service
-from obelisk.model.policy import Connect, Device, Limits, Listen, Policy, Read, Use, Write, WriteExecute, policy
+from obelisk.model.policy import Call, Calls, Connect, Device, Limits, Listen, Policy, Read, Use, Write, WriteExecute, policy
 from obelisk.sandbox import data, health, installed, place, units
 from obelisk.sandbox.data import How
 from obelisk.sandbox.installed import Made, State, Trial, parse_state
@@ -320,8 +322,14 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
         "LimitNOFILE=4096",
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
-        "ProtectHome=tmpfs",
+        "ProtectHome=yes",
+        "ProtectProc=invisible",
         "PrivateDevices=yes",
+        "PrivateNetwork=yes",
+        "IPAddressDeny=any",
+        "RestrictAddressFamilies=AF_UNIX AF_NETLINK",
+        "SystemCallFilter=setrlimit",
+        "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_DAC_OVERRIDE CAP_FOWNER",
         "MemoryDenyWriteExecute=yes",
         'ReadWritePaths="-/data/shop"',
         "WantedBy=multi-user.target",
@@ -333,11 +341,42 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
     assert "PrivateDevices=yes" not in service(PORT)
     assert "PrivateDevices=yes" not in service(policy([Use(Device.KVM)]))
     assert "MemoryDenyWriteExecute=yes" not in service(policy([WriteExecute()]))
-    assert "ProtectHome=tmpfs" not in service(policy([Read("~/x")]))
+    assert "ProtectHome=yes" not in service(policy([Read("~/x")]))
+    assert "SystemCallFilter=kcmp pidfd_getfd process_vm_readv process_vm_writev ptrace setrlimit" in service(policy([Call(Calls.DEBUG)]))
+    secret = service(policy(), replace(ALONE, credentials=("token",)))
+    assert [line for line in secret if line.startswith("CapabilityBoundingSet=") and line.endswith(" CAP_CHOWN")]
     assert 'ReadWritePaths="-/data/shop" "-/mnt/a b"' in service(policy([Read("/mnt/r"), Write("/mnt/a b")]))
     theirs = service(policy(), by_root=False)
     assert "WantedBy=default.target" in theirs
+    assert "NoNewPrivileges=yes" in theirs
     assert not [line for line in theirs if line.startswith(("Protect", "Capability", "Private", "ReadWrite"))]
+
+
+def test_a_unit_with_a_network_keeps_nothing_that_pasta_and_what_it_starts_need() -> None:
+    networked = service(PORT)
+    assert "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6" in networked
+    assert "IgnoreSIGPIPE=no" in networked
+    kept = ("NoNewPrivileges", "ProtectProc", "PrivateNetwork", "IPAddressDeny", "PrivateDevices")
+    assert not [line for line in networked if line.startswith(kept)]
+    # In a user's manager each of these gives up new privileges.
+    theirs = service(PORT, by_root=False)
+    assert not [line for line in theirs if line.startswith((*kept, "SystemCall", "Restrict", "Lock", "Memory"))]
+
+
+@pytest.mark.parametrize(("app", "granted", "limit"), [(ALONE, policy(), 3.0), (SERVED, PORT, 3.0), (ALONE, PORT, 4.5)])
+def test_a_unit_of_root_is_no_wider_than_it_has_to_be(tmp_path: Path, app: Application, granted: Policy, limit: float) -> None:
+    unit = tmp_path / "obelisk-app-shop.service"
+    unit.write_text(units.texts(seat(), "shop_1", app, granted)[unit.name])
+    told = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", unit],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]},
+    )
+    found = re.search(r"exposure level for \S+: ([0-9.]+)", told.stdout)
+    assert found is not None, told.stdout + told.stderr
+    assert float(found[1]) <= limit
 
 
 def test_a_service_is_handed_a_socket_a_port_and_no_network(tmp_path: Path) -> None:

@@ -77,8 +77,7 @@ WATCHED = frozenset(NUMBERS[name] for name in (*OPENING, *LOOKING, *CHANGING, "c
 def filter_of(policy: Policy) -> Filter:
     """The filter of a policy."""
     names = set(f"{_FILES}{_WAITING}{_PROCESSES}{_MEMORY}{_TIME}{_TALKING}".split())
-    for power in policy.of(Call):
-        names |= set(_GRANTED[power.calls].split())
+    names |= granted_calls(policy)
     nests = policy.has(Nest())
     if nests:
         names |= set(_NESTING.split())
@@ -92,6 +91,11 @@ def filter_of(policy: Policy) -> Filter:
     unknown = set(_UNKNOWN.split()) - allowed.keys()
     errors = {number: errno.ENOSYS if name in unknown else errno.EPERM for name, number in NUMBERS.items() if name not in allowed}
     return Filter({NUMBERS[name]: checks for name, checks in allowed.items()}, errors)
+
+
+def granted_calls(policy: Policy) -> frozenset[str]:
+    """The names of the calls that a policy grants beyond those of every application."""
+    return frozenset(name for power in policy.of(Call) for name in _GRANTED[power.calls].split())
 
 
 def power_for(name: str) -> Power | None:

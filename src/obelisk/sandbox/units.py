@@ -13,29 +13,42 @@ from pathlib import Path
 from obelisk.model.application import Application, Service
 from obelisk.model.policy import Listen, Policy, Read, Use, Write, WriteExecute
 from obelisk.sandbox import desktop, network
+from obelisk.sandbox.calls import granted_calls
 from obelisk.sandbox.plan import Guard, bounds_of, handed_sockets, host_path
 from obelisk.system import cgroups
 
 PREFIX = "obelisk-app-"
 _AROUND = 8  # bubblewrap twice, pasta, and what they start on the way
 # What `start` does as root: mounts, and the ids of the application.
-_CAPABILITIES = "CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER"
+_CAPABILITIES = "CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_DAC_OVERRIDE CAP_FOWNER"
+# Programs that are not by the C library bound themselves by it; the rest of @resources is granted or refused.
+_SETS_LIMITS = frozenset({"setrlimit"})
 _HARDENING = (
-    "NoNewPrivileges=yes",
     "LockPersonality=yes",
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
     "SystemCallArchitectures=native",
+    # Refused by name, because this filter is also that of bubblewrap and pasta, and systemd does not know the calls of kernels younger
+    # than itself. What it shares with the application's own filter it holds by itself, from the first program on.
+    "SystemCallFilter=~@clock @cpu-emulation @debug @keyring @module @obsolete @raw-io @reboot @resources @swap",
+    "SystemCallErrorNumber=EPERM",
+    "UMask=0077",
 )
+# By netlink bubblewrap sets up the interface of the application's own network.
+_FAMILIES, _FAMILIES_NETWORKED = "AF_UNIX AF_NETLINK", "AF_UNIX AF_NETLINK AF_INET AF_INET6"
 # A namespace of mounts is systemd's to make for root alone. What covers a part of /proc is left out: the kernel lets nobody mount
 # a /proc of their own where a part of theirs is covered, and the application has one of its own. Nor is anything of /sys in its sight.
 _HARDENING_BY_ROOT = (
     "ProtectSystem=strict",
     "ProtectKernelModules=yes",
     "ProtectClock=yes",
+    "ProtectControlGroups=yes",
     "PrivateTmp=yes",
-    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+    "PrivateMounts=yes",
 )
+# The sockets that systemd hands over are of its own network, and their filter of addresses is that of the socket unit. Behind pasta,
+# which mounts no /proc for the processes of its own, bubblewrap does not find itself where those of others are hidden.
+_NETWORKLESS_BY_ROOT = ("ProtectProc=invisible", "PrivateNetwork=yes", "IPAddressDeny=any")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +98,7 @@ def texts(seat: Seat, label: str, app: Application, policy: Policy) -> dict[str,
     if app.service is None:
         return {}
     ports = _ports(app.service, policy)
-    units = {seat.service: _service(seat, label, app.service, policy, sockets=bool(ports))}
+    units = {seat.service: _service(seat, label, app, policy, sockets=bool(ports))}
     if ports:
         units[seat.socket] = _socket(seat, label, ports)
     return units
@@ -109,9 +122,12 @@ def _ports(service: Service, policy: Policy) -> tuple[int, ...]:
     return tuple(power.port for power in policy.of(Listen))
 
 
-def _service(seat: Seat, label: str, service: Service, policy: Policy, *, sockets: bool) -> str:
+def _service(seat: Seat, label: str, app: Application, policy: Policy, *, sockets: bool) -> str:
+    service = app.service or Service()
     # A connection may ask for the service while another version is put in place: it waits for that. Who died over it holds no lock.
-    look = f"flock --shared {_quoted(str(seat.moving))} true 2>/dev/null; test -e {_quoted(str(seat.start))} || exec {_prepare(seat)}"
+    # What it makes is for the application to see, whatever the mask of the service.
+    look = f"umask 022; flock --shared {_quoted(str(seat.moving))} true 2>/dev/null; "
+    look += f"test -e {_quoted(str(seat.start))} || exec {_prepare(seat)}"
     networked = network.is_wanted(policy) and not sockets
     lines = [
         "[Unit]",
@@ -132,11 +148,11 @@ def _service(seat: Seat, label: str, service: Service, policy: Policy, *, socket
         f"TimeoutStopSec={service.stop_s}",
         # To each of its processes; those around the application let the signal wait (see Guard).
         "KillMode=control-group",
+        "IgnoreSIGPIPE=no",  # pasta of Debian 12 ends where somebody ignores it already, and programs expect it as it is elsewhere
         *(f"{key}={value}" for key, value in cgroups.settings(bounds_of(policy), starters=_AROUND)),
         f"LimitNOFILE={max(policy.limits.open_files, 1024)}",
-        *_HARDENING,
-        *([] if policy.has(WriteExecute()) else ["MemoryDenyWriteExecute=yes"]),
-        *(_by_root(seat, policy, networked=networked) if seat.by_root else []),
+        *_hardening(seat, policy, networked=networked),
+        *(_by_root(seat, app, policy, networked=networked) if seat.by_root else []),
         "",
         "[Install]",
         f"WantedBy={'multi-user.target' if seat.by_root else 'default.target'}",
@@ -144,15 +160,30 @@ def _service(seat: Seat, label: str, service: Service, policy: Policy, *, socket
     return "\n".join((*lines, ""))
 
 
-def _by_root(seat: Seat, policy: Policy, *, networked: bool) -> list[str]:
+def _hardening(seat: Seat, policy: Policy, *, networked: bool) -> list[str]:
+    # In pasta's namespace bubblewrap is root by the program that it is, which takes new privileges; `confine` gives them up for the
+    # application. To a user's manager each of these settings means to give them up before.
+    if networked and not seat.by_root:
+        return []
+    return [
+        *([] if networked else ["NoNewPrivileges=yes"]),
+        *_HARDENING,
+        f"SystemCallFilter={' '.join(sorted(granted_calls(policy) | _SETS_LIMITS))}",
+        f"RestrictAddressFamilies={_FAMILIES_NETWORKED if networked else _FAMILIES}",
+        *([] if policy.has(WriteExecute()) else ["MemoryDenyWriteExecute=yes"]),
+    ]
+
+
+def _by_root(seat: Seat, app: Application, policy: Policy, *, networked: bool) -> list[str]:
     places = [host_path(grant.path, seat.home) for grant in policy.of(Read) + policy.of(Write)]
     written = [seat.data, *(host_path(grant.path, seat.home) for grant in policy.of(Write))]
     at_home = any(str(place).startswith(("/home", "/root")) for place in places)
     return [
         *_HARDENING_BY_ROOT,
-        f"CapabilityBoundingSet={_CAPABILITIES}",
+        *(() if networked else _NETWORKLESS_BY_ROOT),
+        f"CapabilityBoundingSet={_CAPABILITIES}{' CAP_CHOWN' if app.credentials else ''}",
         f"ReadWritePaths={' '.join(_word(f'-{place}') for place in written)}",
-        *([] if at_home else ["ProtectHome=tmpfs"]),
+        *([] if at_home else ["ProtectHome=yes"]),
         *([] if networked or policy.of(Use) else ["PrivateDevices=yes"]),
     ]
 
