@@ -333,6 +333,10 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
     assert "PrivateDevices=yes" not in service(PORT)
     assert "PrivateDevices=yes" not in service(policy([Use(Device.KVM)]))
     assert "MemoryDenyWriteExecute=yes" not in service(policy([WriteExecute()]))
+    # It would keep pasta from starting bubblewrap as root of its namespace; this would keep bubblewrap from opening what it mounts.
+    assert "NoNewPrivileges=yes" not in service(PORT)
+    assert "NoNewPrivileges=yes" in service(PORT, SERVED)
+    assert not [line for line in (*plain, *service(PORT)) if line.startswith("RestrictSUIDSGID")]
     assert "ProtectHome=tmpfs" not in service(policy([Read("~/x")]))
     assert 'ReadWritePaths="-/data/shop" "-/mnt/a b"' in service(policy([Read("/mnt/r"), Write("/mnt/a b")]))
     theirs = service(policy(), by_root=False)

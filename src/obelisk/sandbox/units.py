@@ -20,11 +20,10 @@ PREFIX = "obelisk-app-"
 _AROUND = 8  # bubblewrap twice, pasta, and what they start on the way
 # What `start` does as root: mounts, and the ids of the application.
 _CAPABILITIES = "CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER"
+# RestrictSUIDSGID is left out: it takes openat2 away, by which bubblewrap (from 0.11 on) opens what it mounts.
 _HARDENING = (
-    "NoNewPrivileges=yes",
     "LockPersonality=yes",
     "RestrictRealtime=yes",
-    "RestrictSUIDSGID=yes",
     "SystemCallArchitectures=native",
 )
 # A namespace of mounts is systemd's to make for root alone. What covers a part of /proc is left out: the kernel lets nobody mount
@@ -126,6 +125,8 @@ def _service(seat: Seat, label: str, service: Service, policy: Policy, *, socket
         *(f"{key}={value}" for key, value in cgroups.settings(bounds_of(policy), starters=_AROUND)),
         f"LimitNOFILE={max(policy.limits.open_files, 1024)}",
         *_HARDENING,
+        # What pasta starts is root of its namespace by another execve, which this would forbid. Inside it holds in any case.
+        *([] if networked else ["NoNewPrivileges=yes"]),
         *([] if policy.has(WriteExecute()) else ["MemoryDenyWriteExecute=yes"]),
         *(_by_root(seat, policy, networked=networked) if seat.by_root else []),
         "",
