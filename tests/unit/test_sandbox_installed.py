@@ -345,6 +345,10 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
     assert "SystemCallFilter=kcmp pidfd_getfd process_vm_readv process_vm_writev ptrace setrlimit" in service(policy([Call(Calls.DEBUG)]))
     secret = service(policy(), replace(ALONE, credentials=("token",)))
     assert [line for line in secret if line.startswith("CapabilityBoundingSet=") and line.endswith(" CAP_CHOWN")]
+    # It would keep pasta from starting bubblewrap as root of its namespace; this would keep bubblewrap from opening what it mounts.
+    assert "NoNewPrivileges=yes" not in service(PORT)
+    assert "NoNewPrivileges=yes" in service(PORT, SERVED)
+    assert not [line for line in (*plain, *service(PORT)) if line.startswith("RestrictSUIDSGID")]
     assert 'ReadWritePaths="-/data/shop" "-/mnt/a b"' in service(policy([Read("/mnt/r"), Write("/mnt/a b")]))
     theirs = service(policy(), by_root=False)
     assert "WantedBy=default.target" in theirs

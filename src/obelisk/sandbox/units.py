@@ -23,10 +23,10 @@ _AROUND = 8  # bubblewrap twice, pasta, and what they start on the way
 _CAPABILITIES = "CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_DAC_OVERRIDE CAP_FOWNER"
 # Programs that are not by the C library bound themselves by it; the rest of @resources is granted or refused.
 _SETS_LIMITS = frozenset({"setrlimit"})
+# RestrictSUIDSGID is left out: it takes openat2 away, by which bubblewrap (from 0.11 on) opens what it mounts.
 _HARDENING = (
     "LockPersonality=yes",
     "RestrictRealtime=yes",
-    "RestrictSUIDSGID=yes",
     "SystemCallArchitectures=native",
     # Refused by name, because this filter is also that of bubblewrap and pasta, and systemd does not know the calls of kernels younger
     # than itself. What it shares with the application's own filter it holds by itself, from the first program on.
