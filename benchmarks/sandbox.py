@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,13 +22,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import truediv
 from pathlib import Path
 
 from apparatus.measure import CACHE, ROOT, Goal, conclude, obelisk, print_table
 
 ROUNDS = 60
 READ_ROUNDS, READ_MIB = 15, 256
-SERVE_ROUNDS, SERVE_S = 5, 4
+SERVE_ROUNDS, SERVE_S = 9, 2
 PROBES = ROOT / "tests/probes"
 # As systems with udev have it, open to everybody; for as long as these mounts are there.
 TUNNEL = "mknod -m 666 /run/tun-bench c 10 200; mount --bind /run/tun-bench /dev/net/tun; rm /run/tun-bench"
@@ -198,33 +200,52 @@ def reads(figures: dict[str, object]) -> Goal:
 
 
 def serves(figures: dict[str, object]) -> Goal:
-    """Pages a second that nginx serves to a client in its own network, inside and outside of a sandbox."""
+    """Pages a second that nginx serves to a client in its own network, inside and outside of a sandbox.
+
+    Each round asks all in turn, every other one backwards, and gives ratios; a second server outside tells what chance makes of them.
+    """
     start = ready(NGINX)
     root = start.parents[1] / "root"
     bare = 'ip link set lo up; for each in run tmp var/lib/nginx; do mount -t tmpfs -o mode=1777 tmpfs "$1/$each"; done; shift; exec "$@"'
-    outside = ["unshare", "--mount", "--net", "sh", "-euc", bare, "sh", str(root)]
+    outside = ["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-euc", bare, "sh", str(root)]
     outside += ["chroot", "--userspec=65534:65534", str(root), "/usr/sbin/nginx", "-e", "stderr", "-c", "/etc/nginx/app.conf"]
-    pages: dict[str, list[float]] = {"inside": [], "outside": []}
-    with served([str(start)]) as inside, served(outside) as plain:
-        for _ in range(SERVE_ROUNDS):
-            for name, server in (("inside", inside), ("outside", plain)):
+    pages: dict[str, list[float]] = {"outside": [], "inside": [], "outside, another": []}
+    spent: dict[str, list[float]] = {name: [] for name in pages}
+    with served(outside) as plain, served([str(start)]) as inside, served(outside) as again:
+        servers = dict(zip(pages, (plain, inside, again), strict=True))
+        for number in range(SERVE_ROUNDS):
+            for name, server in list(servers.items())[:: -1 if number % 2 else 1]:
+                before = busy_s(server)
                 words = ["nsenter", "--net", f"--target={server}", "wrk", "-t1", "-c16", f"-d{SERVE_S}s", "http://127.0.0.1:8080/"]
                 done = subprocess.run(words, capture_output=True, text=True, check=False)
                 said = done.stdout + done.stderr
-                found = re.search(r"Requests/sec:\s+([\d.]+)", said)
-                if not found or "Non-2xx" in said or "Socket errors" in said:
+                found, asked = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"(\d+) requests in", said)
+                if not found or not asked or "Non-2xx" in said or "Socket errors" in said:
                     sys.exit(f"nginx {name} of a sandbox does not serve:\n{said}")
                 pages[name].append(float(found[1]))
-    rates = {name: statistics.median(found) for name, found in pages.items()}
-    print_table(("nginx, asked by wrk", "pages a second"), [(name, f"{rate:.0f}") for name, rate in rates.items()])
+                spent[name].append((busy_s(server) - before) / int(asked[1]))
+    rows = []
+    for name, rates in pages.items():
+        ratio, work = (statistics.median(map(truediv, each[name], each["outside"])) for each in (pages, spent))
+        rows.append(
+            (name, f"{statistics.median(rates):.0f}", f"{ratio:.2f}", f"{1e6 * statistics.median(spent[name]):.1f} us", f"{work:.2f}")
+        )
+    print_table(("nginx, asked by wrk", "pages a second", "of outside's", "its processors' time a page", "of outside's"), rows)
     print()
-    figures["pages_s"] = rates
-    return Goal("pages a second outside, of inside's", rates["outside"] / rates["inside"], 1 / 0.97)
+    figures["pages_s"], figures["page_work_s"] = pages, spent
+    return Goal("pages a second outside, of inside's", statistics.median(map(truediv, pages["outside"], pages["inside"])), 1 / 0.97)
+
+
+def busy_s(server: int) -> float:
+    """What the processes that nginx's first one has started have spent of the processors. Source: proc(5), /proc/PID/schedstat."""
+    workers = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return sum(int(Path(f"/proc/{worker}/schedstat").read_text().split()[0]) for worker in workers) / 1e9
 
 
 @contextmanager
 def served(words: Sequence[str]) -> Iterator[int]:
     """A server, for as long as the block lasts: the id of a process in its network."""
+    server: int | None = None
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 20
@@ -235,6 +256,8 @@ def served(words: Sequence[str]) -> Iterator[int]:
             time.sleep(0.5)  # its workers listen
             yield server
         finally:
+            if server is not None:
+                os.kill(server, signal.SIGKILL)  # the first of its processes, with which the others go
             process.kill()
 
 

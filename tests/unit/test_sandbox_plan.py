@@ -389,6 +389,9 @@ def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
         *(f"ip daddr 10.0.0.0/8 {way} dport 53 accept" for way in ("tcp", "udp")),
         "ip6 daddr 2001:db8::/32 accept",
     ]
+    # Connections that never leave are not followed; all others are.
+    assert lines.count('oifname "lo" notrack') == len([line for line in lines if "notrack" in line]) == 1
+    assert lines.count("ct state established,related accept") == len(("input", "output"))
     assert network.rules(policy([Read("/data")])) == ""
 
 
@@ -411,7 +414,7 @@ def test_names_bring_a_resolver_before_the_application_and_ways_that_only_it_ope
     )
     assert named[start + 6] == "/usr/bin/bwrap"
     lines = [line.strip() for line in network.rules(NAMED).splitlines()]
-    assert lines.index(f"ip daddr {network.UPSTREAM} meta mark != 0x6f62656c drop") < lines.index("ct state established,related accept", 9)
+    assert lines.index(f"ip daddr {network.UPSTREAM} meta mark != 0x6f62656c drop") < lines.index("ct state established,related accept", 13)
     assert "ip daddr . meta l4proto . th dport @names4 accept" in lines
     assert "names4" not in network.rules(policy([Connect("10.0.0.0/8")]))
     assert "--dns-forward" not in words(policy([Connect("10.0.0.0/8")]))

@@ -48,6 +48,11 @@ def rules(policy: Policy) -> str:
         (
             "table inet obelisk {",
             *(f"  set {name} {{ type {kind} . inet_proto . inet_service; flags timeout; }}" for name, kind in _KINDS.items() if named),
+            # What never leaves is accepted below whatever it belongs to, so that following its connections would be work for nothing.
+            "  chain untracked {",
+            "    type filter hook output priority raw;",
+            '    oifname "lo" notrack',
+            "  }",
             "  chain input {",
             "    type filter hook input priority 0; policy drop;",
             *([f'    iifname "lo" ip saddr {UPSTREAM} drop'] if named else []),
