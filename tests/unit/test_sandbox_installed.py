@@ -367,7 +367,7 @@ def test_a_unit_with_a_network_keeps_nothing_that_pasta_and_what_it_starts_need(
     assert not [line for line in theirs if line.startswith((*kept, "SystemCall", "Restrict", "Lock", "Memory"))]
 
 
-@pytest.mark.parametrize(("app", "granted", "limit"), [(ALONE, policy(), 3.0), (SERVED, PORT, 3.0), (ALONE, PORT, 4.5)])
+@pytest.mark.parametrize(("app", "granted", "limit"), [(ALONE, policy(), 3.2), (SERVED, PORT, 3.2), (ALONE, PORT, 4.7)])
 def test_a_unit_of_root_is_no_wider_than_it_has_to_be(tmp_path: Path, app: Application, granted: Policy, limit: float) -> None:
     unit = tmp_path / "obelisk-app-shop.service"
     unit.write_text(units.texts(seat(), "shop_1", app, granted)[unit.name])
