@@ -101,7 +101,10 @@ def _ports(service: Service, policy: Policy) -> tuple[int, ...]:
 
 def _service(seat: Seat, label: str, service: Service, policy: Policy, *, sockets: bool) -> str:
     # A connection may ask for the service while another version is put in place: it waits for that. Who died over it holds no lock.
-    look = f"flock --shared {_quoted(str(seat.moving))} true 2>/dev/null; test -e {_quoted(str(seat.start))} || exec {_prepare(seat)}"
+    # Even so, systemd gives it a view of its own on what is mounted, and what root mounts there would be gone when it ends.
+    outside = "nsenter --target 1 --mount -- " if seat.by_root else ""
+    prepare = f"exec {outside}{_prepare(seat)}"
+    look = f"flock --shared {_quoted(str(seat.moving))} true 2>/dev/null; test -e {_quoted(str(seat.start))} || {prepare}"
     networked = network.is_wanted(policy) and not sockets
     lines = [
         "[Unit]",
