@@ -90,7 +90,7 @@ def test_show_tells_what_it_may_do_and_what_holds_here(shell: Tool) -> None:
     result = json.loads(shell.run("app", "show", str(shell.spec), "--json"))
     assert result["score"] == 0
     assert result["granted"] == result["missing"] == []
-    assert {"namespaces", "files", "seccomp", "landlock", "nesting", "write-execute", "limits", "rights"} == set(result["layers"])
+    assert {"namespaces", "files", "blocks", "seccomp", "landlock", "nesting", "write-execute", "limits", "rights"} == set(result["layers"])
 
 
 def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_by_saying_so(applications: Tool) -> None:
