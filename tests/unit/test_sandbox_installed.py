@@ -346,7 +346,7 @@ def test_a_unit_says_what_bounds_the_service_and_nothing_that_the_policy_widens(
     secret = service(policy(), replace(ALONE, credentials=("token",)))
     assert [line for line in secret if line.startswith("CapabilityBoundingSet=") and line.endswith(" CAP_CHOWN")]
     # What is mounted where systemd starts this would be gone with it.
-    assert [line for line in plain if line.startswith("ExecStartPre=+") and "exec nsenter --target 1 --mount -- " in line]
+    assert [line for line in plain if line.startswith("ExecStartPre=+") and "exec nsenter --target $$PPID --mount -- " in line]
     # It would keep pasta from starting bubblewrap as root of its namespace; this would keep bubblewrap from opening what it mounts.
     assert "NoNewPrivileges=yes" not in service(PORT)
     assert "NoNewPrivileges=yes" in service(PORT, SERVED)

@@ -126,8 +126,8 @@ def _service(seat: Seat, label: str, app: Application, policy: Policy, *, socket
     service = app.service or Service()
     # A connection may ask for the service while another version is put in place: it waits for that. Who died over it holds no lock.
     # What it makes is for the application to see, whatever the mask of the service. Even so, systemd gives it a view of its own on what is
-    # mounted, and what root mounts there would be gone when it ends.
-    outside = "nsenter --target 1 --mount -- " if seat.by_root else ""
+    # mounted, and what root mounts there would be gone when it ends: it is done in the view of whoever started it, which is systemd.
+    outside = "nsenter --target $PPID --mount -- " if seat.by_root else ""
     look = f"umask 022; flock --shared {_quoted(str(seat.moving))} true 2>/dev/null; "
     look += f"test -e {_quoted(str(seat.start))} || exec {outside}{_prepare(seat)}"
     networked = network.is_wanted(policy) and not sockets
