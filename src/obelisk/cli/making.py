@@ -1,6 +1,7 @@
 """Commands that make: new, lock, build, keys."""
 
 import sys
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -114,9 +115,9 @@ def signing_key(pinned: Lock, store: Store, sink: Sink) -> SigningKey:
 
 
 def lock_at_hand(store: Store) -> Lock | None:
-    """The lock of any image's spec in the store."""
+    """The lock of any image's spec in the store that is still there and may be read."""
     files = (Path(ref.name).with_suffix(".lock") for ref in store.refs())
-    return next((read_lock(file) for file in files if file.exists()), None)
+    return next((read_lock(file) for file in files if os.access(file, os.R_OK)), None)
 
 
 def tools_room(pinned: Lock | None, store: Store, sink: Sink) -> Room:
