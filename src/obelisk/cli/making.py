@@ -1,7 +1,7 @@
 """Commands that make: new, lock, build, keys."""
 
-import sys
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 
