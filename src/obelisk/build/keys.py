@@ -93,7 +93,7 @@ class SigningKey:
     @property
     def enrol_db(self) -> Path:
         """The file by which new machines come to trust images."""
-        return self._signed(self.coming, "both.auth") if self.coming else self._signed(self.generation, "db.auth")
+        return self.signed(self.coming, "both.auth") if self.coming else self.signed(self.generation, "db.auth")
 
     @property
     def owner(self) -> Path:
@@ -103,12 +103,12 @@ class SigningKey:
     @property
     def update(self) -> Path | None:
         """The file that brings hosts the certificate that is coming."""
-        return self._signed(self.coming, _UPDATE) if self.coming else None
+        return self.signed(self.coming, _UPDATE) if self.coming else None
 
     @property
     def revoke(self) -> Path | None:
         """The file that has hosts refuse what the key before signed."""
-        file = self._signed(self.generation, _REVOKED)
+        file = self.signed(self.generation, _REVOKED)
         return file if self.generation and file.exists() else None
 
     @property
@@ -124,7 +124,7 @@ class SigningKey:
             found |= {PartKind.UPDATE_PK: self.owner / "update-pk.auth", PartKind.UPDATE_KEK: self.owner / "KEK.auth"}
         return {kind: file for kind, file in found.items() if file is not None}
 
-    def _signed(self, generation: str, name: str) -> Path:
+    def signed(self, generation: str, name: str) -> Path:
         """A file of a db key, signed by the KEK that counts."""
         again = self.owner / "signed" / f"{generation or 'db'}.{name}"
         return again if self.platform and again.exists() else self.directory / generation / name
@@ -238,7 +238,7 @@ def rotate(directory: Path, room: Room, *, name: str = "Obelisk") -> SigningKey:
             code="rotation-underway",
             hint="release an image built since then; when every host runs it: `obelisk keys rotate secure-boot --finish`",
         )
-    _require_offline(found, "KEK.key")
+    _require_private(found, "KEK.key")
     with _next(directory, "db") as (number, fresh):
         label = f"{name} TEST" if found.test_key else name
         room.run(["sh", "-c", _MAKE, "keys", f"{label} {number}", "db"], binds=[writable(fresh, "/out")])
@@ -258,7 +258,7 @@ def rotate_platform(directory: Path, room: Room, *, name: str = "Obelisk") -> Si
         StateError: there are no keys, or PK.key is not there.
     """
     found = _there(directory)
-    _require_offline(found, "PK.key")
+    _require_private(found, "PK.key")
     with _next(directory, "platform") as (number, fresh):
         label = f"{name} TEST" if found.test_key else name
         room.run(["sh", "-c", _MAKE, "keys", f"{label} {number}", "PK", "KEK"], binds=[writable(fresh, "/out")])
@@ -270,7 +270,7 @@ def rotate_platform(directory: Path, room: Room, *, name: str = "Obelisk") -> Si
         (fresh / "signed").mkdir()
         for generation in ("", *(each.name for each in _generations(directory, "db"))):
             for file in ("db.auth", "both.auth", _UPDATE, _REVOKED):
-                before = found._signed(generation, file)  # noqa: SLF001 - of this module
+                before = found.signed(generation, file)
                 if not before.exists():
                     continue
                 listed = list(efivars.certificates_of(before.read_bytes()))
@@ -295,7 +295,7 @@ def _next(directory: Path, what: str) -> Iterator[tuple[int, Path]]:
         raise
 
 
-def _require_offline(found: SigningKey, name: str) -> None:
+def _require_private(found: SigningKey, name: str) -> None:
     """A private key that only new keys need, and that may be elsewhere meanwhile."""
     file = found.owner / name
     if not file.exists():
@@ -330,7 +330,7 @@ def revoke(directory: Path, room: Room) -> SigningKey:
         )
     if found.revoke is not None:
         return found
-    _require_offline(found, "KEK.key")
+    _require_private(found, "KEK.key")
     signers = [directory, *_generations(directory, "db")]
     before = signers[signers.index(found.signing) - 1]
     write_durably(found.signing / _REVOKED, _Signer(room, found.owner, "KEK").sign("dbx", [(before / "db.der").read_bytes()], append=True))

@@ -31,6 +31,7 @@ _KINDS = dict(
     )
 )
 """Parts of an image that are for the firmware, in the order in which they are applied, and the endings of their files on the ESP."""
+_VARIABLES = {PartKind.UPDATE_PK: "PK", PartKind.UPDATE_KEK: "KEK", PartKind.UPDATE_DB: "db", PartKind.UPDATE_DBX: "dbx"}
 _GROWING = ("db", "dbx")
 _LOADERS = (Path("EFI/systemd/systemd-bootx64.efi"), Path("EFI/BOOT/BOOTX64.EFI"))
 
@@ -58,7 +59,7 @@ def lay(place: Path, manifest: Manifest, source: Source) -> None:
         if hash_file(target) != manifest.part(kind).sha256:
             target.unlink()
             raise TrustError(f"{path} is not what the manifest says", code="part-damaged", hint="copy or fetch the image again")
-        if kind is not PartKind.LOADER and efivars.secure_boot() and _knows(_variable(kind), target.read_bytes()):
+        if kind in _VARIABLES and efivars.secure_boot() and _knows(_VARIABLES[kind], target.read_bytes()):
             target.unlink()
     esp.flush(place)
 
@@ -77,8 +78,8 @@ def apply(place: Path, label: str) -> list[str]:
             continue
         match kind:
             case PartKind.UPDATE_PK | PartKind.UPDATE_KEK:
-                _give(_variable(kind), file.read_bytes())
-                said.append(f"the firmware has another {_variable(kind)}")
+                _give(_VARIABLES[kind], file.read_bytes())
+                said.append(f"the firmware has another {_VARIABLES[kind]}")
             case PartKind.UPDATE_DB:
                 _give("db", file.read_bytes())
                 said.append("the firmware knows the key that is coming")
@@ -101,10 +102,6 @@ def _file(place: Path, label: str, kind: PartKind) -> Path:
 def _has_loader(place: Path, manifest: Manifest) -> bool:
     sha256 = manifest.part(PartKind.LOADER).sha256
     return all((place / each).is_file() and hash_file(place / each) == sha256 for each in _LOADERS)
-
-
-def _variable(kind: PartKind) -> str:
-    return {PartKind.UPDATE_PK: "PK", PartKind.UPDATE_KEK: "KEK", PartKind.UPDATE_DB: "db", PartKind.UPDATE_DBX: "dbx"}[kind]
 
 
 def _knows(variable: str, update: bytes) -> bool:

@@ -169,14 +169,14 @@ def _approved(there: Repository | None, manifest: Manifest, app: Application | N
 
 def _check_kind(there: Repository, manifest: Manifest) -> None:
     """A name is a machine's or an application's for ever: whoever follows its channel would take the other for the next version."""
-    for each in there.contents.releases:
-        if each.name == manifest.name and there.manifest(each).is_application != manifest.is_application:
-            kinds = ("an application", "a machine") if manifest.is_application else ("a machine", "an application")
-            raise StateError(
-                f"{manifest.label} is {kinds[0]}, and {each.name} {each.version} of this repository is {kinds[1]}",
-                code="release-kind",
-                hint="give the spec another name",
-            )
+    first = next((each for each in there.contents.releases if each.name == manifest.name), None)  # all others are what it is
+    if first is not None and there.manifest(first).is_application != manifest.is_application:
+        kinds = ("an application", "a machine") if manifest.is_application else ("a machine", "an application")
+        raise StateError(
+            f"{manifest.label} is {kinds[0]}, and {first.name} {first.version} of this repository is {kinds[1]}",
+            code="release-kind",
+            hint="give the spec another name",
+        )
 
 
 def _minimum(there: Repository, wanted: Wanted) -> str:

@@ -101,9 +101,14 @@ def uses_bus(policy: Policy) -> bool:
     return bool(policy.of(Talk) or policy.of(Own))
 
 
+def shows_windows(policy: Policy) -> bool:
+    """Whether the policy grants windows."""
+    return policy.has(Wayland()) or policy.has(X11())
+
+
 def is_wanted(policy: Policy) -> bool:
     """Whether the policy grants anything of a session."""
-    return uses_bus(policy) or policy.has(Wayland()) or policy.has(X11())
+    return uses_bus(policy) or shows_windows(policy)
 
 
 def without(policy: Policy) -> Policy:
@@ -113,8 +118,7 @@ def without(policy: Policy) -> Policy:
 
 def sockets(policy: Policy, session: Session) -> tuple[str, ...]:
     """The sockets of the session that an application, or a helper of its, connects to."""
-    windows = policy.has(Wayland()) or policy.has(X11())
-    wanted = (session.bus if uses_bus(policy) else "", (session.compositor or session.screen) if windows else "")
+    wanted = (session.bus if uses_bus(policy) else "", (session.compositor or session.screen) if shows_windows(policy) else "")
     return tuple(socket for socket in wanted if socket)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.errors import InputError
-from obelisk.model.policy import X11, Policy, Wayland
 from obelisk.sandbox import keyfile
 
 _GROUP = "Desktop Entry"
@@ -35,11 +34,6 @@ class Description:
 
     words: tuple[tuple[str, str], ...] = ()
     icon: bytes = b""
-
-
-def is_wanted(policy: Policy) -> bool:
-    """Whether the policy grants windows."""
-    return policy.has(Wayland()) or policy.has(X11())
 
 
 def described(root: Path, command: tuple[str, ...]) -> Description:

@@ -22,7 +22,7 @@ from pathlib import Path
 from obelisk.events import Sink
 from obelisk.model.application import Service
 from obelisk.model.policy import Policy
-from obelisk.sandbox import entries
+from obelisk.sandbox import desktop, entries
 from obelisk.sandbox.health import wait_until_healthy
 from obelisk.sandbox.installed import Installation, Made, Manager, Places
 from obelisk.sandbox.machine import Machine
@@ -123,7 +123,7 @@ class Ground:
             room=self.room,
             guard=guard_of(app, policy),
         )
-        shows = app.service is None and not self.machine.is_root and entries.is_wanted(policy)
+        shows = app.service is None and not self.machine.is_root and desktop.shows_windows(policy)
         return Made(
             ready.start.parent,
             texts(seat, image.manifest.label, app, policy),
