@@ -105,7 +105,7 @@ def rules(terms: Terms, shares: Shares, networks: Sequence[str]) -> str:
     turn = [f"meta l4proto tcp dnat ip to numgen inc mod {ALL} map @homes"] * 2
     # Without this, answers to the machine's loopback, or to a neighbour on the instances' own network, would not come back through here.
     near = "".join(f", {network}" for network in ipaddress.collapse_addresses(map(ipaddress.IPv4Network, networks)))
-    hidden = f"ct status dnat ct original proto-dst {port} ip saddr {{ 127.0.0.0/8{near} }} masquerade"
+    hidden = f"meta l4proto tcp ct status dnat ct original proto-dst {port} ip saddr {{ 127.0.0.0/8{near} }} masquerade"
     chains = {
         "turn": ("", turn),
         "arriving": ("{ type nat hook prerouting priority dstnat; }", [f"{to_port} jump turn"]),
