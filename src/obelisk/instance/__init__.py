@@ -1,0 +1,1 @@
+"""Instances of images, and the services that they make up."""
