@@ -43,7 +43,7 @@ class Homes:
     def create(self, name: str, image: str, terms: Terms, *, state: tuple[str, str] | None) -> None:
         assert state is None
         place = self.top / "instances" / name
-        place.mkdir(parents=True, exist_ok=True)
+        (place / "state").mkdir(parents=True, exist_ok=True)
         if self.look(name).running:
             return
         space, number = f"{self.prefix}-{name}", self._number(place)
@@ -55,6 +55,8 @@ class Homes:
             inside(self.machine, "ip", "link", "delete", outer)
         inside(self.machine, "ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", space)
         inside(self.machine, "ip", "link", "set", outer, "master", "homes", "up")
+        # Where the kernel has bridges obey the packet filter, an instance reaches itself by the service only so.
+        inside(self.machine, "ip", "link", "set", outer, "type", "bridge_slave", "hairpin", "on")
         for words in (
             ("link", "set", "lo", "up"),
             ("address", "add", f"10.77.0.{number}/24", "dev", inner),
@@ -69,16 +71,19 @@ class Homes:
     def look(self, name: str, /) -> Seen:
         place = self.top / "instances" / name
         running = bool(_processes(place))
-        return Seen(running, f"10.77.0.{(place / 'number').read_text()}" if running else "")
+        if not running:
+            return Seen(running=False)
+        return Seen(running=True, address=f"10.77.0.{(place / 'number').read_text()}:{SHOP.guest_port}", healthy=True)
 
     def save(self, name: str, snapshot: str) -> None:
-        raise NotImplementedError
+        shutil.copytree(self.state(name), self.top / "instances" / name / snapshot, dirs_exist_ok=True)
 
     def forget(self, name: str, snapshot: str) -> None:
-        raise NotImplementedError
+        shutil.rmtree(self.top / "instances" / name / snapshot, ignore_errors=True)
 
     def restore(self, name: str, snapshot: str) -> None:
-        raise NotImplementedError
+        shutil.rmtree(self.state(name))
+        shutil.copytree(self.top / "instances" / name / snapshot, self.state(name))
 
     def retire(self, name: str) -> None:
         place = self.top / "instances" / name
@@ -92,6 +97,10 @@ class Homes:
         with suppress(subprocess.CalledProcessError):
             ip("netns", "delete", f"{self.prefix}-{name}")
         shutil.rmtree(place, ignore_errors=True)
+
+    def state(self, name: str) -> Path:
+        """Where the state of an instance is."""
+        return self.top / "instances" / name / "state"
 
     @property
     def machine(self) -> str:

@@ -62,7 +62,7 @@ def in_order(place: Street) -> None:
     assert {each.name for each in (place.top / "instances").iterdir()} == there
     assert all(place.look(instance).running for instance in there)
     assert service.applied is not None
-    led = {address.split(" ")[0] for address in re.findall(r": (10\.77\.0\.\d+) \.", inside(place.machine, "nft", "list", "ruleset"))}
+    led = {f"{address}:80" for address in re.findall(r": (10\.77\.0\.\d+) \. 80", inside(place.machine, "nft", "list", "ruleset"))}
     assert led == {share.address for share in service.applied}
 
 
@@ -237,7 +237,7 @@ def test_nobody_else_reaches_the_loopback_that_is_opened_towards_instances(place
     secret = subprocess.Popen([*within(place.machine), "python3", "-m", "http.server", "9999", "--bind", "127.0.0.1"], stderr=-3, stdout=-3)
     try:
         instance = f"{place.prefix}-shop-1-1"
-        number = place.look("shop-1-1").address.rsplit(".", 1)[1]
+        number = place.look("shop-1-1").address.removesuffix(":80").rpartition(".")[2]
         inside(instance, "sysctl", "-qw", f"net.ipv4.conf.i{number}.route_localnet=1")
         inside(instance, "ip", "route", "delete", "local", "127.0.0.1", "table", "local")
         inside(instance, "ip", "route", "delete", "local", "127.0.0.0/8", "table", "local")

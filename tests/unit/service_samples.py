@@ -16,7 +16,10 @@ from obelisk.instance.service import Means, Services
 from obelisk.model.service import Phase, Service, Shares, Terms
 
 SHOP = Terms("shop", 8080, 80, health_s=0, keep_s=100, drain_s=50)
-STATEFUL = Terms("shop", 8080, 80, instances=2, state_bytes=1 << 30, health_s=0, keep_s=100, drain_s=50)
+STATEFUL = Terms("shop", 8080, 80, instances=2, carries=True, health_s=0, keep_s=100, drain_s=50)
+
+
+SICK = ("bad", "dead", "ill", "mute")
 
 
 class CutError(BaseException):
@@ -35,7 +38,7 @@ class Played:
 
 
 class World:
-    """A machine. Images whose names begin with `bad` never become healthy, those that begin with `dead` do not stay up."""
+    """A machine. Images called `bad` do not answer, `dead` do not stay up, `ill` find themselves not healthy, and `mute` never say."""
 
     def __init__(self, top: Path, terms: Terms = SHOP) -> None:
         self.terms = terms
@@ -48,7 +51,7 @@ class World:
         self.said: list[str] = []
         self.left: int | None = None
         self.ending = False
-        self._addresses = (f"10.0.{number // 250}.{number % 250 + 2}" for number in itertools.count())
+        self._addresses = (f"10.0.{number // 250}.{number % 250 + 2}:80" for number in itertools.count())
         self.services = Services(top / "services", Means(self, self, lambda: self.time, self.answers), silent)
 
     # Cutting
@@ -88,7 +91,9 @@ class World:
 
     def look(self, name: str, /) -> Seen:
         found = self.there.get(name)
-        return Seen(found is not None and found.running, found.address if found is not None else "")
+        if found is None:
+            return Seen(running=False)
+        return Seen(found.running, found.address, {"ill": False, "mute": None}.get(found.image.rstrip("0123456789"), True))
 
     def save(self, name: str, snapshot: str) -> None:
         self.point(f"save {name}")
@@ -136,7 +141,7 @@ class World:
         self.point("lead")
         self.refuse("lead")
         if not self.ending:
-            healthy = {each.address for each in self.there.values() if not each.image.startswith(("bad", "dead"))}
+            healthy = {each.address for each in self.there.values() if not each.image.startswith(SICK)}
             assert {share.address for share in shares} <= healthy, "connections are led to what was not shown to be healthy"
             assert not shares or sum(share.percent for share in shares) == 100
             assert shares or not self.shares, "a service that has served ends"
@@ -147,8 +152,7 @@ class World:
         assert terms == self.terms
         return self.shares == shares
 
-    def open_connections(self, terms: Terms) -> Mapping[str, int]:
-        assert terms == self.terms
+    def open_connections(self) -> Mapping[str, int]:
         return self.open
 
     def answers(self, address: str, terms: Terms) -> bool:

@@ -2,19 +2,27 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from service_samples import SHOP, STATEFUL, World, in_memory
+from service_samples import SHOP, SICK, STATEFUL, World, in_memory
 
 from obelisk.errors import InputError, MissingFeatureError, ObeliskError, StateError, TrustError
+from obelisk.events import silent
 from obelisk.instance import traffic
+from obelisk.instance.lodging import Lodging
+from obelisk.instance.proving import Seen
+from obelisk.instance.service import Means, Services
 from obelisk.model import service as model
+from obelisk.model.instance import Port
 from obelisk.model.service import CUT, Phase, Share, Terms, slots, wanted
 from obelisk.system.files import locked
 
@@ -43,10 +51,18 @@ def test_the_next_iteration_takes_connections_and_the_one_before_is_kept(world: 
     assert (world.images_led(), world.image(Phase.KEPT)) == ({"one"}, "")
     world.deploy("two")
     assert (world.images_led(), world.image(Phase.CURRENT), world.image(Phase.KEPT)) == ({"two"}, "two", "one")
-    assert world.said == ["create shop-1-1", "lead", "create shop-2-1", "lead"]
+    assert world.said == ["create shop-1-1", "lead", "save shop-1-1", "create shop-2-1", "lead"]
 
 
-@pytest.mark.parametrize(("image", "reason"), [("bad", "gave no good answer"), ("dead", "did not stay up")])
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("bad", "gave no good answer"),
+        ("dead", "did not stay up"),
+        ("ill", "find shop-2-1 not healthy"),
+        ("mute", "said nothing of its checks"),
+    ],
+)
 def test_a_deploy_that_fails_takes_no_connection_is_cleaned_away_and_keeps_its_reason(world: World, image: str, reason: str) -> None:
     world.deploy("one")
     world.said.clear()
@@ -225,12 +241,23 @@ def test_an_iteration_whose_state_could_not_be_set_back_goes(stateful: World) ->
     assert (stateful.images_led(), {each.image for each in stateful.there.values()}) == ({"two"}, {"two"})
 
 
-def test_a_rollback_with_state_wants_a_snapshot(world: World) -> None:
+def test_state_is_brought_back_only_to_what_was_replaced(world: World) -> None:
     world.deploy("one")
     world.deploy("two")
+    world.services.rollback("shop")
     with pytest.raises(StateError) as error:
         world.services.rollback("shop", with_state=True)
     assert error.value.code == "no-snapshot"
+
+
+def test_without_being_told_to_carry_it_an_iteration_begins_with_empty_state(world: World) -> None:
+    world.deploy("one")
+    world.write("one", "orders")
+    world.deploy("two")
+    assert world.state("two") == {""}
+    world.write("one", " late")
+    world.services.rollback("shop", with_state=True)
+    assert world.state("one") == {"orders"}
 
 
 def test_what_cannot_be_removed_holds_nothing_up(world: World) -> None:
@@ -318,8 +345,8 @@ COMMANDS: dict[str, Callable[[World], object]] = {
 
 @pytest.mark.parametrize(
     ("command", "terms"),
-    [(command, terms) for command in COMMANDS for terms in (SHOP, STATEFUL) if terms.state_bytes or command != "back with state"],
-    ids=lambda value: value if isinstance(value, str) else "stateful" if value.state_bytes else "stateless",
+    [(command, terms) for command in COMMANDS for terms in (SHOP, STATEFUL)],
+    ids=lambda value: value if isinstance(value, str) else "carrying" if value.carries else "bare",
 )
 def test_a_command_that_is_cut_anywhere_is_undone_or_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, terms: Terms
@@ -347,9 +374,9 @@ def test_a_command_that_is_cut_anywhere_is_undone_or_finished(
 def test_the_same_deploy_goes_on_where_it_was_cut(world: World) -> None:
     world.deploy("one")
     world.said.clear()
-    with world.cut_after(8):
+    with world.cut_after(12):
         world.deploy("two")
-    assert world.said == ["create shop-2-1"]
+    assert world.said == ["save shop-1-1", "create shop-2-1"]
     world.deploy("two")
     assert world.images_led() == {"two"}
     assert world.service.next_number == 3
@@ -357,7 +384,7 @@ def test_the_same_deploy_goes_on_where_it_was_cut(world: World) -> None:
 
 def test_another_deploy_undoes_one_that_was_cut(world: World) -> None:
     world.deploy("one")
-    with world.cut_after(8):
+    with world.cut_after(12):
         world.deploy("two")
     assert "shop-2-1" in world.there
     world.deploy("three")
@@ -441,11 +468,52 @@ def test_shares_of_instances_add_up(count: int, percent: int) -> None:
 
 
 def test_the_rules_name_each_instance_and_nothing_else() -> None:
-    script = traffic.rules(SHOP, (Share("10.0.0.2", 50), Share("10.0.0.3", 50)), ["10.0.0.0/24", "10.0.0.0/16"])
-    assert "0 : 10.0.0.2 . 80, 1 : 10.0.0.3 . 80" in script
+    script = traffic.rules(SHOP, (Share("10.0.0.2:80", 50), Share("10.0.0.3:81", 50)), ["10.0.0.0/24", "10.0.0.0/16"])
+    assert "0 : 10.0.0.2 . 80, 1 : 10.0.0.3 . 81" in script
     assert "{ 127.0.0.0/8, 10.0.0.0/16 }" in script
     assert "tcp dport 8080 jump turn" in script
     assert traffic.table(Terms("my-shop", 1, 1)) == "obelisk_service_my_shop"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"name": "Shop"}, "service-name"),
+        ({"name": ""}, "service-name"),
+        ({"port": 0}, "port"),
+        ({"guest_port": 70000}, "port"),
+        ({"instances": 0}, "service-instances"),
+        ({"check": "health"}, "service-check"),
+        ({"check": "/a b"}, "service-check"),
+    ],
+)
+def test_terms_that_cannot_be_are_refused(world: World, change: dict[str, Any], code: str) -> None:
+    with pytest.raises(InputError) as error:
+        world.services.create(Terms(**{"name": "other", "port": 8081, "guest_port": 80} | change))
+    assert error.value.code == code
+    assert world.services.names() == ("shop",)
+
+
+def test_an_engine_gives_the_instances(world: World, tmp_path: Path) -> None:
+    """The words of a service, in those of an engine."""
+    engine = FakeEngine(images=("one", "two"))
+    lodging = Lodging(engine)
+    services = Services(tmp_path / "engine", Means(lodging, world, lambda: world.time, lambda _address, _terms: True), silent)
+    world.ending = True
+    world.terms = replace(SHOP, carries=True)
+    services.create(world.terms)
+    services.deploy("shop", "one", "one")
+    assert engine.instance("shop-1-1").wish.ports == (Port(40000, 80, traffic.HOME),)
+    engine._all["shop-1-1"].words.state = "orders"
+    services.deploy("shop", "two", "two")
+    assert engine._all["shop-2-1"].words.state == "orders"
+    engine._all["shop-1-1"].words.state = "late"
+    services.rollback("shop", with_state=True)
+    assert engine._all["shop-1-1"].words.state == "orders"
+    assert lodging.look("shop-1-1") == Seen(running=True, address=f"{traffic.HOME}:40000", healthy=True)
+    services.retire("shop")
+    assert (engine.instances(), lodging.look("shop-1-1")) == ((), Seen(running=False))
+    lodging.retire("shop-1-1")
 
 
 def settled(world: World) -> None:
@@ -481,7 +549,7 @@ class Life(RuleBasedStateMachine):
             self.patch.undo()
             self.place.cleanup()
 
-    @rule(kind=st.sampled_from(["good", "good", "bad", "dead"]), percent=st.sampled_from([100, 100, 10, 50]), cut=cuts)
+    @rule(kind=st.sampled_from(["good", "good", "good", "good", *SICK]), percent=st.sampled_from([100, 100, 10, 50]), cut=cuts)
     def deploy(self, kind: str, percent: int, cut: int | None) -> None:
         self.number += 1
         self.act(lambda: self.world.deploy(f"{kind}{self.number}", percent), cut)

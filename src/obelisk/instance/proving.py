@@ -18,7 +18,7 @@ _MOST_BYTES = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How an instance is. `address`: empty while it has none; `healthy`: what the image's own checks say, None where they say nothing."""
+    """How an instance is. `address`: `address:port`, or empty; `healthy`: what its image's own checks say, None until then."""
 
     running: bool
     address: str = ""
@@ -50,15 +50,12 @@ def wait_until_healthy(instances: Sequence[str], terms: Terms, look: Look, answe
                 raise StateError(f"{instance} did not stay up", code="instance-down")
             if seen.healthy is False:
                 raise StateError(f"the checks of its image find {instance} not healthy", code="instance-unhealthy")
-        silent = [instance for instance, seen in found.items() if not seen.address or not answers(seen.address, terms)]
+        silent = [name for name, seen in found.items() if not (seen.healthy and seen.address and answers(seen.address, terms))]
         if not silent:
             return Healthy(tuple(seen.address for seen in found.values()))
         if time.monotonic() > deadline:
-            raise StateError(
-                f"{silent[0]} gave no good answer {_asked(terms)} in {terms.health_s} s"
-                + ("" if found[silent[0]].address else "; it has no address"),
-                code="instance-silent",
-            )
+            what = "gave no good answer " + _asked(terms) if found[silent[0]].healthy else "said nothing of its checks"
+            raise StateError(f"{silent[0]} {what} in {terms.health_s} s", code="instance-silent")
         time.sleep(poll_s)
 
 
@@ -77,11 +74,12 @@ def fault(instances: Sequence[str], terms: Terms, look: Look, answers: Answers) 
 
 def answers(address: str, terms: Terms) -> bool:
     """Whether the port accepts connections or, where the service declares a path, gives it by HTTP."""
+    host, _, port = address.rpartition(":")
     if not terms.check:
-        return ports.accepts(address, terms.guest_port, timeout_s=_ANSWER_S)
+        return ports.accepts(host, int(port), timeout_s=_ANSWER_S)
     with Client(Limits(connect_s=_ANSWER_S, idle_s=_ANSWER_S, redirects=0), proxies=_Direct()) as client:
         try:
-            with client.get(f"http://{address}:{terms.guest_port}{terms.check}", most_bytes=_MOST_BYTES) as answer:
+            with client.get(f"http://{address}{terms.check}", most_bytes=_MOST_BYTES) as answer:
                 answer.read()
         except TransportError as error:
             return error.code == "http-redirect"

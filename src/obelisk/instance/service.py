@@ -122,10 +122,11 @@ class Services:
         """A new service without an iteration: nothing is at its port yet.
 
         Raises:
-            InputError: the name is taken.
+            InputError: the name is taken, or the terms cannot be.
             StateError: the port is.
             MissingFeatureError: connections cannot be led here.
         """
+        model.check_terms(terms)
         self._place.mkdir(parents=True, exist_ok=True)
         with locked(self._place / "lock"):
             for name in self.names():
@@ -196,7 +197,7 @@ class Services:
 
     def open_connections(self, service: Service) -> dict[int, int]:
         """How many connections are open at each iteration that has instances, by its number."""
-        counted = self._means.traffic.open_connections(service.terms)
+        counted = self._means.traffic.open_connections()
         there = (iteration for iteration in service.iterations if iteration.phase is not Phase.GONE)
         return {each.number: sum(counted.get(address, 0) for address in each.addresses) for each in there}
 
@@ -251,7 +252,7 @@ class Services:
         """The service after time, and other programs, have had their way."""
         if service.applied is not None and not self._means.traffic.leads(service.terms, service.applied):
             service = replace(service, applied=None)
-        return self._store(model.aged(service, self._means.traffic.open_connections(service.terms), now=self._means.now()))
+        return self._store(model.aged(service, self._means.traffic.open_connections(), now=self._means.now()))
 
     def _run(self, service: Service) -> Service:
         """Do all that is to be done. What cannot be removed now is told, and stays to be removed."""

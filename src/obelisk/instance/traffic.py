@@ -5,7 +5,8 @@
       chain turn     takes the next entry of the map; both of the following come here
       chain arriving, own                         connections from elsewhere, and from this machine itself, to the service's port
       chain leaving                               gives connections the machine's address that would else be answered past it
-      chain guard                                 nobody else reaches the machine's loopback, which is opened towards instances
+      chain guard                                 nobody comes from elsewhere to the loopback, which is opened towards instances, or past
+                                                  the service to an instance that is at an address of this machine
 
 Only the first packet of a connection comes to such a chain: all others, either way, follow what the kernel's table of connections says. So
 a change of the map leaves open connections where they are. The map, and all around it, is changed in one transaction: a packet sees what
@@ -24,6 +25,9 @@ from obelisk.model.service import ALL, Shares, Terms, slots
 from obelisk.system import conntrack, iproute, nft, ports
 
 _SETTINGS = Path("/proc/sys/net/ipv4")
+_LOOPBACK = "lo"
+HOME = "198.18.0.1"
+"""An address that every machine here has on its loopback, for ports that engines lead into instances. Source: RFC 2544, appendix C.2.2."""
 
 
 class Traffic(Protocol):
@@ -47,8 +51,8 @@ class Traffic(Protocol):
     def leads(self, terms: Terms, shares: Shares) -> bool:
         """Whether it is so now."""
 
-    def open_connections(self, terms: Terms) -> Mapping[str, int]:
-        """How many connections are open at the instances of the service, by address."""
+    def open_connections(self) -> Mapping[str, int]:
+        """How many connections are open, by the `address:port` that answers."""
 
 
 class PacketFilter:
@@ -57,6 +61,7 @@ class PacketFilter:
     def require(self, terms: Terms) -> None:
         """See `Traffic.require`."""
         nft.require()
+        iproute.have(HOME, _LOOPBACK)
         if ports.is_taken(terms.port):
             raise StateError(
                 f"a program of this machine listens at port {terms.port}",
@@ -69,21 +74,21 @@ class PacketFilter:
         if not shares:
             nft.load(without(terms))
             return
-        links = tuple(dict.fromkeys(iproute.towards(share.address) for share in shares))
-        _set("ip_forward")
+        links = tuple(dict.fromkeys(iproute.towards(share.address.rpartition(":")[0]) for share in shares))
         for link in links:
-            _set(f"conf/{link.device}/route_localnet")
+            if link.device != _LOOPBACK:
+                _set("ip_forward")
+                _set(f"conf/{link.device}/route_localnet")
         nft.load(rules(terms, shares, tuple(dict.fromkeys(network for link in links for network in link.networks))))
 
     def leads(self, terms: Terms, shares: Shares) -> bool:
         """See `Traffic.leads`."""
         found = nft.elements(table(terms), "homes")
-        expected = {index: f"{address}:{terms.guest_port}" for index, address in enumerate(slots(shares))}
-        return found == (expected if shares else None)
+        return found == (dict(enumerate(slots(shares))) if shares else None)
 
-    def open_connections(self, terms: Terms) -> Mapping[str, int]:
+    def open_connections(self) -> Mapping[str, int]:
         """See `Traffic.open_connections`."""
-        return {address: count for (address, port), count in conntrack.open_connections().items() if port == terms.guest_port}
+        return conntrack.open_connections()
 
 
 def table(terms: Terms) -> str:
@@ -99,7 +104,7 @@ def without(terms: Terms) -> str:
 def rules(terms: Terms, shares: Shares, networks: Sequence[str]) -> str:
     """The script that makes the table be as it is to be, whatever it was. `networks` are those that the instances are in."""
     name, port = table(terms), terms.port
-    chosen = ", ".join(f"{index} : {address} . {terms.guest_port}" for index, address in enumerate(slots(shares)))
+    chosen = ", ".join(f"{index} : {address.replace(':', ' . ')}" for index, address in enumerate(slots(shares)))
     to_port = f"fib daddr type local tcp dport {port}"
     # A kernel before 6.17 may miss an element of a map in the instant of a change; the second look finds it.
     turn = [f"meta l4proto tcp dnat ip to numgen inc mod {ALL} map @homes"] * 2
@@ -111,7 +116,7 @@ def rules(terms: Terms, shares: Shares, networks: Sequence[str]) -> str:
         "arriving": ("{ type nat hook prerouting priority dstnat; }", [f"{to_port} jump turn"]),
         "own": ("{ type nat hook output priority -100; }", [f"{to_port} jump turn"]),
         "leaving": ("{ type nat hook postrouting priority srcnat; }", [hidden]),
-        "guard": ("{ type filter hook prerouting priority raw; }", ['iifname != "lo" ip daddr 127.0.0.0/8 drop']),
+        "guard": ("{ type filter hook prerouting priority raw; }", [f'iifname != "lo" ip daddr {{ 127.0.0.0/8, {HOME} }} drop']),
     }
     lines = [f"add table ip {name}", f"add map ip {name} homes {{ typeof numgen inc mod {ALL} : ip daddr . tcp dport; }}"]
     lines += [f"add chain ip {name} {chain} {hook}".rstrip() for chain, (hook, _rules) in chains.items()]

@@ -13,6 +13,7 @@ Rules that hold at every moment: new connections go to iterations alone that hav
 iteration is current from the first deploy that succeeded on; an instance is removed only when no new connection can reach it.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -20,6 +21,9 @@ from enum import StrEnum
 from obelisk.errors import InputError, StateError
 from obelisk.model.canonical import Json
 
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+_LAST_PORT = 65535
+_MOST_INSTANCES = 50
 ALL = 100
 """Shares are per cent of new connections."""
 REMEMBERED = 20
@@ -31,9 +35,10 @@ _SETTLES_S = 1  # a connection that chose its instance an instant before a shift
 class Terms:
     """What a service is declared to be.
 
-    Connections to `port` of this machine lead to `guest_port` of its instances. `check` is the path that has to answer by HTTP with a
-    status below 400, or empty: then the port has to accept connections. `health_s` is how long a new iteration may take to be healthy,
-    `keep_s` how long a replaced one stays for a rollback, `drain_s` how long connections may then stay open before they are cut.
+    Connections to `port` of this machine lead to `guest_port` of its instances. `carries`: a new iteration begins with a copy of the state
+    of the one before, else with none. `check` is the path that has to answer by HTTP with a status below 400, or empty: then the port has
+    to accept connections. `health_s` is how long a new iteration may take to be healthy, `keep_s` how long a replaced one stays for a
+    rollback, `drain_s` how long connections may then stay open before they are cut.
     """
 
     name: str
@@ -42,7 +47,8 @@ class Terms:
     instances: int = 1
     memory_bytes: int = 512 << 20
     cpus: int = 1
-    state_bytes: int = 0
+    state_bytes: int = 2 << 30
+    carries: bool = False
     check: str = ""
     health_s: int = 180
     keep_s: int = 3600
@@ -55,8 +61,9 @@ class Terms:
     @classmethod
     def from_json(cls, raw: Mapping[str, object]) -> "Terms":
         """The terms in stored JSON."""
-        texts = {name: str(raw[name]) for name in ("name", "check")}
-        return cls(**texts, **{name: _int(raw[name]) for name in cls.__slots__ if name not in texts})  # type: ignore[arg-type]
+        fields: dict[str, object] = {name: _int(raw[name]) for name in cls.__slots__ if name not in {"name", "check", "carries"}}
+        fields |= {"name": str(raw["name"]), "check": str(raw["check"]), "carries": bool(raw["carries"])}
+        return cls(**fields)  # type: ignore[arg-type]
 
 
 class Phase(StrEnum):
@@ -137,7 +144,7 @@ _TUPLES = ("instances", "made", "up", "addresses")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """So many of every 100 new connections go to this address."""
+    """So many of every 100 new connections go to this `address:port`."""
 
     address: str
     percent: int
@@ -253,9 +260,32 @@ Step = Create | Prove | Save | Forget | Restore | Shift | Retire
 
 @dataclass(frozen=True, slots=True)
 class Healthy:
-    """What comes of `Prove`: where the instances, in their order, are reached."""
+    """What comes of `Prove`: where the instances, in their order, are reached, as `address:port`."""
 
     addresses: tuple[str, ...]
+
+
+def check_terms(terms: Terms) -> None:
+    """Refuse what cannot be.
+
+    Raises:
+        InputError: a name or number is out of bounds.
+    """
+    if not _NAME.fullmatch(terms.name):
+        raise InputError(
+            f"{terms.name!r} cannot be the name of a service",
+            code="service-name",
+            hint="use small letters, digits and hyphens, up to 41 of them, and begin with a letter",
+        )
+    for port in (terms.port, terms.guest_port):
+        if not 0 < port <= _LAST_PORT:
+            raise InputError(f"there is no port {port}", code="port", hint="give one from 1 to 65535, for example --port 8080:80")
+    if not 0 < terms.instances <= _MOST_INSTANCES:
+        raise InputError(
+            f"a service cannot have {terms.instances} instances", code="service-instances", hint=f"give 1 to {_MOST_INSTANCES}"
+        )
+    if terms.check and not re.fullmatch(r"/[!-~]*", terms.check):
+        raise InputError(f"{terms.check!r} is no path", code="service-check", hint="begin with a slash, for example --check /health")
 
 
 # Orders
@@ -412,14 +442,16 @@ def steps(service: Service) -> Iterator[Step]:
 def _work(service: Service, iteration: Iteration) -> Step:
     """The next step for an iteration that is being made or proved."""
     origin = next((each for each in service.iterations if each.number == iteration.origin and each.phase is not Phase.GONE), None)
-    stateful = service.terms.state_bytes > 0 and origin is not None and iteration.back in {Phase.LEAVING, Phase.CANARY}
-    if origin is not None and stateful and iteration.saved is not Saved.DONE:
+    replaces = origin is not None and iteration.back in {Phase.LEAVING, Phase.CANARY}
+    if origin is not None and replaces and iteration.saved is not Saved.DONE:
         return Save(origin.number, _snapshot(iteration))
     if iteration.phase is Phase.PROVING:
         return Prove(iteration.number)
     index = next(index for index, instance in enumerate(iteration.instances) if instance not in iteration.up)
-    state = (origin.instances[index % len(origin.instances)], _snapshot(iteration)) if origin is not None and stateful else None
-    return Create(iteration.number, iteration.instances[index], state)
+    if origin is None or not replaces or not service.terms.carries:
+        return Create(iteration.number, iteration.instances[index])
+    before = origin.instances[index % len(origin.instances)]
+    return Create(iteration.number, iteration.instances[index], (before, _snapshot(iteration)))
 
 
 def begun(service: Service, step: Step) -> Service:

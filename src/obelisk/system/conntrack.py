@@ -21,13 +21,13 @@ _OPEN = frozenset(range(1, 7))  # from SYN_SENT to LAST_ACK: neither in TIME_WAI
 _BUFFER = 1 << 17
 
 
-def open_connections() -> Counter[tuple[str, int]]:
-    """How many TCP connections over IPv4 are open, by the address and port of the end that really answers.
+def open_connections() -> Counter[str]:
+    """How many TCP connections over IPv4 are open, by the `address:port` that really answers.
 
     Raises:
         MissingFeatureError: the kernel does not tell.
     """
-    counted: Counter[tuple[str, int]] = Counter()
+    counted: Counter[str] = Counter()
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asked:
             asked.bind((0, 0))
@@ -68,13 +68,13 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def _answering(attributes: dict[int, bytes]) -> tuple[str, int] | None:
+def _answering(attributes: dict[int, bytes]) -> str | None:
     """Source address and port of the answers; None where it is no TCP."""
     reply = dict(_attributes(attributes.get(_REPLY, b"")))
     address, protocol = dict(_attributes(reply.get(1, b""))), dict(_attributes(reply.get(2, b"")))
     if 1 not in address or protocol.get(1) != bytes([socket.IPPROTO_TCP]):
         return None
-    return socket.inet_ntoa(address[1]), int.from_bytes(protocol[2], "big")
+    return f"{socket.inet_ntoa(address[1])}:{int.from_bytes(protocol[2], 'big')}"
 
 
 def _state(attributes: dict[int, bytes]) -> int:

@@ -1,4 +1,4 @@
-"""ip(8): through which device an address is reached."""
+"""ip(8): addresses of this machine, and through which device others are reached."""
 
 import ipaddress
 import json
@@ -32,3 +32,13 @@ def towards(address: str) -> Link:
         raise StateError(f"no network of this machine leads to {address}", code="no-route", hint="ip route get") from error
     found = (f"{each['local']}/{each['prefixlen']}" for link in shown for each in link.get("addr_info", ()))
     return Link(device, tuple(str(ipaddress.ip_network(each, strict=False)) for each in found))
+
+
+def have(address: str, device: str) -> None:
+    """Have an IPv4 address of one's own, which is nobody else's and is announced to nobody. It may be repeated.
+
+    Raises:
+        CommandError: it cannot be had.
+        MissingFeatureError: ip is not installed.
+    """
+    run(["ip", "address", "replace", f"{address}/32", "dev", device, "scope", "host"], timeout_s=_TIMEOUT_S)
