@@ -23,7 +23,7 @@ from obelisk.events import silent
 from obelisk.instance.proving import Seen
 from obelisk.instance.service import Means, Services
 from obelisk.instance.traffic import PacketFilter
-from obelisk.model.service import Terms
+from obelisk.model.service import Share, Terms
 
 PORT = 8080
 MACHINE, CLIENT, BRIDGE = "192.168.77.1", "192.168.77.2", "10.77.0.1"
@@ -286,6 +286,8 @@ def keep(top: Path, settings: str, words: Sequence[str]) -> int:
                 services.rollback("shop")
             case ["tend"]:
                 services.tend("shop")
+            case ["lead", address]:
+                PacketFilter().lead(SHOP, (Share(address, 100),))
             case ["retire"]:
                 services.retire("shop")
             case _:

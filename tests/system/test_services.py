@@ -13,6 +13,7 @@ import pytest
 from homes import BRIDGE, MACHINE, PORT, SHOP, Street, inside, ip, street, within
 from tool import ROOT
 
+from obelisk.instance.traffic import HOME
 from obelisk.model.service import Phase
 
 REPLACEMENTS = 20
@@ -197,9 +198,7 @@ def test_a_port_at_which_a_program_listens_is_refused(place: Street) -> None:
         [*within(place.machine), "python3", "-m", "http.server", str(PORT), "--bind", "127.0.0.1"], stderr=-3, stdout=-3
     )
     try:
-        deadline = time.monotonic() + 20
-        while str(PORT) not in inside(place.machine, "ss", "-Hltn") and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for_listener(place, str(PORT))
         done = place.run("create")
         assert (done.returncode, done.stderr.split(":")[0]) == (5, "port-taken")
     finally:
@@ -230,26 +229,32 @@ def test_a_retired_service_leaves_nothing(place: Street) -> None:
         place.get(place.client)
 
 
-def test_nobody_else_reaches_the_loopback_that_is_opened_towards_instances(place: Street) -> None:
-    """An instance that sends to 127.0.0.1 by way of the machine."""
+def test_an_instance_at_an_address_of_the_machine_is_reached_by_the_service_alone(place: Street) -> None:
+    """As engines have it that lead ports of the machine into instances."""
     place.ok("create")
-    place.ok("deploy", "v1")
-    secret = subprocess.Popen([*within(place.machine), "python3", "-m", "http.server", "9999", "--bind", "127.0.0.1"], stderr=-3, stdout=-3)
+    inside(place.client, "ip", "route", "add", HOME, "via", MACHINE)
+    engine = [*within(place.machine), sys.executable, "-I", str(ROOT / "tests/homes.py"), "serve", "v1", "9998", "at-home"]
+    forward = subprocess.Popen(engine)
     try:
-        instance = f"{place.prefix}-shop-1-1"
-        number = place.look("shop-1-1").address.removesuffix(":80").rpartition(".")[2]
-        inside(instance, "sysctl", "-qw", f"net.ipv4.conf.i{number}.route_localnet=1")
-        inside(instance, "ip", "route", "delete", "local", "127.0.0.1", "table", "local")
-        inside(instance, "ip", "route", "delete", "local", "127.0.0.0/8", "table", "local")
-        inside(instance, "ip", "route", "add", "127.0.0.0/8", "via", BRIDGE, "dev", f"i{number}", "src", f"10.77.0.{number}")
-        reach = ["python3", "-I", "-c", "import socket; socket.create_connection(('127.0.0.1', 9999), 3)"]
-        with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):
-            inside(instance, *reach)
-        inside(place.machine, "nft", "delete", "table", "ip", "obelisk_service_shop")
-        inside(instance, *reach)
+        wait_for_listener(place, "9998")
+        reach = ["python3", "-I", "-c", f"import socket; socket.create_connection(('{HOME}', 9998), 2)"]
+        inside(place.client, *reach)
+        place.ok("lead", f"{HOME}:9998")
+        for where, address in ((place.client, MACHINE), (place.machine, "127.0.0.1"), (place.machine, MACHINE)):
+            assert place.get(where, address) == "v1"
+        with pytest.raises(subprocess.CalledProcessError):
+            inside(place.client, *reach)
     finally:
-        secret.kill()
-        secret.wait()
+        forward.kill()
+        forward.wait()
+
+
+def wait_for_listener(place: Street, port: str) -> None:
+    """Until a program of the machine listens at the port."""
+    deadline = time.monotonic() + 20
+    while f":{port} " not in inside(place.machine, "ss", "-Hltn"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 _COUNT = """\

@@ -488,8 +488,9 @@ def test_the_rules_name_each_instance_and_nothing_else() -> None:
     ],
 )
 def test_terms_that_cannot_be_are_refused(world: World, change: dict[str, Any], code: str) -> None:
+    fields: dict[str, Any] = {"name": "other", "port": 8081, "guest_port": 80} | change
     with pytest.raises(InputError) as error:
-        world.services.create(Terms(**{"name": "other", "port": 8081, "guest_port": 80} | change))
+        world.services.create(Terms(**fields))
     assert error.value.code == code
     assert world.services.names() == ("shop",)
 
