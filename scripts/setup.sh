@@ -64,6 +64,9 @@ install_programs() {
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
         need crun crun
+        # For services.
+        need ip iproute2
+        need wrk wrk
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

@@ -77,7 +77,7 @@ def slow(place: Street, tenths: int) -> subprocess.Popen[str]:
 
 
 def test_no_request_is_lost_through_deploys_and_rollbacks_under_full_load(place: Street) -> None:
-    place.ok("create")
+    place.ok("create", terms=KEPT)
     place.ok("deploy", "v0")
     lasting = []
     closing = {"header": "Connection: close"}
@@ -91,7 +91,7 @@ def test_no_request_is_lost_through_deploys_and_rollbacks_under_full_load(place:
             if number % 5 == 0:
                 lasting.append((led, slow(place, 30)))
             if number % 4 == 0:
-                place.ok("rollback", terms=KEPT)
+                place.ok("rollback")
             else:
                 place.ok("deploy", f"v{number}")
             current = place.services().look("shop").standing(Phase.CURRENT)

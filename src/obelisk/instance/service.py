@@ -181,6 +181,16 @@ class Services:
         with self._changing(name) as service:
             self._end(self._store(model.retire(service)))
 
+    def settle(self, name: str) -> Service:
+        """What a service has come to. What a cut command left is undone or finished first, unless somebody works on it right now."""
+        try:
+            with self._changing(name) as left:
+                return self._run(left)
+        except StateError as error:
+            if error.code != "service-busy":
+                raise
+            return self.look(name)
+
     def tend(self, name: str) -> Service:
         """Do what time has brought, and what others have left or broken: what the timer is for.
 
