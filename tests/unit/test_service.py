@@ -371,6 +371,34 @@ def test_a_command_that_is_cut_anywhere_is_undone_or_finished(
     assert seen[False]
 
 
+def test_connections_that_were_being_led_elsewhere_when_a_command_was_cut_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was proven, and may have connections already: going back would be another change for nothing."""
+    finished = 0
+    for points in range(30):
+        world = made(tmp_path / str(points), monkeypatch)
+        world.deploy("one")
+        world.said.clear()
+        with world.cut_after(points):
+            world.deploy("two")
+        begun = "lead" in world.said
+        world.services.tend("shop")
+        assert not begun or world.images_led() == {"two"}
+        finished += begun
+    assert 0 < finished < 30
+
+
+def test_what_is_gone_is_forgotten_but_for_the_last_of_it(world: World) -> None:
+    for number in range(model.REMEMBERED + 10):
+        world.deploy(f"v{number}")
+        world.time += SHOP.keep_s + 2
+        world.services.tend("shop")
+        world.time += 2
+        world.services.tend("shop")
+    found = world.service.iterations
+    assert [each.phase for each in found] == [Phase.GONE] * model.REMEMBERED + [Phase.CURRENT]
+    assert all(each.saved is model.Saved.NONE for each in found)
+
+
 def test_the_same_deploy_goes_on_where_it_was_cut(world: World) -> None:
     world.deploy("one")
     world.said.clear()
