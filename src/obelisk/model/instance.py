@@ -283,7 +283,7 @@ def chosen(name: str, have: Sequence[Snapshot]) -> Snapshot:
     raise InputError(
         f"{name!r} means {len(found)} snapshots" if found else f"there is no snapshot {name!r}",
         code="snapshot-ambiguous" if found else "snapshot-unknown",
-        hint=f"there are {known}" if known else "there is none yet: obelisk instance snapshot create",
+        hint=f"there are {known}" if known else "there is none yet: obelisk instance snapshot NAME",
     )
 
 
