@@ -57,8 +57,9 @@ _UP_S = 30
 
 # The tree's own /etc is read-only, and lacks what is this host's.
 _HOST = """\
-mkdir -p /sys /var/log/libvirt/qemu /var/lib/libvirt/qemu /var/cache/libvirt /run/libvirt /run/lock
+mkdir -p /sys /var/log/libvirt/qemu /var/lib/libvirt/qemu /var/lib/libvirt/obelisk /var/cache/libvirt /run/libvirt /run/lock
 mount -t sysfs sysfs /sys
+mount -t tmpfs -o size=600m instances /var/lib/libvirt/obelisk
 cp -a /etc /tmp/etc
 cp -a /host/etc/. /tmp/etc
 mount --bind /tmp/etc /etc
@@ -142,6 +143,18 @@ class Host:
         for process in found:
             os.kill(process, signal.SIGKILL)
         return len(found)
+
+    def fill(self) -> None:
+        """Leave no room where instances are."""
+        self.run("sh", "-c", "cat /dev/zero >/var/lib/libvirt/obelisk/.full 2>/dev/null || :")
+
+    def unfill(self) -> None:
+        """Undo `fill`."""
+        self.run("rm", "-f", "/var/lib/libvirt/obelisk/.full")
+
+    def files(self) -> list[str]:
+        """The names of what is where instances are."""
+        return self.run("ls", "-A", "/var/lib/libvirt/obelisk").split()
 
     def run(self, *words: str) -> str:
         """What a command says on this host."""
@@ -289,13 +302,13 @@ echo 0 >/run/looks
     sleep 3
 done) &
 disk=
-for name in /sys/block/vd*; do [ "$(cat $name/ro)" = 1 ] || disk=/dev/${name##*/}; done
+[ ! -e /sys/block/vda ] || disk=/dev/vda
 if [ "$memory_rate" -gt 0 ]; then
     (dd if=/dev/urandom of=/tmp/piece bs=1k count=$((memory_rate / 4)) 2>/dev/null
     while :; do dd if=/tmp/piece of=/tmp/dirty bs=64k conv=notrunc 2>/dev/null; usleep 250000; done) &
 fi
 if [ -n "$disk" ]; then
-    # Each second, one piece more, whose content is its number; all pieces are read again and again. After the last comes the first.
+    # Each second, one piece more, whose content is its number, read again from the disk; after the last comes the first.
     (piece=0
     [ "$(dd if=$disk bs=4k count=1 2>/dev/null | head -c 7)" != OBELISK ] || echo found >/run/found
     while [ "$disk_rate" -gt 0 ]; do

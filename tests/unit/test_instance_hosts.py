@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from obelisk.errors import CommandError, InputError, ObeliskError, StateError, TransportError, TrustError
-from obelisk.instance.domain import MACHINE_TYPE, PROCESSOR, STATE_DISK, Domain, needs, to_xml
+from obelisk.instance.domain import MACHINE_TYPE, PROCESSOR, Domain, needs, to_xml
 from obelisk.instance.hosts import Host, Hosts, best, offered, offers, require_version, whole
 from obelisk.instance.moving import said, sample_of
 from obelisk.instance.placement import Placement, Placements
@@ -27,7 +27,7 @@ DOMAIN = Domain(
     kernel=DIRECTORY / "kernel",
     initrd=DIRECTORY / "initrd",
     command_line="roothash=00 quiet",
-    read_only=(DIRECTORY / "root", DIRECTORY / "tree"),
+    base=DIRECTORY / "disk",
     state=DIRECTORY / "web.state",
     network="obelisk",
     acceleration="kvm",
@@ -42,11 +42,12 @@ def test_a_machine_is_pinned_and_its_image_is_read_only() -> None:
     assert machine.get("machine") == MACHINE_TYPE
     assert root.findtext("cpu/model") == PROCESSOR
     assert root.findtext("genid") == DOMAIN.generation
-    disks = {disk.find("source").get("file"): disk for disk in root.findall("devices/disk")}  # type: ignore[union-attr]
-    assert [path for path, disk in disks.items() if disk.find("readonly") is not None] == [str(path) for path in DOMAIN.read_only]
-    state = disks[str(DOMAIN.state)].find("target")
-    assert state is not None
-    assert state.get("dev") == STATE_DISK
+    (disk,) = root.findall("devices/disk")
+    assert disk.find("target[@dev='vda']") is not None
+    assert disk.find(f"source[@file='{DOMAIN.state}']") is not None
+    # The image's own file lies below, and nothing is looked for below that.
+    assert disk.find(f"backingStore/source[@file='{DOMAIN.base}']") is not None
+    assert disk.find("backingStore/backingStore") is not None
 
 
 def test_credentials_go_in_as_systemd_takes_them_whatever_they_hold() -> None:
@@ -64,10 +65,12 @@ def test_what_a_machine_needs_is_read_from_what_it_is() -> None:
     assert found.uuid == DOMAIN.uuid
     assert found.memory_bytes == DOMAIN.memory_bytes
     assert found.files == DOMAIN.files
-    assert found.state == DOMAIN.state
+    assert found.base == DOMAIN.base
     assert found.networks == ("obelisk",)
     assert (found.machine_type, found.processor, found.acceleration) == (MACHINE_TYPE, PROCESSOR, "kvm")
-    assert needs(to_xml(replace(DOMAIN, state=None))).state is None
+    bare = needs(to_xml(replace(DOMAIN, base=None)))
+    assert bare.base is None
+    assert bare.files == (DOMAIN.kernel, DOMAIN.initrd)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("b", 1), ("KiB", 1 << 10), ("MiB", 1 << 20)])

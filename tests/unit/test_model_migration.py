@@ -166,7 +166,10 @@ def test_what_a_host_must_have(wanted: Wanted, side: Side, codes: list[str]) -> 
         (Presence.WAITING, Presence.RUNNING, Settlement.KEEP_TARGET),
         (Presence.OFF, Presence.RUNNING, Settlement.KEEP_TARGET),
         (Presence.ABSENT, Presence.RUNNING, Settlement.KEEP_TARGET),
+        # It has run there, and ended.
         (Presence.ABSENT, Presence.OFF, Settlement.START_TARGET),
+        (Presence.WAITING, Presence.OFF, Settlement.START_TARGET),
+        (Presence.OFF, Presence.OFF, Settlement.START_TARGET),
         (Presence.ABSENT, Presence.WAITING, Settlement.RESUME_TARGET),
         # Both: libvirt decided at the source.
         (Presence.RUNNING, Presence.RUNNING, Settlement.KEEP_SOURCE),

@@ -1,7 +1,8 @@
 """A machine in the words of libvirt: the XML of its domain, made and read.
 
-The machine type and the processor are pinned, so that a machine is the same on every host and after every upgrade of one. The files of the
-image are read-only disks that are on each host under the same path; one disk more is the state. Pure: nothing here asks a host.
+The machine type and the processor are pinned, so that a machine is the same on every host and after every upgrade of one. What the image
+brings are read-only files, on each host under the same path and shared by all machines of it. The machine's disk is a qcow2 file over the
+image's, with what the machine has written: its state. Pure: nothing here asks a host.
 
 Source: libvirt, "Domain XML format"; systemd(1), credentials by SMBIOS type 11.
 """
@@ -15,13 +16,13 @@ from pathlib import PurePosixPath
 MACHINE_TYPE = "pc-q35-10.0"
 PROCESSOR = "Nehalem"
 """The oldest that has all of x86-64-v2: every server of the last fifteen years, of either maker, can be one."""
-STATE_DISK = "vdz"
+DISK = "vda"
 """The name by which libvirt is told which disk to mirror."""
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """One machine. `read_only` are raw disks in their order, `state` the one that it writes; `network` is the name of libvirt's network.
+    """One machine. `state` is its disk, of which `base` has what it has not written; `network` is the name of libvirt's network.
 
     `acceleration` is `kvm` or `qemu`, which is emulation.
     """
@@ -35,8 +36,8 @@ class Domain:
     kernel: PurePosixPath
     initrd: PurePosixPath
     command_line: str
-    read_only: tuple[PurePosixPath, ...]
-    state: PurePosixPath | None
+    base: PurePosixPath | None
+    state: PurePosixPath
     network: str
     acceleration: str = "kvm"
     credentials: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Domain:
     @property
     def files(self) -> tuple[PurePosixPath, ...]:
         """What a host must have before the machine can be there, apart from its state."""
-        return (self.kernel, self.initrd, *self.read_only)
+        return (self.kernel, self.initrd, *((self.base,) if self.base else ()))
 
 
 def to_xml(domain: Domain) -> str:
@@ -80,13 +81,16 @@ def to_xml(domain: Domain) -> str:
 
 def _devices(root: ET.Element, domain: Domain) -> None:
     devices = ET.SubElement(root, "devices")
-    for index, path in enumerate(domain.read_only):
-        disk = _disk(devices, path, f"vd{'abcdefghij'[index]}", cache="writeback")
-        ET.SubElement(disk, "readonly")
-    if domain.state is not None:
-        disk = _disk(devices, domain.state, STATE_DISK, cache="none")
-        # A mirror writes all of it: what is empty takes no room on the other side either.
-        disk[0].set("detect_zeroes", "unmap")
+    disk = ET.SubElement(devices, "disk", type="file", device="disk")
+    # A mirror writes all of it: what is empty takes no room on the other side either.
+    ET.SubElement(disk, "driver", name="qemu", type="qcow2", cache="none", discard="unmap", detect_zeroes="unmap")
+    ET.SubElement(disk, "source", file=str(domain.state))
+    if domain.base is not None:
+        base = ET.SubElement(disk, "backingStore", type="file")
+        ET.SubElement(base, "format", type="raw")
+        ET.SubElement(base, "source", file=str(domain.base))
+        ET.SubElement(base, "backingStore")
+    ET.SubElement(disk, "target", dev=DISK, bus="virtio")
     network = ET.SubElement(devices, "interface", type="network")
     ET.SubElement(network, "mac", address=domain.mac)
     ET.SubElement(network, "source", network=domain.network)
@@ -96,14 +100,6 @@ def _devices(root: ET.Element, domain: Domain) -> None:
     random = ET.SubElement(devices, "rng", model="virtio")
     ET.SubElement(random, "backend", model="random").text = "/dev/urandom"
     ET.SubElement(devices, "memballoon", model="none")
-
-
-def _disk(devices: ET.Element, path: PurePosixPath, target: str, *, cache: str) -> ET.Element:
-    disk = ET.SubElement(devices, "disk", type="file", device="disk")
-    ET.SubElement(disk, "driver", name="qemu", type="raw", cache=cache, discard="unmap")
-    ET.SubElement(disk, "source", file=str(path))
-    ET.SubElement(disk, "target", dev=target, bus="virtio")
-    return disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +113,15 @@ class Needs:
     acceleration: str
     memory_bytes: int
     files: tuple[PurePosixPath, ...]
-    state: PurePosixPath | None
+    base: PurePosixPath | None
     networks: tuple[str, ...]
 
 
 def needs(xml: str) -> Needs:
     """What the domain of this XML, as libvirt gives it, needs."""
     root = ET.fromstring(xml)  # noqa: S314 - of a daemon whose certificate was verified
-    disks = root.findall("devices/disk")
-    sources = [(PurePosixPath(_attribute(disk, "source", "file")), disk.find("readonly") is not None) for disk in disks]
-    boot = [PurePosixPath(text) for name in ("kernel", "initrd") if (text := root.findtext(f"os/{name}"))]
-    state = [path for path, read_only in sources if not read_only]
+    base = _attribute(root, "devices/disk/backingStore/source", "file")
+    files = (root.findtext("os/kernel"), root.findtext("os/initrd"), base)
     return Needs(
         name=root.findtext("name") or "",
         uuid=root.findtext("uuid") or "",
@@ -135,8 +129,8 @@ def needs(xml: str) -> Needs:
         processor=root.findtext("cpu/model") or "",
         acceleration=root.get("type", ""),
         memory_bytes=int(root.findtext("memory") or 0) * _UNITS[_attribute(root, "memory", "unit") or "KiB"],
-        files=(*boot, *(path for path, read_only in sources if read_only)),
-        state=state[0] if state else None,
+        files=tuple(PurePosixPath(file) for file in files if file),
+        base=PurePosixPath(base) if base else None,
         networks=tuple(_attribute(each, "source", "network") for each in root.findall("devices/interface[@type='network']")),
     )
 

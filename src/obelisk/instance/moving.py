@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from obelisk.errors import CommandError, InputError, ObeliskError, StateError, TransportError
 from obelisk.events import Task, task
 from obelisk.instance import domain as domains
-from obelisk.instance.domain import STATE_DISK
+from obelisk.instance.domain import DISK, Needs
 from obelisk.instance.hosts import POOL, Host, survey
 from obelisk.instance.placement import Placement
 from obelisk.instance.remote import Remote, refuse, refuse_draining, state_volume
@@ -48,11 +48,16 @@ QEMU_PAUSE_S = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What moving an instance would take. `rate` is in bytes a second; `measured`: it was seen between these hosts, or given."""
+    """What moving an instance would take. `rate` is in bytes a second; `measured`: it was seen between these hosts, or given.
+
+    `disk_bytes` is what the machine's disk seems to have; `base` names the file of the image below it.
+    """
 
     source: str
     target: str
     wanted: Wanted
+    disk_bytes: int
+    base: str | None
     load: Load
     lacking_bytes: int
     rate: int
@@ -101,8 +106,7 @@ def move(remote: Remote, name: str, target: Host, terms: Terms, *, rate: int | N
         with task(remote.sink, f"move/{name}", f"Moving {name} from {source.name} to {target.name}", unit="B") as running:
             try:
                 remote.deliver(target, {digest: remote.local(digest) for digest in planned.wanted.files}, source)
-                if planned.wanted.state_bytes:
-                    target.daemon().make_volume(POOL, state_volume(placement.uuid), planned.wanted.state_bytes)
+                target.daemon().make_overlay(POOL, state_volume(placement.uuid), planned.disk_bytes, planned.base)
                 samples = _go(source, target, planned, terms, running, rate)
             except ObeliskError as error:
                 failure = error
@@ -141,23 +145,49 @@ def _plan(remote: Remote, placement: Placement, target: Host, terms: Terms, rate
         raise StateError(f"{name} does not run on {source.name}", code="instance-off", hint=f"obelisk instance start {name}")
     with task(remote.sink, f"check/{name}", f"Checking {source.name} and {target.name}"):
         daemon = source.daemon()
-        needs = domains.needs(daemon.xml(name))
-        files = {path.name: daemon.volume_bytes(POOL, path.name)[0] for path in needs.files}
-        state, used = daemon.volume_bytes(POOL, state_volume(placement.uuid)) if needs.state is not None else (0, 0)
-        wanted = Wanted(
-            name, placement.uuid, needs.machine_type, needs.processor, needs.acceleration, needs.memory_bytes, state, needs.networks, files
-        )
+        needs, wanted, size = wanted_by(placement, source)
         side = survey(target, acceleration=needs.acceleration)
         refuse(obstacles(wanted, side))
         if name in side.machines:
             raise StateError(
                 f"{target.name} has a machine {name} of the same uuid", code="machine-stays", hint=f"virsh undefine {name}, there"
             )
-        load = Load(*_memory(daemon, name, needs.memory_bytes), used)
+        load = Load(*_memory(daemon, name, needs.memory_bytes), wanted.state_bytes)
     seen = rate or remote.placements.rate(source.name, target.name)
     expected = expect(load, seen or ASSUMED_RATE, terms)
-    lacking = sum(size for digest, size in files.items() if digest not in side.files)
-    return Plan(source.name, target.name, wanted, load, lacking, seen or ASSUMED_RATE, seen is not None, expected)
+    lacking = sum(each for digest, each in wanted.files.items() if digest not in side.files)
+    return Plan(
+        source.name,
+        target.name,
+        wanted,
+        size,
+        needs.base.name if needs.base else None,
+        load,
+        lacking,
+        seen or ASSUMED_RATE,
+        seen is not None,
+        expected,
+    )
+
+
+def wanted_by(placement: Placement, host: Host) -> tuple[Needs, Wanted, int]:
+    """What an instance on that host needs, what it would ask of another, and the size that its disk seems to have."""
+    daemon = host.daemon()
+    needs = domains.needs(daemon.xml(placement.name))
+    files = {path.name: daemon.volume_bytes(POOL, path.name)[0] for path in needs.files}
+    size, used = daemon.volume_bytes(POOL, state_volume(placement.uuid))
+    wanted = Wanted(
+        placement.name,
+        placement.uuid,
+        needs.machine_type,
+        needs.processor,
+        needs.acceleration,
+        needs.memory_bytes,
+        used,
+        needs.networks,
+        files,
+    )
+    return needs, wanted, size
 
 
 def _memory(daemon: Virsh, name: str, most: int) -> tuple[int, int]:
@@ -185,7 +215,7 @@ def _go(source: Host, target: Host, planned: Plan, terms: Terms, running: Task, 
         name,
         target.daemon_for_peers,
         target.data_for_peers,
-        STATE_DISK if planned.wanted.state_bytes else None,
+        DISK,
         post_copy=terms.post_copy,
         slow_down=terms.slow_down and not terms.post_copy,
         rate=rate,

@@ -24,6 +24,7 @@ class Placement:
     """Where an instance is. `to` is the host that it is on its way to, else empty.
 
     `coming`: it is being made, and what there is of it goes when that fails. `off`: it was switched off, and is not started by repairs.
+    `home` is the host that it left because that was emptied, and to which it returns.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Placement:
     to: str = ""
     coming: bool = False
     off: bool = False
+    home: str = ""
 
 
 class Placements:

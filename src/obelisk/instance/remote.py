@@ -31,24 +31,30 @@ _PAUSED_IN_POST_COPY = 12
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What a machine starts from: files of this machine. `disks` are read-only, in their order."""
+    """What a machine starts from: files of this machine. `base` is a raw disk that it finds and does not change."""
 
     kernel: Path
     initrd: Path
     command_line: str
-    disks: tuple[Path, ...] = ()
+    base: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (self.kernel, self.initrd, *((self.base,) if self.base else ()))
 
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """An instance that is to be. `state_bytes` 0: it has no state."""
+    """An instance that is to be. `disk_bytes` is what its disk seems to have, `room_bytes` what a host must have for what it writes."""
 
     name: str
     image: str
     boot: Boot
     memory_bytes: int
+    disk_bytes: int
+    room_bytes: int
     cpus: int = 1
-    state_bytes: int = 0
     credentials: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -78,10 +84,10 @@ class Remote:
                 self._forget(found)
             refuse_draining(host)
             side = survey(host)
-            files = {path: hash_file(path) for path in (new.boot.kernel, new.boot.initrd, *new.boot.disks)}
+            files = {path: hash_file(path) for path in new.boot.files}
             acceleration = best(side.accelerations)
             sizes = {digest: path.stat().st_size for path, digest in files.items()}
-            wanted = Wanted(new.name, "", MACHINE_TYPE, PROCESSOR, acceleration, new.memory_bytes, new.state_bytes, (NETWORK,), sizes)
+            wanted = Wanted(new.name, "", MACHINE_TYPE, PROCESSOR, acceleration, new.memory_bytes, new.room_bytes, (NETWORK,), sizes)
             refuse(obstacles(wanted, side))
             placement = Placement(new.name, str(uuid.uuid4()), new.image, host.name, coming=True)
             self.placements.put(placement)
@@ -98,8 +104,8 @@ class Remote:
         host = self.hosts.get(placement.host)
         daemon = host.daemon()
         self.deliver(host, {digest: path for path, digest in files.items()})
-        if new.state_bytes:
-            daemon.make_volume(POOL, state_volume(placement.uuid), new.state_bytes)
+        base = files[new.boot.base] if new.boot.base else None
+        daemon.make_overlay(POOL, state_volume(placement.uuid), new.disk_bytes, base)
         at = {path: DIRECTORY / digest for path, digest in files.items()}
         machine = Domain(
             name=new.name,
@@ -111,8 +117,8 @@ class Remote:
             kernel=at[new.boot.kernel],
             initrd=at[new.boot.initrd],
             command_line=new.boot.command_line,
-            read_only=tuple(at[path] for path in new.boot.disks),
-            state=DIRECTORY / state_volume(placement.uuid) if new.state_bytes else None,
+            base=at[new.boot.base] if new.boot.base else None,
+            state=DIRECTORY / state_volume(placement.uuid),
             network=NETWORK,
             acceleration=acceleration,
             credentials=new.credentials,

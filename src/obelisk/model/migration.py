@@ -318,13 +318,15 @@ def _settlements() -> dict[tuple[Presence, Presence], Settlement]:
     waiting, torn, unknown = Presence.WAITING, Presence.TORN, Presence.UNKNOWN
     table: dict[tuple[Presence, Presence], Settlement] = {(running, each): Settlement.KEEP_SOURCE for each in Presence}
     table |= {(each, running): Settlement.KEEP_TARGET for each in (absent, off, waiting, torn)}
-    table |= {(waiting, each): Settlement.RESUME_SOURCE for each in (absent, off, waiting)}
-    table |= {(off, each): Settlement.START_SOURCE for each in (absent, off, waiting)}
+    table |= {(waiting, each): Settlement.RESUME_SOURCE for each in (absent, waiting)}
+    table |= {(off, each): Settlement.START_SOURCE for each in (absent, waiting)}
+    # What is defined on the target has run there, and what it wrote may have been seen: the source's disk is the older one.
+    table |= {(each, off): Settlement.START_TARGET for each in (absent, off, waiting)}
     # Post-copy has begun: the machine has run on the target, so its disk there is the newer one.
     table |= {(each, torn): Settlement.START_TARGET for each in (absent, off)}
     table |= {(torn, each): Settlement.START_TARGET for each in (absent, off)}
     table |= {(each, torn): Settlement.RECOVER for each in (waiting, torn)} | {(torn, waiting): Settlement.RECOVER}
-    table |= {(absent, absent): Settlement.LOST, (absent, off): Settlement.START_TARGET, (absent, waiting): Settlement.RESUME_TARGET}
+    table |= {(absent, absent): Settlement.LOST, (absent, waiting): Settlement.RESUME_TARGET}
     # Nobody acts on what it cannot see: the side that does not answer may run it.
     table |= {(unknown, each): Settlement.WAIT for each in Presence}
     table |= {(each, unknown): Settlement.WAIT for each in Presence if each is not running}
