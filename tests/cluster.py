@@ -90,6 +90,7 @@ security_driver = "none"
 namespaces = []
 cgroup_controllers = []
 stdio_handler = "file"
+clear_emulator_capabilities = 0
 migrate_tls_force = 1
 default_tls_x509_verify = 1
 keepalive_interval = 2
@@ -120,7 +121,7 @@ class Host:
         (self.place / "etc/libvirt/qemu.conf").write_text(_QEMU)
         cluster.authority.write(self.place / "etc/pki", self.name, (self.address, self.peer))
         binds = [writable(self.place, "/host"), writable(self.place / "var", "/var")]
-        words = cluster.room.argv(["sh", "-eu", "-c", _HOST, "host", self.name], binds=binds, devices=["/dev/net/tun"])
+        words = cluster.room.argv(["sh", "-eu", "-c", _HOST, "host", self.name], binds=binds, devices=["/dev/net/tun", "/dev/userfaultfd"])
         self._room = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
         _until((self.place / "ready").exists, f"{self.name} did not start")
         (self.init,) = _children(self._room.pid)
@@ -174,7 +175,9 @@ class Cluster:
         self.room = Room(tree)
         self.authority = Authority(place / "authority", self.room)
         self.hosts: list[Host] = []
-        self._switch = subprocess.Popen(["unshare", "--net", "--", "sleep", "infinity"], stdin=subprocess.DEVNULL)
+        self._switch = subprocess.Popen(
+            ["unshare", "--net", "--", "setpriv", "--pdeathsig", "KILL", "--", "sleep", "infinity"], stdin=subprocess.DEVNULL
+        )
         own = Path("/proc/self/ns/net").readlink()
         self.network = Path(f"/proc/{self._switch.pid}/ns/net")
         _until(lambda: self.network.readlink() != own, "the client's network did not come up")

@@ -286,6 +286,14 @@ def test_a_host_that_is_gone_does_not_keep_a_running_machine_but_is_remembered(w
     assert world.knows() == ["west"]
 
 
+def test_a_host_that_was_removed_is_waited_for_no_longer(world: World) -> None:
+    placement = world.create()
+    world.remote.placements.put(replace(placement, to="south"))
+    world.daemons["south"].up = False
+    world.remote.hosts.remove("south")
+    assert move(world.remote, "web", world.host("west"), Terms()).placement.host == "west"
+
+
 def test_a_migration_whose_command_was_killed_is_ended_first(world: World) -> None:
     placement = world.create()
     world.remote.placements.put(replace(placement, to="south"))

@@ -3,7 +3,6 @@
 import os
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from obelisk.build import slots
@@ -140,9 +139,12 @@ def _show(arguments: Namespace, sink: Sink) -> int:
     known = remote(arguments, sink)
     placement = known.placements.get(arguments.name)
     if placement.to or placement.coming:
-        # Whoever is at work on it says more about it; who asks finds out what a command that is gone has left.
-        with suppress(StateError), known.placements.owned(arguments.name):
-            placement = known.settled(arguments.name)
+        try:
+            with known.placements.owned(arguments.name):
+                placement = known.settled(arguments.name)
+        except StateError as error:
+            if error.code != "instance-busy":  # whoever is at work on it puts it right
+                raise
     state = _state(known, placement)
     lines = [f"{placement.name}: {state}, on {placement.host}", f"  image  {placement.image[:12] or '-'}", f"  uuid   {placement.uuid}"]
     lines += [f"  comes back to {placement.home} when that is no longer emptied"] if placement.home else []
@@ -282,7 +284,7 @@ def _add_host(arguments: Namespace, known: Remote) -> int:
 
 def _remove_host(arguments: Namespace, known: Remote) -> int:
     host = known.hosts.get(arguments.host)
-    there = [each.name for each in known.placements.all() if host.name in {each.host, each.to}]
+    there = [each.name for each in known.placements.all() if each.host == host.name]
     if there:
         raise StateError(
             f"{host.name} has {', '.join(there)}",

@@ -224,6 +224,11 @@ class Remote:
             raise InputError(f"{name} was never completed, and has been taken away", code="instance-unknown", hint="create it again")
         if not placement.to:
             return placement
+        if all(host.name != placement.to for host in self.hosts.all()):
+            # Whoever removed it from the hosts has said that it does not come back.
+            placement = replace(placement, to="")
+            self.placements.put(placement)
+            return placement
         source, target = self.hosts.get(placement.host), self.hosts.get(placement.to)
         with task(self.sink, f"settle/{name}", f"Finding out where {name} is, {source.name} or {target.name}") as running:
             began = time.monotonic()
