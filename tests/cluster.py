@@ -67,7 +67,7 @@ hostname "$1"
 ip link set lo up
 touch /host/ready
 while :; do
-    libvirtd --listen >>/host/libvirtd.log 2>&1
+    libvirtd --listen >>/host/libvirtd.log 2>&1 || :
     sleep 0.2
 done
 """

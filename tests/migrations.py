@@ -38,7 +38,7 @@ WORDS = "console=ttyS0 quiet mitigations=off panic=-1"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to a migration. `fatal`: the machine itself dies of it, so its connections do."""
+    """What happens to a migration. `fatal`: the machine itself may die of it, and with it its connections."""
 
     name: str
     strike: "Callable[[Story, Host, Host], None]"
@@ -60,7 +60,7 @@ def _join(story: "Story", _source: Host, target: Host) -> None:
 
 FAULTS = (
     Fault("the source's QEMU is killed", lambda _story, source, _target: _killed(source, QEMU), fatal=True),
-    Fault("the target's QEMU is killed", lambda _story, _source, target: _killed(target, QEMU)),
+    Fault("the target's QEMU is killed", lambda _story, _source, target: _killed(target, QEMU), fatal=True),
     Fault("the source's daemon is killed", lambda _story, source, _target: _killed(source, "libvirtd")),
     Fault("the target's daemon is killed", lambda _story, _source, target: _killed(target, "libvirtd")),
     Fault("the link is cut", _cut, heal=_join),
@@ -100,6 +100,7 @@ class Story:
         self.remote = Remote(known.Hosts(place / "hosts.json"), Placements(place / "placements"), sink)
         self._command: subprocess.Popen[bytes] | None = None
         self._words = words
+        self._uptime = 0.0
         self._watch: Watch | None = None
 
     def begin(self) -> None:
@@ -222,7 +223,7 @@ class Story:
 
     def _as_command(self, target: Host) -> None:
         """Move it in a process of its own, which can be killed; the next command then finds what that has left."""
-        words = [sys.executable, "-I", __file__, str(self.place), target.name]
+        words = [sys.executable, __file__, str(self.place), target.name]
         self._command = subprocess.Popen(words, env={**os.environ})
         self._command.wait()
         with self.remote.placements.owned(NAME):
@@ -255,9 +256,14 @@ class Story:
         except OSError as error:
             wrong.append(f"{what}: it does not answer: {error}")
             return
-        if said.splitlines()[0].split("wrong")[1].strip():
+        first, second = said.splitlines()[:2]
+        if first.split("wrong")[1].strip():
             wrong.append(f"{what}: the guest says {said!r}")
-        self._judge_connection(what, fatal=fatal)
+        uptime = float(second.split()[0])
+        died, self._uptime = uptime < self._uptime, uptime
+        if died and not fatal:
+            wrong.append(f"{what}: the machine was started again")
+        self._judge_connection(what, fatal=died)
 
     def _judge_connection(self, what: str, *, fatal: bool) -> None:
         watch = self._watch
