@@ -63,6 +63,8 @@ install_programs() {
         need pasta passt
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
+        # For instances on hosts.
+        need virsh libvirt-clients
         need crun crun
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
