@@ -63,6 +63,8 @@ install_programs() {
         need pasta passt
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
+        # For instances on hosts.
+        need virsh libvirt-clients
         need crun crun
         # For services.
         need ip iproute2

@@ -85,6 +85,7 @@ _COMMANDS = {
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
     "app": _Command("sandboxing", "run applications in sandboxes", "obelisk app run calc -- '6 * 7'"),
+    "instance": _Command("migrating", "run instances of images on hosts, and move them live", "obelisk instance migrate web --to host2"),
     "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade stable --reboot"),
 }
 
@@ -159,6 +160,26 @@ _APP_COMMANDS = {
     "list": ("what is installed, and how it is", "obelisk app list"),
     "prepare": ("have what is installed ready to start; its unit runs this after a restart of the machine", "obelisk app prepare shop"),
 }
+_INSTANCE_COMMANDS = {
+    "create": (
+        "make an instance of an image on a host, and start it",
+        "obelisk instance create web --image shop@12 --host north --memory 512M --state 2G",
+    ),
+    "list": ("the instances, where they are, and how", "obelisk instance list"),
+    "show": ("one of them; what a command that was killed has left of it is put right", "obelisk instance show web"),
+    "start": ("switch one on", "obelisk instance start web"),
+    "stop": ("switch one off", "obelisk instance stop web"),
+    "retire": ("take one away, with its state", "obelisk instance retire web"),
+    "migrate": ("move one to another host, while it runs", "obelisk instance migrate web --to south --plan"),
+    "hosts": (
+        "the hosts that run instances: add, list, remove",
+        "obelisk instance hosts add north 192.0.2.1 --bridge br0 --certificates pki",
+    ),
+    "drain": ("move away all that runs on a host, and let nothing new come to it", "obelisk instance drain north --plan"),
+    "undrain": ("let instances come to a host again, and bring back those that left it", "obelisk instance undrain north"),
+}
+_INSTANCE_BY_NAME = ("create", "show", "start", "stop", "retire", "migrate")
+
 _APP_BY_NAME = ("rollback", "remove", "prepare")
 
 
@@ -220,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name] = commands.add_parser(
             name, help=command.summary, description=f"{command.summary}.", epilog=f"example: {command.example}", formatter_class=formatter
         )
-        if name not in {"app", "host"}:
+        if name not in {"app", "host", "instance"}:
             parsers[name].add_argument("--json", action="store_true", help=_JSON)
             if builder:
                 parsers[name].add_argument("--store", metavar="DIR", help="use this store")
@@ -308,6 +329,51 @@ def _app_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["remove"].add_argument("--data", action="store_true", help="remove its data as well")
 
 
+def _instance_arguments(parser: argparse.ArgumentParser) -> None:
+    parsers = _actions(parser, _INSTANCE_COMMANDS, required=True)
+    for name, each in parsers.items():
+        each.add_argument("--json", action="store_true", help=_JSON)
+        each.add_argument("--store", metavar="DIR", help="use this store")
+        if name in _INSTANCE_BY_NAME:
+            each.add_argument("name", metavar="NAME", help="the name of the instance")
+    create = parsers["create"]
+    create.add_argument("--image", required=True, metavar="IMAGE", help=_IMAGE)
+    create.add_argument("--host", required=True, metavar="HOST", help="a host by its name; see `obelisk instance hosts`")
+    create.add_argument("--memory", default="1G", metavar="SIZE", help="(default: 1G)")
+    create.add_argument("--cpus", type=int, default=1, metavar="N", help="(default: 1)")
+    create.add_argument("--state", default="2G", metavar="SIZE", help="how large its state may become (default: 2G)")
+    create.add_argument("--credential", action="append", default=[], metavar="NAME=VALUE", help="one for the machine; may be given again")
+    parsers["stop"].add_argument("--now", action="store_true", help="as a power cut does")
+    parsers["migrate"].add_argument("--to", required=True, metavar="HOST")
+    parsers["migrate"].add_argument("--rate", type=int, metavar="MIB", help="use at most so many MiB a second of the network")
+    for name in ("migrate", "drain"):
+        parsers[name].add_argument("--plan", action="store_true", help="only say what it would take")
+    for name in ("migrate", "drain", "undrain"):
+        each = parsers[name]
+        each.add_argument(
+            "--pause", type=float, default=0.3, metavar="S", help="for how long it may stand still, in seconds (default: 0.3)"
+        )
+        each.add_argument("--time", type=float, default=1800, metavar="S", help="how long it may take (default: 1800)")
+        each.add_argument(
+            "--post-copy",
+            action="store_true",
+            help="when it writes faster than the network carries: go on at the other side before all its memory is there, "
+            "which a failure of either host then loses",
+        )
+        each.add_argument("--slow-down", action="store_true", help="when it writes too fast: give it less of the processor")
+    for name in ("drain", "undrain"):
+        parsers[name].add_argument("host", metavar="HOST")
+    hosts = parsers["hosts"]
+    hosts.add_argument("verb", nargs="?", choices=("list", "add", "remove"), default="list")
+    hosts.add_argument("host", nargs="?", metavar="HOST", help="the name that it is to have here")
+    hosts.add_argument("address", nargs="?", metavar="ADDRESS", help="add: where this machine reaches its libvirt daemon, by TLS")
+    hosts.add_argument("--peer", metavar="ADDRESS", help="add: where other hosts reach it (default: ADDRESS)")
+    hosts.add_argument("--bridge", default="br0", metavar="NAME", help="add: the bridge there that instances are on (default: br0)")
+    hosts.add_argument(
+        "--certificates", metavar="DIR", help="add: cacert.pem, clientcert.pem and clientkey.pem (default: libvirt's own place)"
+    )
+
+
 def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     def spec_argument(name: str) -> None:
         parsers[name].add_argument("spec", nargs="?", default=".", metavar="SPEC", help="directory of an obelisk.toml (default: this one)")
@@ -316,6 +382,7 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         parsers[name].add_argument("image", metavar="IMAGE", help=_IMAGE)
 
     _app_arguments(parsers["app"])
+    _instance_arguments(parsers["instance"])
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
     parsers["new"].add_argument("--role", choices=("server", "workstation", "app"), default="server")
     for name in ("lock", "build"):

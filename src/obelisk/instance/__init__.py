@@ -1,1 +1,1 @@
-"""Instances of images, and the services that they make up."""
+"""Instances of images, on this machine and on hosts, and the services that they make up."""

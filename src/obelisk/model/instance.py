@@ -8,6 +8,7 @@ The files of an image are shared and never written. What an instance writes is i
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -282,7 +283,7 @@ def chosen(name: str, have: Sequence[Snapshot]) -> Snapshot:
     raise InputError(
         f"{name!r} means {len(found)} snapshots" if found else f"there is no snapshot {name!r}",
         code="snapshot-ambiguous" if found else "snapshot-unknown",
-        hint=f"there are {known}" if known else "there is none yet: obelisk instance snapshot create",
+        hint=f"there are {known}" if known else "there is none yet: obelisk instance snapshot NAME",
     )
 
 
@@ -323,13 +324,12 @@ def parse_port(text: str) -> Port:
         InputError: it is none of these.
     """
     found = _PORT.fullmatch(text)
-    try:
-        if found is None or int(found["host"] or 0) > _LAST_PORT or not 0 < int(found["guest"]) <= _LAST_PORT:
-            raise ValueError(text)
-        return Port(int(found["host"] or 0), int(found["guest"]), str(IPv4Address(found["address"] or "127.0.0.1")))
-    except ValueError as error:
-        hint = "write HOST:GUEST, for example 8080:80; or ADDRESS:HOST:GUEST"
-        raise InputError(f"{text!r} is no port", code="port", hint=hint) from error
+    with suppress(ValueError):  # of an address
+        if found is not None:
+            port = Port(int(found["host"] or 0), int(found["guest"]), str(IPv4Address(found["address"] or "127.0.0.1")))
+            if port.host <= _LAST_PORT and 0 < port.guest <= _LAST_PORT:
+                return port
+    raise InputError(f"{text!r} is no port", code="port", hint="write HOST:GUEST, for example 8080:80; or ADDRESS:HOST:GUEST")
 
 
 def instance_json(instance: Instance) -> Json:
