@@ -26,7 +26,7 @@ class Lodging:
         """Have the instance, and have it run."""
         if not self._exists(name):
             port = Port(0, terms.guest_port, HOME)
-            wish = Wish(name, image, memory_bytes=terms.memory_bytes, cpus=terms.cpus, state_bytes=terms.state_bytes, ports=(port,))
+            wish = Wish(name, image, terms.memory_bytes, terms.cpus, terms.state_bytes, (port,), (("system.hostname", name),))
             self._engine.create(wish, state=None if state is None else self._snapshot(*state))
         self._engine.start(name)
 
