@@ -6,7 +6,6 @@ Run as a program, it is the command line of a service on that machine: `homes.py
 """
 
 import asyncio
-import fcntl
 import os
 import shutil
 import signal
@@ -113,16 +112,19 @@ class Homes:
         return f"{self.prefix}-client"
 
     def _number(self, place: Path) -> str:
+        """What tells its devices and its address from those of others, whoever is killed meanwhile: none is given twice."""
         file = place / "number"
-        if not file.exists():
-            with (self.top / "numbers").open("a+") as counted:
-                fcntl.flock(counted, fcntl.LOCK_EX)
-                counted.seek(0)
-                number = int(counted.read() or 1) % 250 + 1
-                counted.truncate(0)
-                counted.write(str(number))
+        if not file.exists() or not file.read_text():
+            number = next(each for each in range(2, 250) if self._claims(each))
             file.write_text(str(number))
         return file.read_text()
+
+    def _claims(self, number: int) -> bool:
+        try:
+            (self.top / "numbers" / str(number)).mkdir(parents=True)
+        except FileExistsError:
+            return False
+        return True
 
 
 class Street(Homes):
@@ -165,6 +167,8 @@ def street(top: Path) -> Iterator[Street]:
             inside(space, "ip", "link", "set", "lo", "up")
         inside(made.machine, "ip", "link", "add", "out", "type", "veth", "peer", "name", "in", "netns", made.client)
         inside(made.machine, "ip", "link", "add", "homes", "type", "bridge")
+        # Else it has that of its lowest port, and changes it while they come and go.
+        inside(made.machine, "ip", "link", "set", "homes", "address", "52:54:00:00:00:01")
         for space, device, address in ((made.machine, "out", MACHINE), (made.client, "in", CLIENT), (made.machine, "homes", BRIDGE)):
             inside(space, "ip", "address", "add", f"{address}/24", "dev", device)
             inside(space, "ip", "link", "set", device, "up")

@@ -6,6 +6,8 @@ from obelisk.errors import CommandError, MissingFeatureError, StateError
 from obelisk.system.command import find_program, run
 
 PROGRAM = "nft"
+# It ends with whoever started it: what it would still do after that could undo what the next one does.
+_BOUND = ("setpriv", "--pdeathsig", "KILL", "--", PROGRAM)
 _TIMEOUT_S = 60
 
 
@@ -16,8 +18,7 @@ def require() -> None:
         MissingFeatureError: nft is not installed, or the kernel has no packet filter.
         StateError: this user may not.
     """
-    if find_program(PROGRAM) is None:
-        raise MissingFeatureError("nft is not installed", code="program-missing", hint="install the package nftables")
+    _find()
     try:
         run([PROGRAM, "list", "tables"], timeout_s=_TIMEOUT_S)
     except CommandError as error:
@@ -35,7 +36,8 @@ def load(script: str) -> None:
         CommandError: nft or the kernel refuses it.
         MissingFeatureError: nft is not installed.
     """
-    run([PROGRAM, "-f", "-"], stdin=script.encode(), timeout_s=_TIMEOUT_S)
+    _find()
+    run([*_BOUND, "-f", "-"], stdin=script.encode(), timeout_s=_TIMEOUT_S, show=PROGRAM)
 
 
 def elements(table: str, name: str) -> dict[int, str] | None:
@@ -50,3 +52,8 @@ def elements(table: str, name: str) -> dict[int, str] | None:
         return None
     found = next(entry["map"] for entry in json.loads(said)["nftables"] if "map" in entry)
     return {int(key): "{}:{}".format(*value["concat"]) for key, value in found.get("elem", ())}
+
+
+def _find() -> None:
+    if find_program(PROGRAM) is None:
+        raise MissingFeatureError("nft is not installed", code="program-missing", hint="install the package nftables")
