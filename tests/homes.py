@@ -6,7 +6,9 @@ Run as a program, it is the command line of a service on that machine: `homes.py
 """
 
 import asyncio
+import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,15 +16,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obelisk.errors import ObeliskError, StateError
 from obelisk.events import silent
+from obelisk.instance.embedded import Embedded
+from obelisk.instance.lodging import Lodging
 from obelisk.instance.proving import Seen
-from obelisk.instance.service import Means, Services
+from obelisk.instance.records import Bootable, Images, Records
+from obelisk.instance.service import Instances, Means, Services
 from obelisk.instance.traffic import PacketFilter
 from obelisk.model.service import Share, Terms
+from obelisk.system.bubblewrap import Room
 
 PORT = 8080
 MACHINE, CLIENT, BRIDGE = "192.168.77.1", "192.168.77.2", "10.77.0.1"
@@ -141,8 +147,8 @@ class Street(Homes):
 
     def words(self, *words: str, terms: Terms = SHOP) -> list[str]:
         """The words of such a process."""
-        settings = [f"{terms.instances}", f"{terms.keep_s}", f"{terms.drain_s}"]
-        return [*within(self.machine), sys.executable, "-I", str(_HERE), "keep", str(self.top), ",".join(settings), *words]
+        told = json.dumps(terms.to_json())
+        return [*within(self.machine), sys.executable, "-I", str(_HERE), "keep", str(self.top), told, *words]
 
     def services(self) -> Services:
         """What is stored, for reading."""
@@ -274,20 +280,42 @@ def serve(image: str, port: int) -> None:
     loop.run_forever()
 
 
-def keep(top: Path, settings: str, words: Sequence[str]) -> int:
+@dataclass(frozen=True)
+class Machines:
+    """In the place of namespaces: virtual machines, which all start from `bootable`, by the tools in `tools`. The file `machines` has it."""
+
+    tools: Path
+    bootable: Bootable
+
+    def lodging(self, top: Path) -> Lodging:
+        """Instances below `top`."""
+        images: Images = lambda image: replace(self.bootable, id=image, label=image)  # noqa: E731
+        return Lodging(Embedded(Records(top / "machines.d"), lambda: Room(self.tools), images, silent))
+
+
+def instances_of(top: Path) -> Instances:
+    """What there are instances by."""
+    file = top / "machines"
+    if not file.exists():
+        return Homes(top)
+    machines = pickle.loads(file.read_bytes())  # noqa: S301 - of this run
+    assert isinstance(machines, Machines)
+    return machines.lodging(top)
+
+
+def keep(top: Path, terms: Terms, words: Sequence[str]) -> int:
     """One command about the service shop."""
-    instances, keep_s, drain_s = map(int, settings.split(","))
-    services = Services(top / "services", Means(Homes(top), PacketFilter(), lambda: int(time.time())), silent)
+    services = Services(top / "services", Means(instances_of(top), PacketFilter(), lambda: int(time.time())), silent)
     try:
         match words:
             case ["create"]:
-                services.create(replace(SHOP, instances=instances, keep_s=keep_s, drain_s=drain_s))
+                services.create(terms)
             case ["deploy", image, *percent]:
                 services.deploy("shop", image, image, percent=int(percent[0]) if percent else 100)
             case ["promote"]:
                 services.promote("shop")
-            case ["rollback"]:
-                services.rollback("shop")
+            case ["rollback", *with_state]:
+                services.rollback("shop", with_state=bool(with_state))
             case ["tend"]:
                 services.tend("shop")
             case ["lead", address]:
@@ -306,4 +334,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2], int(sys.argv[3]))
     else:
-        sys.exit(keep(Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))
+        sys.path.insert(0, str(_HERE.parent))
+        import homes  # what was pickled is of this module by its name
+
+        sys.exit(homes.keep(Path(sys.argv[2]), Terms.from_json(json.loads(sys.argv[3])), sys.argv[4:]))
