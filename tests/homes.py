@@ -282,7 +282,7 @@ def serve(image: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class Machines:
-    """In the place of namespaces: virtual machines, which all start from `bootable`, by the tools in `tools`. The file `machines` has it."""
+    """In the place of namespaces: virtual machines, which all start from `bootable`, by the tools in `tools`."""
 
     tools: Path
     bootable: Bootable
