@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 from homes import MACHINE, PORT, SHOP, Street, inside, street, within  # noqa: E402 - found by the path above
 
-ROUNDS, ROUND_S, RATE = 6, 15, 150
+ROUNDS, ROUND_S, RATE = 5, 10, 150
 REPLACEMENTS = 20
 KEEP_S = 30
 LIMIT_P99 = 1.2
