@@ -17,7 +17,7 @@ _ERROR, _DONE = 2, 3
 _REQUEST_DUMP = 0x301
 _REPLY, _PROTOCOL_INFO = 2, 4
 _TYPE = 0x3FFF
-_OPEN = frozenset(range(1, 7))  # from SYN_SENT to LAST_ACK: neither in TIME_WAIT nor closed
+_OPEN = frozenset(range(1, 6))  # from SYN_SENT to CLOSE_WAIT: at least one end has not closed it yet
 _BUFFER = 1 << 17
 
 
