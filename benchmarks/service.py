@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from apparatus.measure import ROOT, Goal, conclude, median, print_table
+from apparatus.measure import ROOT, Goal, conclude, median, print_table, workplace
 
 sys.path[:0] = [str(ROOT / "tests")]
 
@@ -41,7 +40,7 @@ def main() -> int:
     if sys.argv[1:2] == ["load"]:
         asyncio.run(load(int(sys.argv[2]), int(sys.argv[3])))
         return 0
-    with TemporaryDirectory(prefix="b") as top, street(Path(top)) as place:
+    with workplace("service") as top, street(top) as place:
         place.ok("create", terms=replace(SHOP, keep_s=KEEP_S))
         place.ok("deploy", "v0")
         ways: dict[str, Callable[[Street, threading.Event], int]] = {"nothing": rest, "leading": lead, "deploys": deploy}

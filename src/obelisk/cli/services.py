@@ -204,7 +204,7 @@ def _line(service: Service, iteration: Iteration, count: int, now: int) -> str:
     words += f" {share:>3} %  {count:>5} open" if iteration.phase is not Phase.GONE else ""
     if iteration.phase in {Phase.KEPT, Phase.DRAINING}:
         words += f"  for {_time(max(iteration.until - now, 0))} more"
-    return words + (f"  {iteration.reason}" if iteration.reason else "")
+    return words + ("  " + " ".join(iteration.reason.split()) if iteration.reason else "")
 
 
 def _time(seconds: int) -> str:
