@@ -14,7 +14,6 @@ import io
 import re
 import shutil
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from obelisk.build.inside.initrd import write_archive
@@ -131,13 +130,3 @@ def ask(port: int, path: str, *, timeout_s: float = 5.0) -> list[str]:
     """The lines of its answer."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/cgi-bin/{path}", timeout=timeout_s) as answer:
         return str(answer.read().decode()).split("\n")
-
-
-def tried(seconds: float) -> Iterator[None]:
-    """Turns of a loop that waits for something."""
-    import time
-
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(0.05)

@@ -458,7 +458,7 @@ class Embedded:
             raise StateError(
                 f"{need >> 20} MiB are needed below {self.records.root}, and {max(have, 0) >> 20} MiB are free",
                 code="no-space",
-                hint="free some space there: obelisk instance snapshot delete, obelisk instance retire",
+                hint="free some space there: obelisk instance delete, obelisk instance retire",
             )
 
 
