@@ -1,7 +1,8 @@
 """Instances on this machine: how soon a moment is back against a cold boot, what ten copies cost against one, and operations by chance.
 
 The image is examples/web; it answers when nginx gives its page by the port that leads into the instance. Copies are made of a guest that is
-small enough for ten of them to run here: what a copy itself does with its new identity is then little. With --operations, that many are chosen by chance and compared with a model after each; a quarter of them is killed in the middle.
+small enough for ten of them to run here: what a copy itself does with its new identity is then little. With --operations, that many are
+chosen by chance and compared with a model after each; a quarter of them is killed in the middle.
 """
 
 import argparse
