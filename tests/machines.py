@@ -3,6 +3,7 @@
 machines.py ROOT TREE OPERATION WORDS…     one operation in a process of its own, which the story kills
 """
 
+import os
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from engine_contract import Subject
 from little import IMAGE, ask
 
@@ -40,6 +42,7 @@ def engine_of(root: Path, room: Room, image: Bootable | None = None) -> Embedded
 class Machines(Subject):
     """Machines below a directory."""
 
+    kind = "little"
     image = IMAGE
 
     def __init__(self, root: Path, room: Room, image: Bootable) -> None:
@@ -217,11 +220,13 @@ class Story:
             what = "snapshot"
         chosen = self.chance.choice(list(known.kept)) if what == "restore" else ""
         words = {"snapshot": [name], "restore": [name, chosen], "fork": [name, fresh], "stop": [name]}[what]
-        argv = [sys.executable, "-s", __file__, str(self.machines.root), str(self.machines.room.tree), what, *words]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        place = [str(self.machines.root), str(self.machines.room.tree)]
+        argv = [sys.executable, "-s", __file__, self.machines.kind, *place, what, *words]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parent / each) for each in ("", "unit"))}
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        time.sleep(self.chance.uniform(0, 1.2))
+        time.sleep(self.chance.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         ended = process.returncode == 0
@@ -294,7 +299,11 @@ def machines_at(root: Path, room: Room, image: Bootable) -> Iterator[Machines]:
 
 def main() -> None:
     """One operation."""
-    root, tree, what, name, *more = sys.argv[1:]
+    kind, root, tree, what, name, *more = sys.argv[1:]
+    if kind == "hollow":
+        from hollow import hollow  # noqa: PLC0415 - which imports this one
+
+        hollow(pytest.MonkeyPatch())
     engine = engine_of(Path(root), Room(Path(tree)))
     sys.stdout.write("begun\n")
     sys.stdout.flush()

@@ -378,10 +378,14 @@ class Embedded:
         """Start a machine that stands still with what the file holds."""
         setup = replace(self._setup(place, record), load=file, memory=memory)
         place.machine.start(self.room(), setup)
-        with place.machine.monitor() as monitor:
-            mapped = memory is None or memory.shared
-            monitor.set_capabilities(mapped_ram=mapped, x_ignore_shared=not mapped)
-            monitor.load(LOADED)
+        try:
+            with place.machine.monitor() as monitor:
+                mapped = memory is None or memory.shared
+                monitor.set_capabilities(mapped_ram=mapped, x_ignore_shared=not mapped)
+                monitor.load(LOADED)
+        except CommandError as error:
+            said = (place.directory / "qemu.log").read_text(errors="replace")
+            raise CommandError(error.argv, error.status, f"{said}\n{error.output}", code="machine-failed") from error
 
     def _introduce(self, place: Place, record: Record, *, must: bool) -> None:
         """Have a machine that was loaded run, tell it who it is and what time it is, and only then have ports lead to it.
