@@ -34,10 +34,10 @@ _ARGV = resident.argv
 
 
 def top_node(monitor: Monitor, _device: str) -> str:
-    """What the disk writes to: the one node that may be written, and is no file."""
-    nodes = monitor.execute("query-named-block-nodes")
-    (found,) = {each["node-name"] for each in nodes if each["drv"] == "qcow2" and not each["ro"]}
-    return str(found)
+    """What the disk writes to. A node that a killed command has left has none below it."""
+    nodes = [each for each in monitor.execute("query-named-block-nodes") if each["drv"] == "qcow2" and not each["ro"]]
+    found = max(nodes, key=lambda each: (each["backing_file_depth"], each["node-name"] == resident.LAYER))
+    return str(found["node-name"])
 
 
 def hollow(patch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ from obelisk.system.bubblewrap import Room
 from obelisk.system.files import sync_directory, sync_file
 from obelisk.system.filesystem import free_memory_bytes, space
 from obelisk.system.monitor import Monitor
-from obelisk.system.resident import IDENTITY, LOADED, NETWORK, STATE, Memory, Resident, Setup, forward_words, free_port, refuse_taken
+from obelisk.system.resident import IDENTITY, LAYER, LOADED, NETWORK, STATE, Memory, Resident, Setup, forward_words, free_port, refuse_taken
 
 _OVERHEAD_BYTES = 64 << 20
 """What QEMU itself takes, besides the guest's memory."""
@@ -266,6 +266,7 @@ class Embedded:
                 place.machine.thaw(monitor)
                 if monitor.run_state() in _STANDING:
                     monitor.resume()
+                monitor.drop_unused_layers(STATE, f"{LAYER}-")
         place.remove_drafts()
         return record
 
@@ -512,7 +513,7 @@ def _only_here(place: Place, layer: str) -> bool:
 
 
 def _put_over(monitor: Monitor, layer: str) -> None:
-    monitor.put_layer_over(STATE, f"layers/{layer}.qcow2", f"layer-{layer}")
+    monitor.put_layer_over(STATE, f"layers/{layer}.qcow2", f"{LAYER}-{layer}")
 
 
 def _power_off(machine: Resident, timeout_s: float) -> bool:
