@@ -110,6 +110,7 @@ def test_an_image_runs_here_by_the_command_line_and_its_copies_are_others(worksh
         assert tool.refused("instance", "create", "web", "--image", "web@1", status=2)["code"] == "name-taken"
         found = _until_healthy(tool, "web")
         assert found["label"] == "web_1"
+        tool.run("instance", "snapshot", "web", "--name", "up")
         tool.run("instance", "fork", "web", "--count", "1")
         copy = _until_healthy(tool, "web-1")
         assert copy["uuid"] != found["uuid"]
