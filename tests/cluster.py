@@ -305,7 +305,7 @@ echo 0 >/run/looks
     sleep 3
 done) &
 disk=
-[ ! -e /sys/block/vda ] || disk=/dev/vda
+for name in /sys/block/vd*; do [ "$(cat $name/ro)" = 1 ] || disk=/dev/${name##*/}; done
 if [ "$memory_rate" -gt 0 ]; then
     (dd if=/dev/urandom of=/tmp/piece bs=1k count=$((memory_rate / 4)) 2>/dev/null
     while :; do dd if=/tmp/piece of=/tmp/dirty bs=64k conv=notrunc 2>/dev/null; usleep 250000; done) &

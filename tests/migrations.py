@@ -30,7 +30,7 @@ from obelisk.model.migration import Presence, Terms
 
 NAME = "web"
 QEMU = "qemu-system-x86"
-BASE_BYTES = 64 << 20
+ROOT_BYTES = 64 << 20
 _BOOT_S = 90
 _DAEMON_S = 40
 WORDS = "console=ttyS0 quiet mitigations=off panic=-1"
@@ -110,10 +110,10 @@ class Story:
             self.until_it_answers(host)
             known.prepare(self.remote.hosts.get(host.name), "br0")
         files = guest(self.cluster.room.tree, self.place)
-        base = self.place / "base"
-        base.write_bytes(random.Random(1).randbytes(BASE_BYTES))
-        boot = Boot(files.kernel, files.initrd, f"{WORDS} {self._words}", base)
-        new = New(NAME, "", boot, 192 << 20, disk_bytes=256 << 20, room_bytes=64 << 20)
+        root = self.place / "root"
+        root.write_bytes(random.Random(1).randbytes(ROOT_BYTES))
+        boot = Boot(files.kernel, files.initrd, f"{WORDS} {self._words}", root)
+        new = New(NAME, "", boot, 192 << 20, state_bytes=256 << 20)
         self.remote.create(new, self.remote.hosts.get(self.cluster.hosts[0].name))
         self.until_it_serves()
         self.watch()

@@ -112,7 +112,7 @@ def test_a_host_is_emptied_and_filled_again(story: Story) -> None:
     assert obelisk(story, "show", NAME)["home"] == first.name
     obelisk(story, "undrain", first.name)
     assert story.here is first
-    listed = obelisk(story, "list")["instances"]
+    listed = obelisk(story, "list")["on_hosts"]
     assert isinstance(listed, list)
     assert [(each["name"], each["host"], each["state"]) for each in listed] == [(NAME, first.name, "running")]
     assert obelisk(story, "hosts", "remove", first.name, status=5)["code"] == "host-used"

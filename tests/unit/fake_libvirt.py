@@ -9,7 +9,7 @@ from pathlib import Path
 
 from obelisk.errors import CommandError, ObeliskError, StateError, TransportError
 from obelisk.instance import domain as domains
-from obelisk.instance.domain import MACHINE_TYPE, PROCESSOR
+from obelisk.model.instance import MACHINE_TYPE, PROCESSOR
 from obelisk.system.virsh import Ended, Migration, State
 
 RUNNING = State(1, 1)
@@ -182,9 +182,8 @@ class FakeDaemon:
         self._do("make_volume")
         self.files[volume] = b""
 
-    def make_overlay(self, _pool: str, volume: str, _size: int, base: str | None) -> None:
-        self._do("make_overlay")
-        assert base is None or base in self.files
+    def make_disk(self, _pool: str, volume: str, _size: int) -> None:
+        self._do("make_disk")
         self.files[volume] = b"state"
 
     def delete_volume(self, _pool: str, volume: str) -> None:

@@ -38,15 +38,15 @@ class World:
         monkeypatch.setattr(moving, "time", clock)
         self.place = place
         self.remote = Remote(hosts, Placements(place / "placements"), silent)
-        for name in ("kernel", "initrd", "base"):
+        for name in ("kernel", "initrd", "root"):
             (place / name).write_text(name)
 
     def host(self, name: str) -> Host:
         return self.remote.hosts.get(name)
 
     def new(self, name: str = "web") -> New:
-        boot = Boot(self.place / "kernel", self.place / "initrd", "quiet", self.place / "base")
-        return New(name, "image", boot, 512 << 20, disk_bytes=4 << 30, room_bytes=1 << 30)
+        boot = Boot(self.place / "kernel", self.place / "initrd", "quiet", self.place / "root")
+        return New(name, "image", boot, 512 << 20, state_bytes=1 << 30)
 
     def create(self, name: str = "web", host: str = "north") -> Placement:
         return self.remote.create(self.new(name), self.host(host))
@@ -83,14 +83,14 @@ def test_an_instance_is_made_with_its_image_and_runs(world: World) -> None:
     assert world.runs_on() == ["north"]
     assert world.remote.placements.get("web") == placement
     files = world.daemons["north"].files
-    assert {digest(content.encode()) for content in ("kernel", "initrd", "base")} <= files.keys()
+    assert {digest(content.encode()) for content in ("kernel", "initrd", "root")} <= files.keys()
     # The second brings nothing but its state.
     world.daemons["north"].done.clear()
     world.create("mail")
     assert "upload" not in world.daemons["north"].done
 
 
-@pytest.mark.parametrize("at", ["upload", "make_volume", "make_overlay", "define", "start"])
+@pytest.mark.parametrize("at", ["upload", "make_volume", "make_disk", "define", "start"])
 def test_what_could_not_be_made_leaves_nothing_and_can_be_made_again(world: World, at: str) -> None:
     world.daemons["north"].fault = failing(at, lambda: CommandError(("north",), 1, "it failed"))
     with pytest.raises(CommandError):
@@ -152,11 +152,11 @@ def test_it_moves_and_leaves_nothing(world: World) -> None:
 
 def test_a_file_of_the_image_that_is_damaged_on_the_source_goes_nowhere(world: World) -> None:
     world.create()
-    world.daemons["north"].files[digest(b"base")] = b"damaged"
+    world.daemons["north"].files[digest(b"root")] = b"damaged"
     with pytest.raises(TrustError, match="north has a file of the image that is damaged"):
         move(world.remote, "web", world.host("south"), Terms())
     assert world.runs_on() == world.knows() == ["north"]
-    assert digest(b"base") not in world.daemons["south"].files
+    assert digest(b"root") not in world.daemons["south"].files
 
 
 def test_checks_come_before_anything_happens(world: World) -> None:
@@ -179,7 +179,7 @@ def test_checks_come_before_anything_happens(world: World) -> None:
 
 
 _STEPS = [("north", "migrate"), ("south", "prepare"), ("north", "perform"), ("south", "finish"), ("north", "confirm")]
-_BEFORE = [("north", "download"), ("south", "upload"), ("south", "make_overlay")]
+_BEFORE = [("north", "download"), ("south", "upload"), ("south", "make_disk")]
 
 
 @pytest.mark.parametrize(("host", "at"), [*_BEFORE, *_STEPS])
