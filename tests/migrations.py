@@ -304,8 +304,9 @@ def run(story: Story, count: int, seed: int, say: Callable[[str], None]) -> None
         fault = order[number // 3 % len(order)] if number % 3 == 1 else None
         began = time.monotonic()
         outcome = story.migrate(fault, after_s=chance.uniform(0, 2.5) if fault else 0.0)
-        came = f"arrived, {outcome.pause_s * 1000:.0f} ms" if isinstance(outcome, Moved) else str(outcome and outcome.code)
-        say(f"{number + 1:>3} {time.monotonic() - began:5.1f} s  {fault.name if fault else '':<32} {came}; on {story.here.name}")
+        came = f"{outcome.code}: {outcome}" if isinstance(outcome, ObeliskError) else ""
+        came = f"arrived, {outcome.pause_s * 1000:.0f} ms" if isinstance(outcome, Moved) else came
+        say(f"{number + 1:>3} {time.monotonic() - began:5.1f} s  {fault.name if fault else '':<32} on {story.here.name}; {came}")
 
 
 def main() -> None:
