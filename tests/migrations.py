@@ -143,6 +143,11 @@ class Story:
                     raise
                 time.sleep(0.3)
 
+    def hurry(self, rate: int = 1024) -> None:
+        """Have the guest write so many KiB of memory a second."""
+        with urllib.request.urlopen(f"http://{GUEST}/cgi-bin/rate?{rate}", timeout=30) as answer:
+            assert int(answer.read()) == rate
+
     def watch(self) -> None:
         """Hold a new connection open."""
         self._watch = Watch()
