@@ -308,15 +308,14 @@ disk=
 for name in /sys/block/vd*; do [ "$(cat $name/ro)" = 1 ] || disk=/dev/${name##*/}; done
 # Four times a second the next part of 16 MiB, as much as the rate says.
 echo "$memory_rate" >/run/rate
-(dd if=/dev/urandom of=/tmp/piece bs=1M count=16 2>/dev/null
-at=0
+(dd if=/dev/urandom of=/tmp/piece bs=1M count=17 2>/dev/null
+at=0 shift=0
 while :; do
     read -r rate </run/rate
     count=$((rate / 256))
-    [ $((at + count)) -le 256 ] || at=0
-    dd if=/tmp/piece of=/tmp/dirty bs=64k skip=$at seek=$at count=$count conv=notrunc 2>/dev/null
-    # What is written has to differ from what was there.
-    dd if=/dev/urandom of=/tmp/piece bs=64k seek=$at count=1 conv=notrunc 2>/dev/null
+    # What is written differs from what was there: only that is seen to be written.
+    [ $((at + count)) -le 256 ] || at=0 shift=$((16 - shift))
+    dd if=/tmp/piece of=/tmp/dirty bs=64k skip=$((at + shift)) seek=$at count=$count conv=notrunc 2>/dev/null
     at=$((at + count))
     usleep 250000
 done) &
