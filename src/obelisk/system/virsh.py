@@ -102,9 +102,9 @@ class Virsh:
     def _words(self, *words: str | Path) -> list[str]:
         return [_program(), "--quiet", "--connect", self.uri, "--keepalive-interval", "2", "--keepalive-count", "5", *map(str, words)]
 
-    def _meaning(self, error: CommandError) -> ObeliskError:
+    def _meaning(self, error: CommandError, who: str = "") -> ObeliskError:
         said = " ".join(line.removeprefix("error: ").strip() for line in error.output.strip().splitlines() if line.startswith("error: "))
-        return meaning(self.host, said or error.output, error)
+        return meaning(who or self.host, said or error.output, error)
 
     # What the host is
 
@@ -235,7 +235,9 @@ class Virsh:
         if status is None:
             return None
         said.seek(0)
-        return Ended(None if status == 0 else self._meaning(CommandError(("virsh", "migrate"), status, said.read())))
+        error = CommandError(("virsh", "migrate"), status, said.read())
+        # The daemon here says of the other one what it says of itself.
+        return Ended(None if status == 0 else self._meaning(error, f"{self.host}, or the host that it sends to,"))
 
     # Storage
 
