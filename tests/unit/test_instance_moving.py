@@ -7,57 +7,14 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from fake_libvirt import INCOMING, OFF, OUTGOING, RUNNING, TORN_SOURCE, TORN_TARGET, FakeDaemon, Machine, NoTime, digest
+from fake_libvirt import INCOMING, OFF, OUTGOING, RUNNING, TORN_SOURCE, TORN_TARGET, Machine, World, digest
 
 from obelisk.errors import CommandError, InputError, ObeliskError, StateError, TransportError, TrustError
-from obelisk.events import silent
-from obelisk.instance import draining, moving
-from obelisk.instance import remote as remotes
-from obelisk.instance.hosts import Host, Hosts
+from obelisk.instance import draining
 from obelisk.instance.moving import move, plan
-from obelisk.instance.placement import Placement, Placements
-from obelisk.instance.remote import Boot, New, Remote, state_volume
+from obelisk.instance.remote import state_volume
 from obelisk.model.migration import Presence, Terms
 from obelisk.system.virsh import State
-
-
-class World:
-    """Three hosts, and what is made on them."""
-
-    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.daemons = {name: FakeDaemon(name) for name in ("north", "south", "west")}
-        hosts = Hosts(place / "hosts.json")
-        for name, daemon in self.daemons.items():
-            host = Host(name, name, name)
-            hosts.put(host)
-            daemon.peers = {f"qemu+tls://{other}/system": peer for other, peer in self.daemons.items()}
-        clock = NoTime()
-        monkeypatch.setattr("os.fsync", lambda _descriptor: None)  # no power is cut here
-        monkeypatch.setattr(Host, "daemon", lambda host: self.daemons[host.name])
-        monkeypatch.setattr(remotes, "time", clock)
-        monkeypatch.setattr(moving, "time", clock)
-        self.place = place
-        self.remote = Remote(hosts, Placements(place / "placements"), silent)
-        for name in ("kernel", "initrd", "root"):
-            (place / name).write_text(name)
-
-    def host(self, name: str) -> Host:
-        return self.remote.hosts.get(name)
-
-    def new(self, name: str = "web") -> New:
-        boot = Boot(self.place / "kernel", self.place / "initrd", "quiet", self.place / "root")
-        return New(name, "image", boot, 512 << 20, state_bytes=1 << 30)
-
-    def create(self, name: str = "web", host: str = "north") -> Placement:
-        return self.remote.create(self.new(name), self.host(host))
-
-    def runs_on(self, name: str = "web") -> list[str]:
-        return [host for host, daemon in self.daemons.items() if name in daemon.machines and daemon.machines[name].state.runs]
-
-    def knows(self, name: str = "web") -> list[str]:
-        """Hosts that have anything of the instance but files of its image."""
-        uuid = next((each.uuid for each in self.remote.placements.all() if each.name == name), "")
-        return [host for host, daemon in self.daemons.items() if name in daemon.machines or state_volume(uuid) in daemon.files]
 
 
 @pytest.fixture
