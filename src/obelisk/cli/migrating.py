@@ -89,8 +89,7 @@ def _create(arguments: Namespace, sink: Sink) -> int:
             image.id,
             boot,
             memory,
-            disk_bytes=slots.host_disk_bytes(slots.layout_of(manifest), state=state),
-            room_bytes=state,
+            state_bytes=state,
             cpus=arguments.cpus,
             credentials={"system.hostname": arguments.name, **dict(qemu.credential(text) for text in arguments.credential)},
         )
