@@ -3,9 +3,14 @@
 import os
 import subprocess
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+
+from obelisk.cli import hosting
+from obelisk.errors import StateError
+from obelisk.host.here import Here
 
 LIBRARY = Path(__file__).parents[2] / "src/obelisk/build/guest/root/usr/lib/obelisk"
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -93,3 +98,21 @@ def test_who_is_told_another_id_becomes_that_and_answers(tmp_path: Path, *, own:
     if not own:
         assert (tmp_path / "hostname").read_text() == "web-1\n"
         assert (tmp_path / "run/89-obelisk-dhcp.network.d/obelisk.conf").read_text() == "[Link]\nMACAddress=52:54:00:01:02:03\n"
+
+
+@pytest.mark.parametrize(("action", "refused"), [("upgrade", True), ("status", True), ("snapshot", False)])
+def test_an_instance_is_not_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, *, refused: bool) -> None:
+    found = Here("web", "1", "11" * 32, Path("/dev/vda"), tmp_path, "boot", tmp_path)
+    assert found.own_state() is None
+    (tmp_path / "own").write_text("vdb\n")
+    assert found.state_device() == Path("/dev/vdb")
+    monkeypatch.setattr(hosting, "here", lambda: found)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(hosting, "_snapshot", lambda _here, _arguments: 0)
+    words = Namespace(action=action, json=False)
+    if not refused:
+        assert hosting.host(words) == 0
+        return
+    with pytest.raises(StateError) as caught:
+        hosting.host(words)
+    assert caught.value.code == "host-instance"
