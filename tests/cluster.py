@@ -6,10 +6,10 @@ own /etc, /var and /run. Its daemon is started again whenever it ends. All of a 
     client      10.77.0.9    the bridge that joins everything: the place from which tests look
     host N      10.77.0.N    a bridge with the guests, whose one port to the outside leads to the client's
                 10.78.0.N    a network of the hosts alone, by which guests move, and which can be cut
-    guest       10.77.0.50   HTTP on port 80 (/cgi-bin/check: what it found of its memory and disk), an echo on port 7
+    guest       10.77.0.50   HTTP on port 80 (/cgi-bin/check: what it found of its memory and disk; /cgi-bin/rate?KIB), an echo on port 7
 
 The guest is busybox on Debian's cloud kernel. Words of its command line: `memory=MIB` is filled and read again for ever, `memory_rate`
-and `disk_rate` (KiB a second) are written.
+(at most 16384, in steps of 256; /cgi-bin/rate changes it) and `disk_rate` (KiB a second) are written.
 """
 
 import ctypes
@@ -305,11 +305,20 @@ echo 0 >/run/looks
     sleep 3
 done) &
 disk=
-[ ! -e /sys/block/vda ] || disk=/dev/vda
-if [ "$memory_rate" -gt 0 ]; then
-    (dd if=/dev/urandom of=/tmp/piece bs=1k count=$((memory_rate / 4)) 2>/dev/null
-    while :; do dd if=/tmp/piece of=/tmp/dirty bs=64k conv=notrunc 2>/dev/null; usleep 250000; done) &
-fi
+for name in /sys/block/vd*; do [ "$(cat $name/ro)" = 1 ] || disk=/dev/${name##*/}; done
+# Four times a second the next part of 16 MiB, as much as the rate says.
+echo "$memory_rate" >/run/rate
+(dd if=/dev/urandom of=/tmp/piece bs=1M count=17 2>/dev/null
+at=0 shift=0
+while :; do
+    read -r rate </run/rate
+    count=$((rate / 256))
+    # What is written differs from what was there: only that is seen to be written.
+    [ $((at + count)) -le 256 ] || at=0 shift=$((16 - shift))
+    dd if=/tmp/piece of=/tmp/dirty bs=64k skip=$((at + shift)) seek=$at count=$count conv=notrunc 2>/dev/null
+    at=$((at + count))
+    usleep 250000
+done) &
 if [ -n "$disk" ]; then
     # Each second, one piece more, whose content is its number, read again from the disk; after the last comes the first.
     (piece=0
@@ -338,6 +347,13 @@ echo
 echo "looks $(cat /run/looks) pieces $(cat /run/piece 2>/dev/null) found $(cat /run/found 2>/dev/null) wrong $(cat /run/wrong 2>/dev/null)"
 cat /proc/uptime
 """
+_RATE = """\
+#!/bin/sh
+echo "Content-Type: text/plain"
+echo
+echo "$QUERY_STRING" >/run/rate
+cat /run/rate
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +373,7 @@ def guest(tree: Path, place: Path) -> Guest:
         (packed,) = (tree / "usr/lib/modules" / version).rglob(f"{name}.ko.xz")
         modules[f"modules/{name}.ko"] = subprocess.run(["xz", "-dc", packed], check=True, capture_output=True).stdout
     archive = io.BytesIO()
-    programs = {"init": _GUEST, "www/cgi-bin/check": _CHECK}
+    programs = {"init": _GUEST, "www/cgi-bin/check": _CHECK, "www/cgi-bin/rate": _RATE}
     for name, text in programs.items():
         (place / Path(name).name).write_text(text)
         (place / Path(name).name).chmod(0o755)

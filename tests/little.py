@@ -14,7 +14,6 @@ import io
 import re
 import shutil
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from obelisk.build.inside.initrd import write_archive
@@ -29,9 +28,9 @@ IMAGE = "1177" * 16
 _DRIVERS = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "vmgenid", "evdev", "button")
 _INIT = f"""\
 #!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
 /bin/busybox --install -s /bin
 export PATH=/bin
-mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 exec </dev/console >/dev/console 2>&1
@@ -131,13 +130,3 @@ def ask(port: int, path: str, *, timeout_s: float = 5.0) -> list[str]:
     """The lines of its answer."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/cgi-bin/{path}", timeout=timeout_s) as answer:
         return str(answer.read().decode()).split("\n")
-
-
-def tried(seconds: float) -> Iterator[None]:
-    """Turns of a loop that waits for something."""
-    import time
-
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(0.05)

@@ -30,7 +30,7 @@ from obelisk.model.migration import Presence, Terms
 
 NAME = "web"
 QEMU = "qemu-system-x86"
-BASE_BYTES = 64 << 20
+ROOT_BYTES = 64 << 20
 _BOOT_S = 90
 _DAEMON_S = 40
 WORDS = "console=ttyS0 quiet mitigations=off panic=-1"
@@ -110,10 +110,10 @@ class Story:
             self.until_it_answers(host)
             known.prepare(self.remote.hosts.get(host.name), "br0")
         files = guest(self.cluster.room.tree, self.place)
-        base = self.place / "base"
-        base.write_bytes(random.Random(1).randbytes(BASE_BYTES))
-        boot = Boot(files.kernel, files.initrd, f"{WORDS} {self._words}", base)
-        new = New(NAME, "", boot, 192 << 20, disk_bytes=256 << 20, room_bytes=64 << 20)
+        root = self.place / "root"
+        root.write_bytes(random.Random(1).randbytes(ROOT_BYTES))
+        boot = Boot(files.kernel, files.initrd, f"{WORDS} {self._words}", root)
+        new = New(NAME, "", boot, 192 << 20, state_bytes=256 << 20)
         self.remote.create(new, self.remote.hosts.get(self.cluster.hosts[0].name))
         self.until_it_serves()
         self.watch()
@@ -142,6 +142,11 @@ class Story:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.3)
+
+    def hurry(self, rate: int = 1024) -> None:
+        """Have the guest write so many KiB of memory a second."""
+        with urllib.request.urlopen(f"http://{GUEST}/cgi-bin/rate?{rate}", timeout=30) as answer:
+            assert int(answer.read()) == rate
 
     def watch(self) -> None:
         """Hold a new connection open."""
@@ -304,8 +309,9 @@ def run(story: Story, count: int, seed: int, say: Callable[[str], None]) -> None
         fault = order[number // 3 % len(order)] if number % 3 == 1 else None
         began = time.monotonic()
         outcome = story.migrate(fault, after_s=chance.uniform(0, 2.5) if fault else 0.0)
-        came = f"arrived, {outcome.pause_s * 1000:.0f} ms" if isinstance(outcome, Moved) else str(outcome and outcome.code)
-        say(f"{number + 1:>3} {time.monotonic() - began:5.1f} s  {fault.name if fault else '':<32} {came}; on {story.here.name}")
+        came = f"{outcome.code}: {outcome}" if isinstance(outcome, ObeliskError) else ""
+        came = f"arrived, {outcome.pause_s * 1000:.0f} ms" if isinstance(outcome, Moved) else came
+        say(f"{number + 1:>3} {time.monotonic() - began:5.1f} s  {fault.name if fault else '':<32} on {story.here.name}; {came}")
 
 
 def main() -> None:

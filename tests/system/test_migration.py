@@ -51,7 +51,9 @@ def obelisk(story: Story, *words: str, status: int = 0) -> dict[str, object]:
 def test_what_cannot_be_or_has_no_end_is_refused_before_the_first_byte(story: Story) -> None:
     target = story.other
     there = story.remote.hosts.get(target.name)
-    hopeless = obelisk(story, "migrate", NAME, "--to", target.name, "--rate", "1", "--pause", "0.05", status=5)
+    story.hurry(16384)
+    hopeless = obelisk(story, "migrate", NAME, "--to", target.name, "--rate", "1", status=5)
+    story.hurry()
     assert hopeless["code"] == "migration-hopeless"
     target.fill()
     try:
@@ -112,15 +114,16 @@ def test_a_host_is_emptied_and_filled_again(story: Story) -> None:
     assert obelisk(story, "show", NAME)["home"] == first.name
     obelisk(story, "undrain", first.name)
     assert story.here is first
-    listed = obelisk(story, "list")["instances"]
+    listed = obelisk(story, "list")["on_hosts"]
     assert isinstance(listed, list)
     assert [(each["name"], each["host"], each["state"]) for each in listed] == [(NAME, first.name, "running")]
     assert obelisk(story, "hosts", "remove", first.name, status=5)["code"] == "host-used"
 
 
 def test_a_machine_that_writes_faster_than_the_network_carries_goes_by_post_copy(story: Story) -> None:
-    # Slowed down to what the guest writes, so that passes do not shrink.
-    outcome = story.migrate(terms=Terms(pause_s=0.02, post_copy=True), rate=2 << 20)
+    story.hurry(16384)
+    outcome = story.migrate(terms=Terms(post_copy=True), rate=8 << 20)
+    story.hurry()
     assert isinstance(outcome, Moved), outcome
     assert outcome.post_copy
     assert story.tally.wrong == []

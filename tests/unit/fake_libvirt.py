@@ -4,12 +4,20 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 from obelisk.errors import CommandError, ObeliskError, StateError, TransportError
+from obelisk.events import silent
 from obelisk.instance import domain as domains
-from obelisk.instance.domain import MACHINE_TYPE, PROCESSOR
+from obelisk.instance import moving
+from obelisk.instance import remote as remotes
+from obelisk.instance.hosts import Host, Hosts
+from obelisk.instance.placement import Placement, Placements
+from obelisk.instance.remote import Boot, New, Remote, state_volume
+from obelisk.model.instance import MACHINE_TYPE, PROCESSOR
 from obelisk.system.virsh import Ended, Migration, State
 
 RUNNING = State(1, 1)
@@ -82,6 +90,12 @@ class FakeDaemon:
 
     def networks(self) -> frozenset[str]:
         return frozenset({"obelisk"} if self.network else ())
+
+    def pool_of(self, pool: str, _directory: str) -> None:
+        self._do(f"pool {pool}")
+
+    def network_of(self, network: str, bridge: str) -> None:
+        self._do(f"network {network} {bridge}")
 
     def states(self) -> dict[str, State]:
         self._do("states")
@@ -182,9 +196,8 @@ class FakeDaemon:
         self._do("make_volume")
         self.files[volume] = b""
 
-    def make_overlay(self, _pool: str, volume: str, _size: int, base: str | None) -> None:
-        self._do("make_overlay")
-        assert base is None or base in self.files
+    def make_disk(self, _pool: str, volume: str, _size: int) -> None:
+        self._do("make_disk")
         self.files[volume] = b"state"
 
     def delete_volume(self, _pool: str, volume: str) -> None:
@@ -216,3 +229,55 @@ class NoTime:
 def digest(content: bytes) -> str:
     """The name of a file of an image."""
     return hashlib.sha256(content).hexdigest()
+
+
+class World:
+    """Three hosts, and what is made on them."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.daemons = {name: FakeDaemon(name) for name in ("north", "south", "west")}
+        hosts = Hosts(place / "hosts.json")
+        for name, daemon in self.daemons.items():
+            host = Host(name, name, name)
+            hosts.put(host)
+            daemon.peers = {f"qemu+tls://{other}/system": peer for other, peer in self.daemons.items()}
+        clock = NoTime()
+        monkeypatch.setattr("os.fsync", lambda _descriptor: None)  # no power is cut here
+        monkeypatch.setattr(Host, "daemon", lambda host: self.daemons[host.name])
+        monkeypatch.setattr(remotes, "time", clock)
+        monkeypatch.setattr(moving, "time", clock)
+        self.place = place
+        self.remote = Remote(hosts, Placements(place / "placements"), silent)
+        for name in ("kernel", "initrd", "root"):
+            (place / name).write_text(name)
+
+    def host(self, name: str) -> Host:
+        return self.remote.hosts.get(name)
+
+    def new(self, name: str = "web") -> New:
+        boot = Boot(self.place / "kernel", self.place / "initrd", "quiet", self.place / "root")
+        return New(name, "image", boot, 512 << 20, state_bytes=1 << 30)
+
+    def create(self, name: str = "web", host: str = "north") -> Placement:
+        return self.remote.create(self.new(name), self.host(host))
+
+    def runs_on(self, name: str = "web") -> list[str]:
+        return [host for host, daemon in self.daemons.items() if name in daemon.machines and daemon.machines[name].state.runs]
+
+    def knows(self, name: str = "web") -> list[str]:
+        """Hosts that have anything of the instance but files of its image."""
+        uuid = next((each.uuid for each in self.remote.placements.all() if each.name == name), "")
+        return [host for host, daemon in self.daemons.items() if name in daemon.machines or state_volume(uuid) in daemon.files]
+
+    def leave_on_its_way(self, placement: Placement, to: str) -> None:
+        """As a command that was killed leaves it."""
+        self.remote.placements.put(replace(placement, to=to))
+
+    def refusing(self, at: str) -> Callable[[str], None]:
+        """A fault: `at` is refused, each time."""
+
+        def fault(what: str) -> None:
+            if what == at:
+                raise CommandError(("libvirt",), 1, f"{at} is refused")
+
+        return fault

@@ -1,7 +1,6 @@
 """`obelisk service …`: what a person or a program is told, and what is refused."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,7 +40,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path, SHOP)
     in_memory(monkeypatch, world)
     means = Means(world, world, lambda: world.time, world.answers)
-    monkeypatch.setattr(services, "_kept", lambda _arguments, sink: nullcontext(Services(tmp_path / "services", means, sink)))
+    monkeypatch.setattr(services, "_kept", lambda _arguments, sink: Services(tmp_path / "services", means, sink))
     monkeypatch.setattr("obelisk.cli.services.time.time", lambda: float(world.time))
     monkeypatch.setattr("obelisk.cli.services.os.geteuid", lambda: 0)
     monkeypatch.setattr(services, "open_store", lambda _arguments: None)

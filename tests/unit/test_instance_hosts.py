@@ -8,11 +8,12 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from obelisk.errors import CommandError, InputError, ObeliskError, StateError, TransportError, TrustError
-from obelisk.instance.domain import MACHINE_TYPE, PROCESSOR, Domain, needs, to_xml
+from obelisk.instance.domain import DISK, Domain, needs, to_xml
 from obelisk.instance.hosts import Host, Hosts, best, offered, offers, require_version, whole
 from obelisk.instance.moving import said, sample_of
 from obelisk.instance.placement import Placement, Placements
 from obelisk.instance.remote import mac_of, presence_of, refuse, refuse_draining
+from obelisk.model.instance import MACHINE_TYPE, PROCESSOR, STATE_SERIAL
 from obelisk.model.migration import Presence
 from obelisk.system.virsh import State, address, meaning
 
@@ -27,7 +28,7 @@ DOMAIN = Domain(
     kernel=DIRECTORY / "kernel",
     initrd=DIRECTORY / "initrd",
     command_line="roothash=00 quiet",
-    base=DIRECTORY / "disk",
+    root=DIRECTORY / "disk",
     state=DIRECTORY / "web.state",
     network="obelisk",
     acceleration="kvm",
@@ -42,12 +43,13 @@ def test_a_machine_is_pinned_and_its_image_is_read_only() -> None:
     assert machine.get("machine") == MACHINE_TYPE
     assert root.findtext("cpu/model") == PROCESSOR
     assert root.findtext("genid") == DOMAIN.generation
-    (disk,) = root.findall("devices/disk")
-    assert disk.find("target[@dev='vda']") is not None
-    assert disk.find(f"source[@file='{DOMAIN.state}']") is not None
-    # The image's own file lies below, and nothing is looked for below that.
-    assert disk.find(f"backingStore/source[@file='{DOMAIN.base}']") is not None
-    assert disk.find("backingStore/backingStore") is not None
+    image, state = root.findall("devices/disk")
+    assert image.find(f"source[@file='{DOMAIN.root}']") is not None
+    assert image.find("readonly") is not None
+    assert state.find(f"source[@file='{DOMAIN.state}']") is not None
+    assert state.find("readonly") is None
+    assert state.find(f"target[@dev='{DISK}']") is not None
+    assert state.findtext("serial") == STATE_SERIAL
 
 
 def test_credentials_go_in_as_systemd_takes_them_whatever_they_hold() -> None:
@@ -65,12 +67,9 @@ def test_what_a_machine_needs_is_read_from_what_it_is() -> None:
     assert found.uuid == DOMAIN.uuid
     assert found.memory_bytes == DOMAIN.memory_bytes
     assert found.files == DOMAIN.files
-    assert found.base == DOMAIN.base
     assert found.networks == ("obelisk",)
     assert (found.machine_type, found.processor, found.acceleration) == (MACHINE_TYPE, PROCESSOR, "kvm")
-    bare = needs(to_xml(replace(DOMAIN, base=None)))
-    assert bare.base is None
-    assert bare.files == (DOMAIN.kernel, DOMAIN.initrd)
+    assert needs(to_xml(replace(DOMAIN, root=None))).files == (DOMAIN.kernel, DOMAIN.initrd)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("b", 1), ("KiB", 1 << 10), ("MiB", 1 << 20)])

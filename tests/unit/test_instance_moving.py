@@ -7,57 +7,14 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from fake_libvirt import INCOMING, OFF, OUTGOING, RUNNING, TORN_SOURCE, TORN_TARGET, FakeDaemon, Machine, NoTime, digest
+from fake_libvirt import INCOMING, OFF, OUTGOING, RUNNING, TORN_SOURCE, TORN_TARGET, Machine, World, digest
 
 from obelisk.errors import CommandError, InputError, ObeliskError, StateError, TransportError, TrustError
-from obelisk.events import silent
-from obelisk.instance import draining, moving
-from obelisk.instance import remote as remotes
-from obelisk.instance.hosts import Host, Hosts
+from obelisk.instance import draining
 from obelisk.instance.moving import move, plan
-from obelisk.instance.placement import Placement, Placements
-from obelisk.instance.remote import Boot, New, Remote, state_volume
+from obelisk.instance.remote import state_volume
 from obelisk.model.migration import Presence, Terms
 from obelisk.system.virsh import State
-
-
-class World:
-    """Three hosts, and what is made on them."""
-
-    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.daemons = {name: FakeDaemon(name) for name in ("north", "south", "west")}
-        hosts = Hosts(place / "hosts.json")
-        for name, daemon in self.daemons.items():
-            host = Host(name, name, name)
-            hosts.put(host)
-            daemon.peers = {f"qemu+tls://{other}/system": peer for other, peer in self.daemons.items()}
-        clock = NoTime()
-        monkeypatch.setattr("os.fsync", lambda _descriptor: None)  # no power is cut here
-        monkeypatch.setattr(Host, "daemon", lambda host: self.daemons[host.name])
-        monkeypatch.setattr(remotes, "time", clock)
-        monkeypatch.setattr(moving, "time", clock)
-        self.place = place
-        self.remote = Remote(hosts, Placements(place / "placements"), silent)
-        for name in ("kernel", "initrd", "base"):
-            (place / name).write_text(name)
-
-    def host(self, name: str) -> Host:
-        return self.remote.hosts.get(name)
-
-    def new(self, name: str = "web") -> New:
-        boot = Boot(self.place / "kernel", self.place / "initrd", "quiet", self.place / "base")
-        return New(name, "image", boot, 512 << 20, disk_bytes=4 << 30, room_bytes=1 << 30)
-
-    def create(self, name: str = "web", host: str = "north") -> Placement:
-        return self.remote.create(self.new(name), self.host(host))
-
-    def runs_on(self, name: str = "web") -> list[str]:
-        return [host for host, daemon in self.daemons.items() if name in daemon.machines and daemon.machines[name].state.runs]
-
-    def knows(self, name: str = "web") -> list[str]:
-        """Hosts that have anything of the instance but files of its image."""
-        uuid = next((each.uuid for each in self.remote.placements.all() if each.name == name), "")
-        return [host for host, daemon in self.daemons.items() if name in daemon.machines or state_volume(uuid) in daemon.files]
 
 
 @pytest.fixture
@@ -83,14 +40,14 @@ def test_an_instance_is_made_with_its_image_and_runs(world: World) -> None:
     assert world.runs_on() == ["north"]
     assert world.remote.placements.get("web") == placement
     files = world.daemons["north"].files
-    assert {digest(content.encode()) for content in ("kernel", "initrd", "base")} <= files.keys()
+    assert {digest(content.encode()) for content in ("kernel", "initrd", "root")} <= files.keys()
     # The second brings nothing but its state.
     world.daemons["north"].done.clear()
     world.create("mail")
     assert "upload" not in world.daemons["north"].done
 
 
-@pytest.mark.parametrize("at", ["upload", "make_volume", "make_overlay", "define", "start"])
+@pytest.mark.parametrize("at", ["upload", "make_volume", "make_disk", "define", "start"])
 def test_what_could_not_be_made_leaves_nothing_and_can_be_made_again(world: World, at: str) -> None:
     world.daemons["north"].fault = failing(at, lambda: CommandError(("north",), 1, "it failed"))
     with pytest.raises(CommandError):
@@ -152,11 +109,11 @@ def test_it_moves_and_leaves_nothing(world: World) -> None:
 
 def test_a_file_of_the_image_that_is_damaged_on_the_source_goes_nowhere(world: World) -> None:
     world.create()
-    world.daemons["north"].files[digest(b"base")] = b"damaged"
+    world.daemons["north"].files[digest(b"root")] = b"damaged"
     with pytest.raises(TrustError, match="north has a file of the image that is damaged"):
         move(world.remote, "web", world.host("south"), Terms())
     assert world.runs_on() == world.knows() == ["north"]
-    assert digest(b"base") not in world.daemons["south"].files
+    assert digest(b"root") not in world.daemons["south"].files
 
 
 def test_checks_come_before_anything_happens(world: World) -> None:
@@ -179,7 +136,7 @@ def test_checks_come_before_anything_happens(world: World) -> None:
 
 
 _STEPS = [("north", "migrate"), ("south", "prepare"), ("north", "perform"), ("south", "finish"), ("north", "confirm")]
-_BEFORE = [("north", "download"), ("south", "upload"), ("south", "make_overlay")]
+_BEFORE = [("north", "download"), ("south", "upload"), ("south", "make_disk")]
 
 
 @pytest.mark.parametrize(("host", "at"), [*_BEFORE, *_STEPS])

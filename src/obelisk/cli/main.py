@@ -86,7 +86,7 @@ _COMMANDS = {
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
     "service": _Command("services", "replace instances of images behind a port, without a gap", "obelisk service deploy shop shop@2"),
     "app": _Command("sandboxing", "run applications in sandboxes", "obelisk app run calc -- '6 * 7'"),
-    "instance": _Command("migrating", "run instances of images on hosts, and move them live", "obelisk instance migrate web --to host2"),
+    "instance": _Command("instances", "run instances of images, copy them, move them live", "obelisk instance create web --image shop"),
     "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade stable --reboot"),
 }
 
@@ -163,14 +163,26 @@ _APP_COMMANDS = {
 }
 _INSTANCE_COMMANDS = {
     "create": (
-        "make an instance of an image on a host, and start it",
-        "obelisk instance create web --image shop@12 --host north --memory 512M --state 2G",
+        "make an instance of an image, here or on a host, and start it",
+        """obelisk instance create web --image shop@12 --memory 512M --state 2G --port 8080:80
+         obelisk instance create web --image shop@12 --host north""",
     ),
     "list": ("the instances, where they are, and how", "obelisk instance list"),
     "show": ("one of them; what a command that was killed has left of it is put right", "obelisk instance show web"),
     "start": ("switch one on", "obelisk instance start web"),
     "stop": ("switch one off", "obelisk instance stop web"),
-    "retire": ("take one away, with its state", "obelisk instance retire web"),
+    "retire": ("take one away, with its state and its snapshots", "obelisk instance retire web"),
+    "console": ("what one shows, and a keyboard for it; leave with Ctrl-]", "obelisk instance console web"),
+    "snapshot": ("keep this moment of one: memory and state, or state alone", "obelisk instance snapshot web --name before-import"),
+    "snapshots": ("list what is kept of one", "obelisk instance snapshots web"),
+    "restore": (
+        "bring a moment back, in the place of the present or as another instance",
+        """obelisk instance restore web before-import
+         obelisk instance restore web before-import --as web-then""",
+    ),
+    "delete": ("remove a snapshot, and nothing else", "obelisk instance delete web before-import"),
+    "verify": ("read the snapshots of one, and name what is damaged", "obelisk instance verify web"),
+    "fork": ("running copies of one, which share its memory and state until they write", "obelisk instance fork web --count 5"),
     "migrate": ("move one to another host, while it runs", "obelisk instance migrate web --to south --plan"),
     "hosts": (
         "the hosts that run instances: add, list, remove",
@@ -179,7 +191,7 @@ _INSTANCE_COMMANDS = {
     "drain": ("move away all that runs on a host, and let nothing new come to it", "obelisk instance drain north --plan"),
     "undrain": ("let instances come to a host again, and bring back those that left it", "obelisk instance undrain north"),
 }
-_INSTANCE_BY_NAME = ("create", "show", "start", "stop", "retire", "migrate")
+_INSTANCE_NOT_BY_NAME = ("list", "hosts", "drain", "undrain")
 
 _APP_BY_NAME = ("rollback", "remove", "prepare")
 
@@ -352,16 +364,41 @@ def _instance_arguments(parser: argparse.ArgumentParser) -> None:
     for name, each in parsers.items():
         each.add_argument("--json", action="store_true", help=_JSON)
         each.add_argument("--store", metavar="DIR", help="use this store")
-        if name in _INSTANCE_BY_NAME:
+        if name not in _INSTANCE_NOT_BY_NAME:
             each.add_argument("name", metavar="NAME", help="the name of the instance")
     create = parsers["create"]
     create.add_argument("--image", required=True, metavar="IMAGE", help=_IMAGE)
-    create.add_argument("--host", required=True, metavar="HOST", help="a host by its name; see `obelisk instance hosts`")
+    create.add_argument("--host", metavar="HOST", help="a host by its name (default: this machine); see `obelisk instance hosts`")
     create.add_argument("--memory", default="1G", metavar="SIZE", help="(default: 1G)")
+    create.add_argument(
+        "--port",
+        action="append",
+        default=[],
+        metavar="[[ADDRESS:]HOST:]GUEST",
+        help="here: a TCP port of 127.0.0.1, or of ADDRESS, that leads into it (HOST: by default one that is free); may be given again",
+    )
+    create.add_argument("--keep", type=int, default=8, metavar="N", help="here: keep so many snapshots without a name (default: 8)")
+    create.add_argument("--off", action="store_true", help="here: do not start it")
     create.add_argument("--cpus", type=int, default=1, metavar="N", help="(default: 1)")
     create.add_argument("--state", default="2G", metavar="SIZE", help="how large its state may become (default: 2G)")
     create.add_argument("--credential", action="append", default=[], metavar="NAME=VALUE", help="one for the machine; may be given again")
-    parsers["stop"].add_argument("--now", action="store_true", help="as a power cut does")
+    for name in ("stop", "retire"):
+        parsers[name].add_argument("--now", action="store_true", help="as a power cut does")
+    parsers["stop"].add_argument(
+        "--timeout", type=float, default=90, metavar="S", help="here: by force after so many seconds (default: 90)"
+    )
+    parsers["snapshot"].add_argument("--name", dest="as_name", metavar="SNAPSHOT", help="keep it until it is deleted, under this name")
+    parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `snapshots`")
+    parsers["snapshot"].add_argument(
+        "--state-only", action="store_true", help="not its memory: while it runs, its agent holds file systems still, where it has one"
+    )
+    for name in ("restore", "delete"):
+        parsers[name].add_argument("snapshot", metavar="SNAPSHOT", help="its name, its id, or the beginning of that")
+    parsers["restore"].add_argument("--as", dest="to", metavar="NAME", help="as another instance, with an identity of its own")
+    parsers["restore"].add_argument(
+        "--port", action="append", default=[], metavar="[[ADDRESS:]HOST:]GUEST", help="with --as: as for `create` (default: free ports)"
+    )
+    parsers["fork"].add_argument("--count", type=int, default=1, metavar="N", help="how many (default: 1)")
     parsers["migrate"].add_argument("--to", required=True, metavar="HOST")
     parsers["migrate"].add_argument("--rate", type=int, metavar="MIB", help="use at most so many MiB a second of the network")
     for name in ("migrate", "drain"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from obelisk.build import slots
 from obelisk.build.image import disk_of
 from obelisk.cli.making import tools_room
-from obelisk.cli.places import find_machine, open_store
+from obelisk.cli.places import find_machine, instances_directory, open_store
 from obelisk.cli.terminal import answer, reporting, size
 from obelisk.errors import InputError, ObeliskError, StateError, TransportError
 from obelisk.events import Sink
@@ -32,7 +32,6 @@ def instance(arguments: Namespace) -> int:
     """Run one of the commands about instances on hosts."""
     actions = {
         "create": _create,
-        "list": _list,
         "show": _show,
         "start": _start,
         "stop": _stop,
@@ -62,12 +61,7 @@ def hosts_file() -> Path:
 
 def placements_directory() -> Path:
     """Where it is kept which instance is on which host."""
-    named = os.environ.get("OBELISK_INSTANCES")
-    if named:
-        return Path(named).absolute() / "placements"
-    if os.geteuid() == 0:
-        return Path("/var/lib/obelisk/instances/placements")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "obelisk/instances/placements"
+    return instances_directory() / "placements"
 
 
 def _create(arguments: Namespace, sink: Sink) -> int:
@@ -95,8 +89,7 @@ def _create(arguments: Namespace, sink: Sink) -> int:
             image.id,
             boot,
             memory,
-            disk_bytes=slots.host_disk_bytes(slots.layout_of(manifest), state=state),
-            room_bytes=state,
+            state_bytes=state,
             cpus=arguments.cpus,
             credentials={"system.hostname": arguments.name, **dict(qemu.credential(text) for text in arguments.credential)},
         )
@@ -112,16 +105,16 @@ def _create(arguments: Namespace, sink: Sink) -> int:
     return 0
 
 
-def _list(arguments: Namespace, sink: Sink) -> int:
+def listed(arguments: Namespace, sink: Sink) -> tuple[list[str], list[dict[str, str]]]:
+    """The instances on hosts: for people, and for programs."""
     known = remote(arguments, sink)
     rows = [(placement, _state(known, placement)) for placement in known.placements.all()]
-    lines = [f"{placement.name:<16} {placement.host:<16} {state}" for placement, state in rows]
+    lines = [f"{placement.name:<20} {state:<8} on {placement.host}" for placement, state in rows]
     told = [
         {"name": each.name, "uuid": each.uuid, "image": each.image, "host": each.host, "to": each.to, "state": state}
         for each, state in rows
     ]
-    answer("\n".join(lines) or "no instances on hosts", json_wanted=arguments.json, instances=told)
-    return 0
+    return lines, told
 
 
 def _state(known: Remote, placement: Placement) -> str:

@@ -5,32 +5,22 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from obelisk.build.image import disk_of
-from obelisk.cli.making import tools_room
+from obelisk.cli.instances import engine
 from obelisk.cli.places import find_machine, open_store
 from obelisk.cli.publisher import duration
 from obelisk.cli.terminal import answer, reporting
 from obelisk.errors import InputError, ObeliskError, StateError
 from obelisk.events import Sink
-from obelisk.instance.embedded import Embedded
 from obelisk.instance.lodging import Lodging
-from obelisk.instance.records import Bootable, Records
 from obelisk.instance.service import Means, Services
 from obelisk.instance.traffic import PacketFilter
-from obelisk.model import uki
-from obelisk.model.image import PartKind
 from obelisk.model.instance import parse_size
 from obelisk.model.service import ALL, Iteration, Phase, Service, Terms
-from obelisk.model.state import Encryption
-from obelisk.store import Store, StoredImage
-from obelisk.system.bubblewrap import Room
+from obelisk.store import StoredImage
 
 _SERVICES = Path("/var/lib/obelisk/services")
-_INSTANCES = Path("/var/lib/obelisk/instances")
 _PERCENT = re.compile(r"([0-9]{1,3})%?")
 _PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?")
 _MINUTE_S, _HOUR_S = 60, 3600
@@ -40,8 +30,8 @@ def service(arguments: Namespace) -> int:
     """Run one of the commands about services."""
     if os.geteuid() != 0:
         raise StateError("only root may lead connections elsewhere", code="service-root", hint="use sudo")
-    with reporting(json_wanted=arguments.json) as sink, _kept(arguments, sink) as services:
-        return _ACTIONS[arguments.action](arguments, services)
+    with reporting(json_wanted=arguments.json) as sink:
+        return _ACTIONS[arguments.action](arguments, _kept(arguments, sink))
 
 
 def _create(arguments: Namespace, services: Services) -> int:
@@ -112,34 +102,10 @@ def _retire(arguments: Namespace, services: Services) -> int:
     return 0
 
 
-@contextmanager
-def _kept(arguments: Namespace, sink: Sink) -> Iterator[Services]:
+def _kept(arguments: Namespace, sink: Sink) -> Services:
     """The services of this machine, with instances by the embedded engine."""
-    store = open_store(arguments)
-    with store.workspace() as work:
-
-        def room() -> Room:
-            return tools_room(None, store, sink)
-
-        records = Records(Path(os.environ.get("OBELISK_INSTANCES") or _INSTANCES).absolute())
-        engine = Embedded(records, room, lambda image_id: _bootable(store, room, work, image_id), sink)
-        place = Path(os.environ.get("OBELISK_SERVICES") or _SERVICES).absolute()
-        yield Services(place, Means(Lodging(engine), PacketFilter(), lambda: int(time.time())), sink)
-
-
-def _bootable(store: Store, room: Callable[[], Room], work: Path, image_id: str) -> Bootable:
-    """What an instance starts from. An image that encrypts its state wants a TPM, which instances have none of."""
-    image = store.image(image_id)
-    if image.manifest.state_encryption is not Encryption.NONE:
-        raise InputError(
-            f"{image.manifest.label} encrypts its state to the TPM of one machine",
-            code="instance-encrypted",
-            hint="build the image without [state] encryption",
-        )
-    sections = uki.sections(image.part_path(PartKind.UKI).read_bytes())
-    command_line = sections["cmdline"].rstrip(b"\0").decode()
-    disk = disk_of(image, store, room(), work)
-    return Bootable(image.id, image.manifest.label, sections["linux"], sections["initrd"], command_line, disk)
+    place = Path(os.environ.get("OBELISK_SERVICES") or _SERVICES).absolute()
+    return Services(place, Means(Lodging(engine(arguments, sink)), PacketFilter(), lambda: int(time.time())), sink)
 
 
 def _image(arguments: Namespace) -> StoredImage:

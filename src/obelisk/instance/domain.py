@@ -1,8 +1,8 @@
 """A machine in the words of libvirt: the XML of its domain, made and read.
 
 The machine type and the processor are pinned, so that a machine is the same on every host and after every upgrade of one. What the image
-brings are read-only files, on each host under the same path and shared by all machines of it. The machine's disk is a qcow2 file over the
-image's, with what the machine has written: its state. Pure: nothing here asks a host.
+brings are read-only files, on each host under the same path and shared by all machines of it: kernel, initrd and the disk with the root.
+What the machine writes is its state, a disk of its own. Pure: nothing here asks a host.
 
 Source: libvirt, "Domain XML format"; systemd(1), credentials by SMBIOS type 11.
 """
@@ -13,16 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-MACHINE_TYPE = "pc-q35-10.0"
-PROCESSOR = "Nehalem"
-"""The oldest that has all of x86-64-v2: every server of the last fifteen years, of either maker, can be one."""
-DISK = "vda"
+from obelisk.model.instance import MACHINE_TYPE, PROCESSOR, STATE_SERIAL
+
+DISK = "vdb"
 """The name by which libvirt is told which disk to mirror."""
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """One machine. `state` is its disk, of which `base` has what it has not written; `network` is the name of libvirt's network.
+    """One machine. `root` is the disk that it does not write, `state` the one that it does; `network` is the name of libvirt's network.
 
     `acceleration` is `kvm` or `qemu`, which is emulation.
     """
@@ -36,7 +35,7 @@ class Domain:
     kernel: PurePosixPath
     initrd: PurePosixPath
     command_line: str
-    base: PurePosixPath | None
+    root: PurePosixPath | None
     state: PurePosixPath
     network: str
     acceleration: str = "kvm"
@@ -45,7 +44,7 @@ class Domain:
     @property
     def files(self) -> tuple[PurePosixPath, ...]:
         """What a host must have before the machine can be there, apart from its state."""
-        return (self.kernel, self.initrd, *((self.base,) if self.base else ()))
+        return (self.kernel, self.initrd, *((self.root,) if self.root else ()))
 
 
 def to_xml(domain: Domain) -> str:
@@ -81,16 +80,12 @@ def to_xml(domain: Domain) -> str:
 
 def _devices(root: ET.Element, domain: Domain) -> None:
     devices = ET.SubElement(root, "devices")
-    disk = ET.SubElement(devices, "disk", type="file", device="disk")
+    if domain.root is not None:
+        disk = _disk(devices, domain.root, "vda", type="raw", cache="writeback")
+        ET.SubElement(disk, "readonly")
     # A mirror writes all of it: what is empty takes no room on the other side either.
-    ET.SubElement(disk, "driver", name="qemu", type="qcow2", cache="none", discard="unmap", detect_zeroes="unmap")
-    ET.SubElement(disk, "source", file=str(domain.state))
-    if domain.base is not None:
-        base = ET.SubElement(disk, "backingStore", type="file")
-        ET.SubElement(base, "format", type="raw")
-        ET.SubElement(base, "source", file=str(domain.base))
-        ET.SubElement(base, "backingStore")
-    ET.SubElement(disk, "target", dev=DISK, bus="virtio")
+    disk = _disk(devices, domain.state, DISK, type="qcow2", cache="none", discard="unmap", detect_zeroes="unmap")
+    ET.SubElement(disk, "serial").text = STATE_SERIAL
     network = ET.SubElement(devices, "interface", type="network")
     ET.SubElement(network, "mac", address=domain.mac)
     ET.SubElement(network, "source", network=domain.network)
@@ -100,6 +95,14 @@ def _devices(root: ET.Element, domain: Domain) -> None:
     random = ET.SubElement(devices, "rng", model="virtio")
     ET.SubElement(random, "backend", model="random").text = "/dev/urandom"
     ET.SubElement(devices, "memballoon", model="none")
+
+
+def _disk(devices: ET.Element, path: PurePosixPath, target: str, **driver: str) -> ET.Element:
+    disk = ET.SubElement(devices, "disk", type="file", device="disk")
+    ET.SubElement(disk, "driver", {"name": "qemu", **driver})
+    ET.SubElement(disk, "source", file=str(path))
+    ET.SubElement(disk, "target", dev=target, bus="virtio")
+    return disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +116,14 @@ class Needs:
     acceleration: str
     memory_bytes: int
     files: tuple[PurePosixPath, ...]
-    base: PurePosixPath | None
     networks: tuple[str, ...]
 
 
 def needs(xml: str) -> Needs:
     """What the domain of this XML, as libvirt gives it, needs."""
     root = ET.fromstring(xml)  # noqa: S314 - of a daemon whose certificate was verified
-    base = _attribute(root, "devices/disk/backingStore/source", "file")
-    files = (root.findtext("os/kernel"), root.findtext("os/initrd"), base)
+    shared = [_attribute(disk, "source", "file") for disk in root.findall("devices/disk") if disk.find("readonly") is not None]
+    files = (root.findtext("os/kernel"), root.findtext("os/initrd"), *shared)
     return Needs(
         name=root.findtext("name") or "",
         uuid=root.findtext("uuid") or "",
@@ -130,7 +132,6 @@ def needs(xml: str) -> Needs:
         acceleration=root.get("type", ""),
         memory_bytes=int(root.findtext("memory") or 0) * _UNITS[_attribute(root, "memory", "unit") or "KiB"],
         files=tuple(PurePosixPath(file) for file in files if file),
-        base=PurePosixPath(base) if base else None,
         networks=tuple(_attribute(each, "source", "network") for each in root.findall("devices/interface[@type='network']")),
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from obelisk.errors import CommandError, InputError, StateError
-from obelisk.instance.domain import MACHINE_TYPE
+from obelisk.model.instance import MACHINE_TYPE
 from obelisk.model.migration import Side
 from obelisk.system import virsh
 from obelisk.system.files import locked, write_durably

@@ -89,7 +89,7 @@ def refuse_damaged(place: Place, snapshot: Snapshot) -> None:
             f"{snapshot.name or snapshot.id} of {snapshot.instance.name} is damaged: {place.snapshots / snapshot.id / found[0].file} "
             f"{found[0].what}",
             code="snapshot-damaged",
-            hint=f"use another one; obelisk instance snapshot delete {snapshot.instance.name} {snapshot.id}",
+            hint=f"use another one; obelisk instance delete {snapshot.instance.name} {snapshot.id}",
         )
 
 

@@ -50,14 +50,13 @@ QEMU_PAUSE_S = 0.3
 class Plan:
     """What moving an instance would take. `rate` is in bytes a second; `measured`: it was seen between these hosts, or given.
 
-    `disk_bytes` is what the machine's disk seems to have; `base` names the file of the image below it.
+    `disk_bytes` is what the disk with the state seems to have.
     """
 
     source: str
     target: str
     wanted: Wanted
     disk_bytes: int
-    base: str | None
     load: Load
     lacking_bytes: int
     rate: int
@@ -106,7 +105,7 @@ def move(remote: Remote, name: str, target: Host, terms: Terms, *, rate: int | N
         with task(remote.sink, f"move/{name}", f"Moving {name} from {source.name} to {target.name}", unit="B") as running:
             try:
                 remote.deliver(target, {digest: remote.local(digest) for digest in planned.wanted.files}, source)
-                target.daemon().make_overlay(POOL, state_volume(placement.uuid), planned.disk_bytes, planned.base)
+                target.daemon().make_disk(POOL, state_volume(placement.uuid), planned.disk_bytes)
                 samples = _go(source, target, planned, terms, running, rate)
             except ObeliskError as error:
                 failure = error
@@ -161,7 +160,6 @@ def _plan(remote: Remote, placement: Placement, target: Host, terms: Terms, rate
         target.name,
         wanted,
         size,
-        needs.base.name if needs.base else None,
         load,
         lacking,
         seen or ASSUMED_RATE,

@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,14 +36,14 @@ TEMPLATE = "template"
 
 @dataclass(frozen=True, slots=True)
 class Bootable:
-    """What of an image a machine starts from. `disk` is read only; None where all of it is in the initrd."""
+    """What of an image a machine starts from. `disk` opens the raw disk, which is not changed; None where all of it is in the initrd."""
 
     id: str
     label: str
     linux: bytes
     initrd: bytes
     command_line: str
-    disk: Path | None = None
+    disk: Callable[[], AbstractContextManager[Path]] | None = None
 
 
 Images = Callable[[str], Bootable]
@@ -217,7 +217,7 @@ class Records:
         Raises:
             InputError: that.
         """
-        if name in self.names():
+        if (self.root / name).exists():
             raise InputError(
                 f"there is an instance {name} already", code="name-taken", hint=f"choose another name, or: obelisk instance retire {name}"
             )
@@ -252,7 +252,8 @@ class Records:
                     (draft / name).write_bytes(content)
                     sync_file(draft / name)
                 if image.disk is not None:
-                    _link_or_copy(image.disk, draft / "disk.raw")
+                    with image.disk() as disk:
+                        _link_or_copy(disk, draft / "disk.raw")
                 sync_directory(draft)
                 draft.rename(home)
                 sync_directory(home.parent)

@@ -15,9 +15,10 @@ from pathlib import Path
 from obelisk.errors import CommandError, InputError, ObeliskError, StateError, TransportError, TrustError
 from obelisk.events import Note, Sink, task
 from obelisk.instance import domain as domains
-from obelisk.instance.domain import MACHINE_TYPE, PROCESSOR, Domain
+from obelisk.instance.domain import Domain
 from obelisk.instance.hosts import DIRECTORY, NETWORK, POOL, WHOLE, Host, Hosts, best, survey, whole
 from obelisk.instance.placement import Placement, Placements
+from obelisk.model.instance import MACHINE_TYPE, PROCESSOR
 from obelisk.model.migration import Presence, Settlement, Wanted, obstacles, settle
 from obelisk.system.files import hash_file, locked
 from obelisk.system.virsh import Migration, State, Virsh
@@ -31,29 +32,28 @@ _PAUSED_IN_POST_COPY = 12
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What a machine starts from: files of this machine. `base` is a raw disk that it finds and does not change."""
+    """What a machine starts from: files of this machine. `root` is a raw disk that it finds and does not change."""
 
     kernel: Path
     initrd: Path
     command_line: str
-    base: Path | None = None
+    root: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
-        return (self.kernel, self.initrd, *((self.base,) if self.base else ()))
+        return (self.kernel, self.initrd, *((self.root,) if self.root else ()))
 
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """An instance that is to be. `disk_bytes` is what its disk seems to have, `room_bytes` what a host must have for what it writes."""
+    """An instance that is to be. `state_bytes` is how large its state may become."""
 
     name: str
     image: str
     boot: Boot
     memory_bytes: int
-    disk_bytes: int
-    room_bytes: int
+    state_bytes: int
     cpus: int = 1
     credentials: Mapping[str, str] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ class Remote:
             files = {path: hash_file(path) for path in new.boot.files}
             acceleration = best(side.accelerations)
             sizes = {digest: path.stat().st_size for path, digest in files.items()}
-            wanted = Wanted(new.name, "", MACHINE_TYPE, PROCESSOR, acceleration, new.memory_bytes, new.room_bytes, (NETWORK,), sizes)
+            wanted = Wanted(new.name, "", MACHINE_TYPE, PROCESSOR, acceleration, new.memory_bytes, new.state_bytes, (NETWORK,), sizes)
             refuse(obstacles(wanted, side))
             placement = Placement(new.name, str(uuid.uuid4()), new.image, host.name, coming=True)
             self.placements.put(placement)
@@ -104,8 +104,7 @@ class Remote:
         host = self.hosts.get(placement.host)
         daemon = host.daemon()
         self.deliver(host, {digest: path for path, digest in files.items()})
-        base = files[new.boot.base] if new.boot.base else None
-        daemon.make_overlay(POOL, state_volume(placement.uuid), new.disk_bytes, base)
+        daemon.make_disk(POOL, state_volume(placement.uuid), new.state_bytes)
         at = {path: DIRECTORY / digest for path, digest in files.items()}
         machine = Domain(
             name=new.name,
@@ -117,7 +116,7 @@ class Remote:
             kernel=at[new.boot.kernel],
             initrd=at[new.boot.initrd],
             command_line=new.boot.command_line,
-            base=at[new.boot.base] if new.boot.base else None,
+            root=at[new.boot.root] if new.boot.root else None,
             state=DIRECTORY / state_volume(placement.uuid),
             network=NETWORK,
             acceleration=acceleration,

@@ -60,7 +60,7 @@ class State:
 class Migration:
     """How a migration is started. `to` and `data` are where the source host finds the other: its daemon, and its QEMU.
 
-    `disk` is the one that is mirrored, but for what lies below it. `recovery`: a post-copy that has failed goes on. `rate` is in bytes a
+    `disk` is the one that is mirrored. `recovery`: a post-copy that has failed goes on. `rate` is in bytes a
     second; None: as fast as it goes.
     """
 
@@ -102,9 +102,9 @@ class Virsh:
     def _words(self, *words: str | Path) -> list[str]:
         return [_program(), "--quiet", "--connect", self.uri, "--keepalive-interval", "2", "--keepalive-count", "5", *map(str, words)]
 
-    def _meaning(self, error: CommandError) -> ObeliskError:
+    def _meaning(self, error: CommandError, who: str = "") -> ObeliskError:
         said = " ".join(line.removeprefix("error: ").strip() for line in error.output.strip().splitlines() if line.startswith("error: "))
-        return meaning(self.host, said or error.output, error)
+        return meaning(who or self.host, said or error.output, error)
 
     # What the host is
 
@@ -214,7 +214,7 @@ class Virsh:
         words = ["migrate", migration.domain, migration.to, "--migrateuri", migration.data, "--live", "--p2p", "--tls", "--abort-on-error"]
         words += ["--persistent", "--undefinesource"]
         if migration.disk is not None:
-            words += ["--copy-storage-inc", "--migrate-disks", migration.disk]
+            words += ["--copy-storage-all", "--migrate-disks", migration.disk]
         words += ["--postcopy"] if migration.post_copy else []
         words += ["--postcopy-resume"] if migration.recovery else []
         words += ["--auto-converge"] if migration.slow_down else []
@@ -235,7 +235,9 @@ class Virsh:
         if status is None:
             return None
         said.seek(0)
-        return Ended(None if status == 0 else self._meaning(CommandError(("virsh", "migrate"), status, said.read())))
+        error = CommandError(("virsh", "migrate"), status, said.read())
+        # The daemon here says of the other one what it says of itself.
+        return Ended(None if status == 0 else self._meaning(error, f"{self.host}, or the host that it sends to,"))
 
     # Storage
 
@@ -260,10 +262,9 @@ class Virsh:
         """A new volume, empty, that takes room as it is written."""
         self.run("vol-create-as", pool, volume, f"{size}b", "--allocation", "0", "--format", "raw", timeout_s=300)
 
-    def make_overlay(self, pool: str, volume: str, size: int, base: str | None) -> None:
-        """A new qcow2 volume of `size` that has nothing of its own: its content is that of the raw volume `base`, or empty."""
-        words = ["--backing-vol", base, "--backing-vol-format", "raw"] if base else []
-        self.run("vol-create-as", pool, volume, f"{size}b", "--allocation", "0", "--format", "qcow2", *words)
+    def make_disk(self, pool: str, volume: str, size: int) -> None:
+        """A new qcow2 volume that seems to have `size` and is empty."""
+        self.run("vol-create-as", pool, volume, f"{size}b", "--allocation", "0", "--format", "qcow2")
 
     def delete_volume(self, pool: str, volume: str) -> None:
         """Take a volume away."""
