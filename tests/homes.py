@@ -282,15 +282,15 @@ def serve(image: str, port: int) -> None:
 
 @dataclass(frozen=True)
 class Machines:
-    """In the place of namespaces: virtual machines, which all start from `bootable`, by the tools in `tools`."""
+    """In the place of namespaces: virtual machines, which all start from `bootable`, by the tools in `room`."""
 
-    tools: Path
+    room: Room
     bootable: Bootable
 
     def lodging(self, top: Path) -> Lodging:
         """Instances below `top`."""
         images: Images = lambda image: replace(self.bootable, id=image, label=image)  # noqa: E731
-        return Lodging(Embedded(Records(top / "machines.d"), lambda: Room(self.tools), images, silent))
+        return Lodging(Embedded(Records(top / "machines.d"), lambda: self.room, images, silent))
 
 
 def instances_of(top: Path) -> Instances:

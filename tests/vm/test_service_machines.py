@@ -10,10 +10,11 @@ from homes import MACHINE, SHOP, Machines, Street, street
 from little import little_guest
 from tool import Tool
 
+from obelisk.cli.making import tools_room
+from obelisk.events import silent
 from obelisk.instance.traffic import HOME
 from obelisk.model.service import Phase
 from obelisk.store import Store
-from obelisk.system.bubblewrap import Room
 
 TERMS = replace(
     SHOP, check="/cgi-bin/words", carries=True, memory_bytes=128 << 20, state_bytes=128 << 20, health_s=240, keep_s=3600, drain_s=60
@@ -24,10 +25,10 @@ TERMS = replace(
 def place(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
     """A machine that has a small guest for an image."""
     top = tmp_path_factory.mktemp("m")
-    tools = next((workshop.store / "steps").glob("*/output/tree/usr/bin/ukify")).parents[2]
     with Store.open(workshop.store) as store:
-        bootable = little_guest(Room(tools), store.image("web"), tmp_path_factory.mktemp("little"))
-    (top / "machines").write_bytes(pickle.dumps(Machines(tools, bootable)))
+        room = tools_room(None, store, silent)
+        bootable = little_guest(room, store.image("web@1"), tmp_path_factory.mktemp("little"))
+    (top / "machines").write_bytes(pickle.dumps(Machines(room, bootable)))
     with street(top) as made:
         yield made
         made.run("retire", terms=TERMS)
