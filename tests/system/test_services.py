@@ -173,6 +173,28 @@ def test_an_iteration_drains_until_its_last_connection_has_ended(place: Street) 
     assert services.look("shop").find(1).phase is Phase.GONE
 
 
+def test_the_kernel_forgets_the_connections_of_an_instance_when_told_to(place: Street) -> None:
+    place.ok("create")
+    place.ok("deploy", "v1")
+    assert place.get(place.client) == "v1"
+    silent = [*within(place.client), "python3", "-c", f"import socket; s = socket.create_connection(('{MACHINE}', {PORT})); input()"]
+    lasting = subprocess.Popen(silent, stdin=subprocess.PIPE)
+    time.sleep(1)
+    address = place.look("shop-1-1").address
+
+    def known() -> list[str]:
+        return inside(place.machine, sys.executable, "-I", "-c", _KNOWN).split()
+
+    assert known().count(address) > 1
+    inside(place.machine, sys.executable, "-I", "-c", _FORGET, address, "")
+    assert known().count(address) == 1
+    inside(place.machine, sys.executable, "-I", "-c", _FORGET, "10.77.0.250:80", "open too")
+    assert known().count(address) == 1
+    inside(place.machine, sys.executable, "-I", "-c", _FORGET, address, "open too")
+    assert known().count(address) == 0
+    lasting.communicate(b"\n", timeout=20)
+
+
 def test_a_deploy_that_fails_takes_no_connection_and_leaves_its_reason(place: Street) -> None:
     place.ok("create")
     place.ok("deploy", "v1")
@@ -260,6 +282,10 @@ def wait_for_listener(place: Street, port: str) -> None:
         time.sleep(0.1)
 
 
+_KNOWN = (
+    "from obelisk.system import conntrack\nwith conntrack._asking() as asked: print(*(end for end, _ in conntrack._connections(asked)))"
+)
+_FORGET = "import sys; from obelisk.system import conntrack; conntrack.forget(sys.argv[1], open_too=bool(sys.argv[2]))"
 _COUNT = """\
 import sys; sys.path[:0] = sys.argv[2:]
 from pathlib import Path; from homes import Street

@@ -155,6 +155,12 @@ class World:
     def open_connections(self) -> Mapping[str, int]:
         return self.open
 
+    def release(self, address: str, *, open_too: bool) -> None:
+        assert not open_too or address not in {each.address for each in self.there.values()}, "connections of an instance that lives end"
+        self.point()
+        if open_too:
+            self.open.pop(address, None)
+
     def answers(self, address: str, terms: Terms) -> bool:
         assert terms == self.terms
         self.point()

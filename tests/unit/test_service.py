@@ -304,6 +304,22 @@ def test_a_service_is_retired_with_all_that_it_has(world: World) -> None:
     world.services.create(SHOP)
 
 
+def test_nobody_is_led_to_an_instance_that_is_gone_by_a_connection_of_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[tuple[str, bool, bool]] = []
+
+    def release(address: str, *, open_too: bool) -> None:
+        released.append((address, open_too, "shop-1-1" in world.there))
+
+    monkeypatch.setattr(world, "release", release)
+    world.deploy("one")
+    address = world.there["shop-1-1"].address
+    world.deploy("two")
+    for seconds in (SHOP.keep_s, SHOP.drain_s):
+        world.time += seconds
+        world.services.tend("shop")
+    assert released == [(address, False, True), (address, True, False)]
+
+
 def test_a_retirement_goes_on_where_it_was_cut(world: World) -> None:
     for points in range(40):
         world.deploy("one")

@@ -301,10 +301,19 @@ class Services:
                 self._keep_state(service, step)
             case Shift(shares):
                 self._means.traffic.lead(service.terms, shares)
-            case Retire(_, instance):
-                with task(self._sink, f"service/{instance}", f"Removing {instance}"):
-                    instances.retire(instance)
+            case Retire(number, instance):
+                self._remove(service.find(number), instance)
         return None
+
+    def _remove(self, iteration: Iteration, instance: str) -> None:
+        # What it was reached at when it was proven; before that, nobody was led to it.
+        addresses = dict(zip(iteration.instances, iteration.addresses, strict=False))
+        with task(self._sink, f"service/{instance}", f"Removing {instance}"):
+            if instance in addresses:
+                self._means.traffic.release(addresses[instance], open_too=False)
+            self._means.instances.retire(instance)
+            if instance in addresses:
+                self._means.traffic.release(addresses[instance], open_too=True)
 
     def _keep_state(self, service: Service, step: Save | Forget | Restore) -> None:
         iteration = service.find(step.number)

@@ -54,6 +54,12 @@ class Traffic(Protocol):
     def open_connections(self) -> Mapping[str, int]:
         """How many connections are open, by the `address:port` that answers."""
 
+    def release(self, address: str, *, open_too: bool) -> None:
+        """Lead nobody to that `address:port` because of a connection of before; without `open_too`, of one that both ends have closed.
+
+        Clients use their ports again: else the kernel would take the first packet of a new connection for one of the old.
+        """
+
 
 class PacketFilter:
     """The kernel's own: `Traffic` of this machine."""
@@ -89,6 +95,10 @@ class PacketFilter:
     def open_connections(self) -> Mapping[str, int]:
         """See `Traffic.open_connections`."""
         return conntrack.open_connections()
+
+    def release(self, address: str, *, open_too: bool) -> None:
+        """See `Traffic.release`."""
+        conntrack.forget(address, open_too=open_too)
 
 
 def table(terms: Terms) -> str:
