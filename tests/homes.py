@@ -138,7 +138,7 @@ class Street(Homes):
 
     def run(self, *words: str, terms: Terms = SHOP) -> subprocess.CompletedProcess[str]:
         """A command about the service, in a process of its own on the machine."""
-        return subprocess.run(self.words(*words, terms=terms), capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(self.words(*words, terms=terms), capture_output=True, text=True, check=False, timeout=300)
 
     def ok(self, *words: str, terms: Terms = SHOP) -> None:
         """The same, which has to succeed."""
