@@ -69,6 +69,8 @@ install_programs() {
         # For services.
         need ip iproute2
         need wrk wrk
+        # For guests that are up in seconds.
+        need busybox busybox
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
