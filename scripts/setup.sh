@@ -61,6 +61,8 @@ install_programs() {
         # For applications with a network.
         need nft nftables
         need pasta passt
+        # For guests that are up in seconds.
+        need busybox busybox-static
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
         # For instances on hosts.
