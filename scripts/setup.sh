@@ -61,6 +61,8 @@ install_programs() {
         # For applications with a network.
         need nft nftables
         need pasta passt
+        # For guests that are up in seconds.
+        need busybox busybox-static
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
         # For instances on hosts.
@@ -69,8 +71,6 @@ install_programs() {
         # For services.
         need ip iproute2
         need wrk wrk
-        # For guests that are up in seconds.
-        need busybox busybox
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

@@ -24,6 +24,7 @@ from obelisk.instance.embedded import Embedded
 from obelisk.instance.records import Bootable, Records
 from obelisk.model.instance import Copy, Kind, Port, Wanted
 from obelisk.system.bubblewrap import Room
+from obelisk.system.resident import Resident
 
 _UP_S = 90.0
 
@@ -82,16 +83,7 @@ class Machines(Subject):
 
     def processes(self) -> list[int]:
         """All machines below the directory, whoever knows of them."""
-        found = set()
-        for running in self.root.glob("**/running"):
-            held = running.stat()
-            for path in Path("/proc").glob("[0-9]*/fd/*"):
-                try:
-                    if path.stat().st_ino == held.st_ino and path.stat().st_dev == held.st_dev:
-                        found.add(int(path.parts[2]))
-                except OSError:
-                    continue
-        return sorted(found)
+        return sorted({process for running in self.root.glob("**/running") for process in Resident(running.parent).processes()})
 
     def clear(self) -> None:
         """Retire everything."""

@@ -147,16 +147,7 @@ class Resident:
 
     def processes(self) -> list[int]:
         """The processes that hold the lock: one, where the machine runs."""
-        with suppress(FileNotFoundError):
-            wanted = (self.directory / _RUNNING).stat()
-            found = []
-            for path in Path("/proc").glob("[0-9]*/fd/*"):
-                with suppress(OSError):
-                    held = path.stat()
-                    if (held.st_ino, held.st_dev) == (wanted.st_ino, wanted.st_dev) and path.parts[2] != str(os.getpid()):
-                        found.append(int(path.parts[2]))
-            return sorted(set(found)) if self.is_running() else []
-        return []
+        return _holders(self.directory / _RUNNING) if self.is_running() else []
 
     def start(self, room: Room, setup: Setup) -> None:
         """Start it, and wait until it listens. There must be none.
@@ -304,6 +295,20 @@ class Resident:
         if found := _TAKEN.search(said):
             raise StateError(f"{found[1]} is taken on this machine", code="port-taken", hint="give the instance another port")
         raise CommandError((qemu.PROGRAM,), process.poll() or 0, said, code="machine-failed", hint=f"read {self.directory}/qemu.log")
+
+
+def _holders(file: Path) -> list[int]:
+    """The processes, other than this one, that have a file open."""
+    wanted = file.stat()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # of one that has ended meanwhile, or is not ours
+            for entry in (process / "fd").iterdir():
+                with suppress(OSError):
+                    if os.path.samestat(entry.stat(), wanted):
+                        found.append(int(process.name))
+                        break
+    return sorted(each for each in found if each != os.getpid())
 
 
 @contextmanager
