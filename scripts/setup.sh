@@ -61,8 +61,12 @@ install_programs() {
         # For applications with a network.
         need nft nftables
         need pasta passt
+        # For guests that are up in seconds.
+        need busybox busybox-static
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
+        # For instances on hosts.
+        need virsh libvirt-clients
         need crun crun
         # For desktop programs, and sessions without a screen to run them in.
         need xdg-dbus-proxy xdg-dbus-proxy
@@ -74,6 +78,9 @@ install_programs() {
         need grim grim
         need xdotool xdotool
         need desktop-file-validate desktop-file-utils
+        # For services.
+        need ip iproute2
+        need wrk wrk
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

@@ -125,10 +125,19 @@ def newest_tools(store: Store, sink: Sink) -> PackageSet:
     Raises:
         TransportError, InputError: the archives cannot be read.
     """
-    (tools,) = _resolve(
+    return newest(debian.TOOLS_PACKAGES, store, sink)
+
+
+def newest(wanted: Sequence[str], store: Store, sink: Sink) -> PackageSet:
+    """These packages and what they need, from the suite of the tools tree, as this machine's archives have them now.
+
+    Raises:
+        TransportError, InputError: the archives cannot be read, or have no such package.
+    """
+    (found,) = _resolve(
         "resolve-tools",
         "Resolving the tools tree",
-        (debian.TOOLS_PACKAGES,),
+        (wanted,),
         debian.archives(debian.TOOLS_SUITE),
         suite=debian.TOOLS_SUITE,
         old=None,
@@ -138,7 +147,7 @@ def newest_tools(store: Store, sink: Sink) -> PackageSet:
         sink=sink,
         snapshot=lambda _origin: None,
     )
-    return tools
+    return found
 
 
 def _holds(packages: PackageSet, wanted: Sequence[str]) -> bool:

@@ -22,6 +22,16 @@ def key_directory() -> Path:
     return Path(named).absolute() if named else base / "obelisk/keys"
 
 
+def instances_directory() -> Path:
+    """Where this user's instances on this machine are, or will be."""
+    named = os.environ.get("OBELISK_INSTANCES")
+    if named:
+        return Path(named).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/obelisk/instances")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "obelisk/instances"
+
+
 def find_machine(store: Store, name: str) -> StoredImage:
     """The image of a machine that `name` means.
 

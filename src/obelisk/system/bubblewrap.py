@@ -48,9 +48,14 @@ class Room:
         network: bool = False,
         devices: Sequence[str] = (),
         cwd: str = "/",
+        outlives: bool = False,
     ) -> list[str]:
-        """The complete argument list that runs `command` in the room, for callers that keep the process themselves."""
-        words: list[str] = [*as_root(), "bwrap", "--die-with-parent", "--cap-add", "ALL", "--unshare-ipc", "--unshare-pid", "--unshare-uts"]
+        """The complete argument list that runs `command` in the room, for callers that keep the process themselves.
+
+        It ends with the process that starts it, unless it `outlives` that.
+        """
+        words: list[str] = [*as_root(), "bwrap", *([] if outlives else ["--die-with-parent"])]
+        words += ["--cap-add", "ALL", "--unshare-ipc", "--unshare-pid", "--unshare-uts"]
         if not network:
             words += ["--unshare-net"]
         for top in ("usr", "etc"):

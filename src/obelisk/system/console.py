@@ -1,7 +1,8 @@
 """The consoles of this machine: what whoever stands before it sees; and the terminal at which a command was typed."""
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ACTIVE = Path("/sys/class/tty/console/active")
@@ -14,6 +15,23 @@ def ask_secret(prompt: str) -> str:
     from getpass import getpass  # noqa: PLC0415 - seldom wanted
 
     return getpass(prompt)
+
+
+@contextmanager
+def raw_terminal() -> Iterator[None]:
+    """Pass each key on as it is typed, for the block, where standard input is a terminal."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios  # noqa: PLC0415 - seldom wanted
+    import tty  # noqa: PLC0415
+
+    before = termios.tcgetattr(sys.stdin)
+    tty.setraw(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def say(line: str) -> None:

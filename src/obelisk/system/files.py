@@ -115,6 +115,32 @@ def hash_file(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> s
     return hasher.hexdigest()
 
 
+def hash_sparse(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> str:
+    """SHA-256 over the parts of a file that are not zero, as 64 hexadecimal digits: the same with holes and without.
+
+    Of each mebibyte that has anything but zeros, its number goes into it (8 bytes, big-endian) and its content; last, the file's size.
+    """
+    hasher, zeros = hashlib.sha256(), bytes(CHUNK_BYTES)
+    with path.open("rb", buffering=0) as source:
+        size = os.fstat(source.fileno()).st_size
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(source.fileno(), at, os.SEEK_DATA) // CHUNK_BYTES * CHUNK_BYTES
+            except OSError:  # ENXIO: only a hole is left
+                break
+            data = os.pread(source.fileno(), CHUNK_BYTES, at)
+            if not data:
+                break
+            if data != zeros[: len(data)]:
+                hasher.update((at // CHUNK_BYTES).to_bytes(8, "big") + data)
+            if on_bytes is not None:
+                on_bytes(len(data))
+            at += CHUNK_BYTES
+    hasher.update(size.to_bytes(8, "big"))
+    return hasher.hexdigest()
+
+
 def clone_or_copy(source: Path, target: Path) -> None:
     """Copy a file: sharing blocks where the file system can, keeping holes elsewhere. `target` must not exist."""
     ficlone = 0x40049409
