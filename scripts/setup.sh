@@ -66,6 +66,9 @@ install_programs() {
         # For instances on hosts.
         need virsh libvirt-clients
         need crun crun
+        # For services.
+        need ip iproute2
+        need wrk wrk
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"

@@ -28,9 +28,9 @@ IMAGE = "1177" * 16
 _DRIVERS = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "vmgenid", "evdev", "button")
 _INIT = f"""\
 #!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
 /bin/busybox --install -s /bin
 export PATH=/bin
-mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 exec </dev/console >/dev/console 2>&1

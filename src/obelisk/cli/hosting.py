@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from obelisk.host.source import Source
 
 
+_OF_INSTANCES = ("history", "drift", "snapshot", "reset", "migrate")
+"""What needs neither slots nor an ESP."""
+
+
 def host(arguments: Namespace) -> int:
     """Run one of the host commands."""
     if os.geteuid() != 0:
@@ -40,7 +44,14 @@ def host(arguments: Namespace) -> int:
         "damaged": _damaged,
         "migrate": _migrate,
     }
-    return actions[arguments.action](here(), arguments)
+    found = here()
+    if found.own_state() is not None and arguments.action not in _OF_INSTANCES:
+        raise StateError(
+            f"this machine is an instance of {found.label}: another takes its place, it is not upgraded",
+            code="host-instance",
+            hint="where it was made: obelisk instance, obelisk service",
+        )
+    return actions[arguments.action](found, arguments)
 
 
 def install(arguments: Namespace) -> int:

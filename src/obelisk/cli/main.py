@@ -84,6 +84,7 @@ _COMMANDS = {
     "install": _Command("showing", "write an image onto a disk", "obelisk install shop /dev/sdb --erase sdb"),
     "gc": _Command("showing", "free the space of what nothing needs", "obelisk gc --dry-run"),
     "verify": _Command("showing", "read the whole store and name what is damaged", "obelisk verify --repair"),
+    "service": _Command("services", "replace instances of images behind a port, without a gap", "obelisk service deploy shop shop@2"),
     "app": _Command("sandboxing", "run applications in sandboxes", "obelisk app run calc -- '6 * 7'"),
     "instance": _Command("instances", "run instances of images, copy them, move them live", "obelisk instance create web --image shop"),
     "host": _Command("hosting", "look after a machine that runs an image", "obelisk host upgrade stable --reboot"),
@@ -194,6 +195,23 @@ _INSTANCE_NOT_BY_NAME = ("list", "hosts", "drain", "undrain")
 
 _APP_BY_NAME = ("rollback", "remove", "prepare")
 
+_SERVICE_COMMANDS = {
+    "create": ("have a port of this machine lead to instances of an image", "obelisk service create shop --port 8080:80 --image shop"),
+    "deploy": (
+        "have an image take the place of the one before, once it is healthy, without a gap",
+        "obelisk service deploy shop shop@2 --canary 10%",
+    ),
+    "promote": ("give the canary a larger share of new connections, or all", "obelisk service promote shop --to 50%"),
+    "rollback": ("lead new connections to what they went to before", "obelisk service rollback shop"),
+    "status": ("its iterations, their shares and open connections, and why some failed", "obelisk service status shop"),
+    "list": ("all services of this machine", "obelisk service list"),
+    "tend": (
+        "do what time has brought: retire what was replaced, start what has fallen, withdraw a canary that ails",
+        "obelisk service tend --every 30s",
+    ),
+    "retire": ("remove a service with all its instances; open connections end", "obelisk service retire shop"),
+}
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -253,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name] = commands.add_parser(
             name, help=command.summary, description=f"{command.summary}.", epilog=f"example: {command.example}", formatter_class=formatter
         )
-        if name not in {"app", "host", "instance"}:
+        if name not in {"app", "host", "instance", "service"}:
             parsers[name].add_argument("--json", action="store_true", help=_JSON)
             if builder:
                 parsers[name].add_argument("--store", metavar="DIR", help="use this store")
@@ -411,6 +429,38 @@ def _instance_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _service_arguments(parser: argparse.ArgumentParser) -> None:
+    parsers = _actions(parser, _SERVICE_COMMANDS, required=True)
+    for name, each in parsers.items():
+        each.add_argument("--json", action="store_true", help=_JSON)
+        each.add_argument("--store", metavar="DIR", help="use this store")
+        if name == "tend":
+            each.add_argument("name", nargs="?", metavar="NAME", help="the name of a service (default: all)")
+        elif name != "list":
+            each.add_argument("name", metavar="NAME", help="the name of a service")
+    create, deploy = parsers["create"], parsers["deploy"]
+    create.add_argument("--port", required=True, metavar="PORT[:GUEST]", help="a TCP port of this machine, and that of the instances")
+    create.add_argument("--image", metavar="IMAGE", help=f"deploy it at once: {_IMAGE}")
+    create.add_argument(
+        "--instances", type=int, default=1, metavar="N", help="so many share the connections of each iteration (default: 1)"
+    )
+    create.add_argument("--memory", default="512M", metavar="SIZE", help="of each instance (default: 512M)")
+    create.add_argument("--cpus", type=int, default=1, metavar="N", help="of each instance (default: 1)")
+    create.add_argument("--state", default="2G", metavar="SIZE", help="the disk for the state of each instance (default: 2G)")
+    create.add_argument("--carry-state", action="store_true", help="a new instance begins with a copy of the state that it replaces")
+    create.add_argument("--check", default="", metavar="/PATH", help="what has to answer by HTTP (default: the port accepts connections)")
+    create.add_argument("--health", default="3m", metavar="TIME", help="how long a new iteration may take to be healthy (default: 3m)")
+    create.add_argument("--keep", default="1h", metavar="TIME", help="how long what was replaced stays for a rollback (default: 1h)")
+    create.add_argument("--drain", default="10m", metavar="TIME", help="how long its connections may then stay open (default: 10m)")
+    deploy.add_argument("image", metavar="IMAGE", help=_IMAGE)
+    deploy.add_argument(
+        "--canary", metavar="SHARE", help="give it this share of new connections, such as 10%%, until `promote` or `rollback`"
+    )
+    parsers["promote"].add_argument("--to", metavar="SHARE", help="only this share, such as 50%%")
+    parsers["rollback"].add_argument("--with-state", action="store_true", help="also set its state back to that of before the replacement")
+    parsers["tend"].add_argument("--every", metavar="TIME", help="again and again, such as 30s")
+
+
 def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     def spec_argument(name: str) -> None:
         parsers[name].add_argument("spec", nargs="?", default=".", metavar="SPEC", help="directory of an obelisk.toml (default: this one)")
@@ -420,6 +470,8 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
 
     _app_arguments(parsers["app"])
     _instance_arguments(parsers["instance"])
+
+    _service_arguments(parsers["service"])
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
     parsers["new"].add_argument("--role", choices=("server", "workstation", "app"), default="server")
     for name in ("lock", "build"):

@@ -3,6 +3,7 @@
 /run/obelisk/disk   the kernel's name of the disk, written by `start`
 /run/obelisk/opened where the state volume is encrypted: by what it was opened, `tpm2` or `recovery-key`, written by `start`;
                     `enrolled` once the TPM has a key again
+/run/obelisk/own    of an instance: the kernel's name of the disk with its state, written by `start`
 /run/obelisk/host   the subvolume `host` of the state volume: the journal, evidence of failures; it is outside of what a rollback
 takes back
 /run/obelisk/state  the subvolume `live`
@@ -141,11 +142,20 @@ class Here:
         return _MAPPED_STATE if self.opened_by() else self.state_partition()
 
     def state_partition(self) -> Path:
-        """The partition of the state volume."""
+        """The partition of the state volume, or the disk that an instance has for it."""
+        if own := self.own_state():
+            return own
         found = [entry for entry in sfdisk.read_table(self.disk) if entry.label == STATE_LABEL]
         if not found:
             raise StateError(f"{self.disk} has no state volume", code="state-missing", hint="was the system started from another disk?")
         return found[0].device
+
+    def own_state(self) -> Path | None:
+        """The disk with the state, where this machine is an instance and has it on one of its own; else None."""
+        try:
+            return Path("/dev") / (self.run / "own").read_text().strip()
+        except FileNotFoundError:
+            return None
 
     def note(
         self, event: Event, image: str, *, image_id: str = "", phase: Phase | None = None, duration_ms: int | None = None, detail: str = ""

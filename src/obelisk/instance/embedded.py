@@ -51,17 +51,20 @@ from obelisk.system.bubblewrap import Room
 from obelisk.system.files import sync_directory, sync_file
 from obelisk.system.filesystem import free_memory_bytes, space
 from obelisk.system.monitor import Monitor
-from obelisk.system.resident import IDENTITY, LOADED, NETWORK, STATE, Memory, Resident, Setup, forward_words, free_port, refuse_taken
+from obelisk.system.resident import IDENTITY, LAYER, LOADED, NETWORK, STATE, Memory, Resident, Setup, forward_words, free_port, refuse_taken
 
 _OVERHEAD_BYTES = 64 << 20
 """What QEMU itself takes, besides the guest's memory."""
 _SPARE_BYTES = 256 << 20
 """What a disk should have left."""
 _PRESS_AGAIN_S = 10.0
-_IDENTITY_S = 60.0
+_IDENTITY_S = 120.0
 _LISTENING_S = 3.0
 _POLL_S = 0.02
 _AT_ONCE = 4
+_MANY_LAYERS = 16
+"""Of so many, a start makes one; while it runs, an instance may have"""
+_MOST_LAYERS = 100
 _STANDING = {"postmigrate", "paused", "finish-migrate"}
 _RAM, _DEVICES = "ram", "devices"
 
@@ -121,7 +124,7 @@ class Embedded:
                 self._refuse_scarce(record.instance.wish, state=False)
                 for port in record.instance.wish.ports:
                     refuse_taken(port)
-                record = place.set_on(record, on=True)
+                record = place.set_on(self._shortened(place, record), on=True)
                 with task(self.sink, f"start/{name}", f"Starting {name}"):
                     place.machine.start(self.room(), self._setup(place, record))
         return self.status(name)
@@ -263,6 +266,7 @@ class Embedded:
                 place.machine.thaw(monitor)
                 if monitor.run_state() in _STANDING:
                     monitor.resume()
+                monitor.drop_unused_layers(STATE, f"{LAYER}-")
         place.remove_drafts()
         return record
 
@@ -276,6 +280,12 @@ class Embedded:
         wish = record.instance.wish
         if wanted.kind is Kind.MEMORY:
             self._refuse_full(wish.memory_bytes)
+        if len(record.layers) >= _MOST_LAYERS:
+            raise StateError(
+                f"the state of {wish.name} lies in {len(record.layers)} layers, one for each moment that was kept",
+                code="too-many-layers",
+                hint=f"obelisk instance stop {wish.name}, then start: that joins them",
+            )
         have = place.kept()
         layer = self._layer(place, wish.state_bytes, record.layers)
         place.write(replace(record, layers=(*record.layers, layer)))
@@ -369,10 +379,14 @@ class Embedded:
         """Start a machine that stands still with what the file holds."""
         setup = replace(self._setup(place, record), load=file, memory=memory)
         place.machine.start(self.room(), setup)
-        with place.machine.monitor() as monitor:
-            mapped = memory is None or memory.shared
-            monitor.set_capabilities(mapped_ram=mapped, x_ignore_shared=not mapped)
-            monitor.load(LOADED)
+        try:
+            with place.machine.monitor() as monitor:
+                mapped = memory is None or memory.shared
+                monitor.set_capabilities(mapped_ram=mapped, x_ignore_shared=not mapped)
+                monitor.load(LOADED)
+        except CommandError as error:
+            said = (place.directory / "qemu.log").read_text(errors="replace")
+            raise CommandError(error.argv, error.status, f"{said}\n{error.output}", code="machine-failed") from error
 
     def _introduce(self, place: Place, record: Record, *, must: bool) -> None:
         """Have a machine that was loaded run, tell it who it is and what time it is, and only then have ports lead to it.
@@ -407,6 +421,25 @@ class Embedded:
         sync_file(place.layers / f"{name}.qcow2")
         sync_directory(place.layers)
         return name
+
+    def _shortened(self, place: Place, record: Record) -> Record:
+        """The state in fewer layers, while nothing runs. Snapshots have links to all layers below them, so those that none has are last."""
+        layers = list(record.layers)
+        while len(layers) > 1 and all(_only_here(place, layer) for layer in layers[-2:]):
+            qemu.join_layers(self.room(), place.layers, f"{layers[-1]}.qcow2")
+            sync_file(place.layers / f"{layers[-2]}.qcow2")
+            layers.pop()
+        if len(layers) > _MANY_LAYERS:
+            whole = secrets.token_hex(8)
+            qemu.flatten_layers(self.room(), place.layers, f"{layers[-1]}.qcow2", f"{whole}.qcow2")
+            sync_file(place.layers / f"{whole}.qcow2")
+            sync_directory(place.layers)
+            layers = [whole]
+        if tuple(layers) != record.layers:
+            record = replace(record, layers=tuple(layers))
+            place.write(record)
+            place.remove_drafts()
+        return record
 
     def _new(self, wish: Wish, label: str, origin: str) -> Instance:
         number = uuid.uuid4()
@@ -475,8 +508,12 @@ def _save(monitor: Monitor, file: Path, place: Place, layer: str, running: Task)
     return saved.downtime_ms + _since(began)
 
 
+def _only_here(place: Place, layer: str) -> bool:
+    return (place.layers / f"{layer}.qcow2").stat().st_nlink == 1
+
+
 def _put_over(monitor: Monitor, layer: str) -> None:
-    monitor.put_layer_over(STATE, f"layers/{layer}.qcow2", f"layer-{layer}")
+    monitor.put_layer_over(STATE, f"layers/{layer}.qcow2", f"{LAYER}-{layer}")
 
 
 def _power_off(machine: Resident, timeout_s: float) -> bool:

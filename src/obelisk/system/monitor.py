@@ -138,6 +138,14 @@ class Monitor:
                 self.execute("blockdev-del", {"node-name": node})
             raise
 
+    def drop_unused_layers(self, device: str, prefix: str) -> None:
+        """Close files that were to become a disk's layers, by the beginning of their nodes' names, and did not."""
+        used = self.node_of(device)
+        for each in self.execute("query-named-block-nodes"):
+            if each["node-name"].startswith(prefix) and not each["ro"] and each["node-name"] != used:
+                with suppress(CommandError):  # one that is used after all
+                    self.execute("blockdev-del", {"node-name": each["node-name"]})
+
     def node_of(self, device: str) -> str:
         """The name of what a disk (by the id of its device) writes to."""
         for each in self.execute("query-block"):

@@ -328,6 +328,21 @@ def make_layer(room: "Room", directory: Path, name: str, size_bytes: int, *, bel
     room.run(["qemu-img", "create", "-q", "-f", "qcow2", *words, at, str(size_bytes)], binds=[writable(directory, "/layers")])
 
 
+def join_layers(room: "Room", directory: Path, name: str) -> None:
+    """Write what a qcow2 file of a directory has into the one below it. Cut anywhere, both together still hold what they did."""
+    from obelisk.system.bubblewrap import writable  # noqa: PLC0415 - hosts have no rooms
+
+    room.run(["qemu-img", "commit", "-q", "-d", f"/layers/{name}"], binds=[writable(directory, "/layers")])
+
+
+def flatten_layers(room: "Room", directory: Path, name: str, target: str) -> None:
+    """Make one qcow2 file of all that a file and those below it hold."""
+    from obelisk.system.bubblewrap import writable  # noqa: PLC0415 - hosts have no rooms
+
+    words = ["qemu-img", "convert", "-q", "-f", "qcow2", "-O", "qcow2", f"/layers/{name}", f"/layers/{target}"]
+    room.run(words, binds=[writable(directory, "/layers")])
+
+
 def overwrite(room: "Room", disk: Path, offset: int, length: int, *, binds: Sequence["Bind"]) -> None:
     """Overwrite `length` bytes (a multiple of 512, like `offset`) of a qcow2 disk that no machine uses."""
     room.run(["qemu-io", "-f", "qcow2", "-c", f"write -P 0xa5 {offset} {length}", str(disk)], binds=binds)

@@ -34,6 +34,8 @@ from obelisk.system.monitor import Monitor
 
 STATE = "state"
 """The id of the disk with the state."""
+LAYER = "layer"
+"""The node of its layer that was the last when it started; those that came since have this, a hyphen and their own names."""
 NETWORK = "net"
 IDENTITY = "identity"
 AGENT = "agent"
@@ -98,8 +100,8 @@ def argv(setup: Setup) -> list[str]:
         words += ["-blockdev", _json(driver="raw", node_name="root", read_only=True, file={"driver": "file", "filename": setup.root})]
         words += ["-device", "virtio-blk-pci,drive=root"]
     layer = {"driver": "file", "filename": setup.layer}
-    words += ["-blockdev", _json(driver="qcow2", node_name="layer", discard="unmap", file=layer)]
-    words += ["-device", f"virtio-blk-pci,drive=layer,id={STATE},serial={STATE_SERIAL}"]
+    words += ["-blockdev", _json(driver="qcow2", node_name=LAYER, discard="unmap", file=layer)]
+    words += ["-device", f"virtio-blk-pci,drive={LAYER},id={STATE},serial={STATE_SERIAL}"]
     words += ["-device", "virtio-serial-pci"]
     words += [
         "-chardev",
