@@ -97,7 +97,7 @@ class Story:
         self.cluster = cluster
         self.place = place
         self.tally = Tally()
-        self.remote = Remote(known.Hosts(place / "hosts.json"), Placements(place / "placements"), sink)
+        self.remote = Remote(known.Hosts(place / "hosts.json"), Placements(place / "instances/.placements"), sink)
         self._command: subprocess.Popen[bytes] | None = None
         self._words = words
         self._uptime = 0.0
@@ -317,7 +317,7 @@ def run(story: Story, count: int, seed: int, say: Callable[[str], None]) -> None
 def main() -> None:
     """Move the instance, as a process of its own."""
     place, target = Path(sys.argv[1]), sys.argv[2]
-    remote = Remote(known.Hosts(place / "hosts.json"), Placements(place / "placements"), silent)
+    remote = Remote(known.Hosts(place / "hosts.json"), Placements(place / "instances/.placements"), silent)
     with suppress(ObeliskError):
         move(remote, NAME, remote.hosts.get(target), Terms())
 

@@ -247,7 +247,7 @@ class World:
         monkeypatch.setattr(remotes, "time", clock)
         monkeypatch.setattr(moving, "time", clock)
         self.place = place
-        self.remote = Remote(hosts, Placements(place / "placements"), silent)
+        self.remote = Remote(hosts, Placements(place / "instances/.placements"), silent)
         for name in ("kernel", "initrd", "root"):
             (place / name).write_text(name)
 

@@ -13,7 +13,7 @@ from obelisk.system.virsh import State
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("OBELISK_HOSTS", str(tmp_path / "hosts.json"))
-    monkeypatch.setenv("OBELISK_INSTANCES", str(tmp_path))
+    monkeypatch.setenv("OBELISK_INSTANCES", str(tmp_path / "instances"))
     monkeypatch.setenv("OBELISK_STORE", str(tmp_path / "store"))
     return World(tmp_path, monkeypatch)
 

@@ -61,7 +61,7 @@ def hosts_file() -> Path:
 
 def placements_directory() -> Path:
     """Where it is kept which instance is on which host."""
-    return instances_directory() / "placements"
+    return instances_directory() / ".placements"
 
 
 def _create(arguments: Namespace, sink: Sink) -> int:

@@ -1,8 +1,8 @@
 """Which instance is on which host: a file an instance, and a lock that one command at a time holds.
 
-    placements/<name>.json     the record, replaced as a whole
-              /.<name>.lock    held while a command changes the instance
-              /.rates.json     what was seen of the network between two hosts
+    .placements/<name>.json     the record, replaced as a whole
+               /.<name>.lock    held while a command changes the instance
+               /.rates.json     what was seen of the network between two hosts
 
 The hosts have the truth, this says where to look for it. While an instance is on its way the record names both ends, so whatever a killed
 command leaves, the next one finds.
