@@ -246,7 +246,10 @@ def busy_s(server: int) -> float:
 def served(words: Sequence[str]) -> Iterator[int]:
     """A server, for as long as the block lasts: the id of a process in its network."""
     server: int | None = None
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    # Each in a session of its own, as a sandbox's programs are: the scheduler shares the processors out by sessions (autogroups), and a
+    # server in that of its client would have another share of them than one that is not.
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True) as process:
         try:
             deadline = time.monotonic() + 20
             while (server := master(process.pid)) is None:
