@@ -123,6 +123,8 @@ def _bootstrap(name: str, target: Path) -> None:
     run(words)
     if name == "tools":
         return
+    for node in [path for path in target.glob("dev/*") if path.is_char_device()]:
+        node.unlink()  # ostree takes none, and images of ours have none
     for path in [target / "usr/share" / unused for unused in _UNUSED] + [*(target / "usr/share/locale").glob("*/")]:
         shutil.rmtree(path, ignore_errors=True)
     for modules in (target / "usr/lib/modules").iterdir():

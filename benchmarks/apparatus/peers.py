@@ -48,11 +48,14 @@ def cost(words: Sequence[str | Path], *, output: Path | None = None) -> Cost:
     """Run a program to its end; what it says goes into a file, or nowhere.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: it failed; what it complained about was printed.
     """
     with tempfile.NamedTemporaryFile(prefix="obelisk-bench-") as figures, (output or Path(os.devnull)).open("wb") as said:
         argv = [sys.executable, "-IS", str(_COST), figures.name, *map(str, words)]
-        subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL)
+        done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.PIPE)
+        if done.returncode:
+            sys.stderr.buffer.write(done.stderr)
+            done.check_returncode()
         return Cost(**json.load(figures))
 
 
