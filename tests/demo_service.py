@@ -35,7 +35,7 @@ def main(first: str, second: str) -> int:
     place.mkdir(parents=True)
     try:
         size = ["--memory", "512M", "--state", "1G"]
-        service("create", "shop", "--port", f"{PORT}:80", "--image", first, "--check", "/", "--health", "5min", *size)
+        service("create", "shop", "--port", f"{PORT}:80", "--image", first, "--check", "/", "--health", "5m", *size)
         with asked() as answers:
             service("deploy", "shop", second)
             time.sleep(_AFTER_S)
@@ -43,7 +43,7 @@ def main(first: str, second: str) -> int:
             time.sleep(_AFTER_S)
             service("status", "shop")
     finally:
-        with suppress(subprocess.CalledProcessError):
+        with suppress(SystemExit):  # what went wrong before counts
             service("retire", "shop")
         remove_tree(place)
     lost = answers.total() - answers["first"] - answers["second"]
@@ -56,7 +56,9 @@ def main(first: str, second: str) -> int:
 def service(*words: str) -> None:
     """Show a command about services, and do it."""
     print(f"$ obelisk service {shlex.join(words)}", flush=True)
-    subprocess.run([ROOT / "obelisk", "service", *words], check=True, stdin=subprocess.DEVNULL)
+    ended = subprocess.run([ROOT / "obelisk", "service", *words], check=False, stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        sys.exit(ended.returncode)
 
 
 @contextmanager
