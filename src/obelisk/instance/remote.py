@@ -372,7 +372,7 @@ def refuse_draining(host: Host) -> None:
     """
     if host.draining:
         raise StateError(
-            f"{host.name} is being emptied", code="host-draining", hint=f"choose another, or: obelisk instance undrain {host.name}"
+            f"{host.name} is being emptied", code="host-draining", hint=f"choose another, or: obelisk host undrain {host.name}"
         )
 
 
