@@ -48,6 +48,9 @@ install_programs() {
     need mmdebstrap mmdebstrap
     need mount mount
     need newuidmap uidmap
+    # For services.
+    need ip iproute2
+    need nft nftables
     if [ "$1" = requirements-dev.txt ]; then
         # For archives that tests make and sign.
         need gpg gpg
@@ -59,7 +62,6 @@ install_programs() {
         # For keys on tokens.
         need softhsm2-util softhsm2
         # For applications with a network.
-        need nft nftables
         need pasta passt
         # For guests that are up in seconds.
         need busybox busybox-static
@@ -78,8 +80,7 @@ install_programs() {
         need grim grim
         need xdotool xdotool
         need desktop-file-validate desktop-file-utils
-        # For services.
-        need ip iproute2
+        # For services under load.
         need wrk wrk
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"

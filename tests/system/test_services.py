@@ -195,6 +195,29 @@ def test_the_kernel_forgets_the_connections_of_an_instance_when_told_to(place: S
     lasting.communicate(b"\n", timeout=20)
 
 
+def test_what_the_kernel_forgets_is_never_a_newer_connection_from_the_same_port(place: Street) -> None:
+    """While what is closed is looked for, and then forgotten one by one, clients use its ports again."""
+    place.ok("create")
+    place.ok("deploy", "v1")
+    again = subprocess.Popen(
+        [*within(place.client), "python3", "-c", _AGAIN, MACHINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert again.stdout is not None
+    assert again.stdin is not None
+    assert again.stdout.readline() == "v1\n"
+    argv = [*within(place.machine), sys.executable, "-I", "-c", _FORGET_LATE, place.look("shop-1-1").address]
+    forgetting = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert forgetting.stdout is not None
+    assert forgetting.stdout.readline() == "1\n"
+    place.ok("deploy", "v2")
+    again.stdin.write("\n")
+    again.stdin.flush()
+    assert again.stdout.readline() == "again\n"
+    forgetting.communicate("\n", timeout=20)
+    assert forgetting.returncode == 0
+    assert again.communicate("\n", timeout=20)[0] == "v2\n"
+
+
 def test_a_deploy_that_fails_takes_no_connection_and_leaves_its_reason(place: Street) -> None:
     place.ok("create")
     place.ok("deploy", "v1")
@@ -286,6 +309,37 @@ _KNOWN = (
     "from obelisk.system import conntrack\nwith conntrack._asking() as asked: print(*(end for end, _ in conntrack._connections(asked)))"
 )
 _FORGET = "import sys; from obelisk.system import conntrack; conntrack.forget(sys.argv[1], open_too=bool(sys.argv[2]))"
+_CLIENT_PORT = 40001
+_FORGET_LATE = f"""\
+import sys; from obelisk.system import conntrack
+with conntrack._asking() as asked:
+    found = [each[conntrack._REPLY] for end, each in conntrack._connections(asked) if end == sys.argv[1]]
+    found = [each for each in found if ({_CLIENT_PORT}).to_bytes(2, "big") in each]
+    print(len(found), flush=True)
+    input()
+    for each in found:
+        conntrack._delete(asked, each)
+"""
+_AGAIN = f"""\
+import socket, sys
+def begun(path):
+    made = socket.socket()
+    made.settimeout(10)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("", {_CLIENT_PORT}))
+    made.connect((sys.argv[1], {PORT}))
+    made.sendall(f"GET {{path}} HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n".encode())
+    return made
+def ended(made):
+    with made, made.makefile("rb") as answer:
+        print(answer.read().decode().split()[-1], flush=True)
+ended(begun("/"))
+input()
+second = begun("/slow/30")
+print("again", flush=True)
+input()
+ended(second)
+"""
 _COUNT = """\
 import sys; sys.path[:0] = sys.argv[2:]
 from pathlib import Path; from homes import Street

@@ -17,7 +17,7 @@ _NETLINK_NETFILTER = 12
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # of the subsystem for connections
 _ERROR, _DONE = 2, 3
 _REQUEST_DUMP, _REQUEST_ACK = 0x301, 0x5
-_ORIGINAL, _REPLY, _PROTOCOL_INFO = 1, 2, 4
+_REPLY, _PROTOCOL_INFO = 2, 4
 _NESTED = 0x8000
 _TYPE = 0x3FFF
 _OPEN = frozenset(range(1, 6))  # from SYN_SENT to CLOSE_WAIT: at least one end has not closed it yet
@@ -43,13 +43,21 @@ def forget(end: str, *, open_too: bool) -> None:
         MissingFeatureError: the kernel does not tell.
     """
     with _asking() as asked:
-        found = [each for at, each in _connections(asked) if at == end and (open_too or _state(each) not in _OPEN)]
-        for attributes in found:
-            which = struct.pack("=HH", 4 + len(attributes[_ORIGINAL]), _NESTED | _ORIGINAL) + attributes[_ORIGINAL]
-            asked.send(_request(_DELETE, _REQUEST_ACK, which))
-            kind, number = struct.unpack_from("=4xH10xl", asked.recv(_BUFFER))
-            if kind == _ERROR and number not in {0, -errno.ENOENT}:
-                raise OSError(-number, os.strerror(-number))
+        for attributes in [each for at, each in _connections(asked) if at == end and (open_too or _state(each) not in _OPEN)]:
+            _delete(asked, attributes[_REPLY])
+
+
+def _delete(asked: socket.socket, reply: bytes) -> None:
+    """Delete a connection, if it is there still.
+
+    It is named by the way back, in which the answering end is: a client may have used its port again by now, and on the way there what it
+    has with another end looks the same.
+    """
+    which = struct.pack("=HH", 4 + len(reply), _NESTED | _REPLY) + reply
+    asked.send(_request(_DELETE, _REQUEST_ACK, which))
+    kind, number = struct.unpack_from("=4xH10xl", asked.recv(_BUFFER))
+    if kind == _ERROR and number not in {0, -errno.ENOENT}:
+        raise OSError(-number, os.strerror(-number))
 
 
 @contextmanager
