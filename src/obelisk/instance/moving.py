@@ -172,7 +172,7 @@ def wanted_by(placement: Placement, host: Host) -> tuple[Needs, Wanted, int]:
     """What an instance on that host needs, what it would ask of another, and the size that its disk seems to have."""
     daemon = host.daemon()
     needs = domains.needs(daemon.xml(placement.name))
-    files = {path.name: daemon.volume_bytes(POOL, path.name)[0] for path in needs.files}
+    files = {path.name: daemon.volume_bytes(POOL, path.name)[1] for path in needs.files}
     size, used = daemon.volume_bytes(POOL, state_volume(placement.uuid))
     wanted = Wanted(
         placement.name,
