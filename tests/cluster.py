@@ -159,7 +159,11 @@ class Host:
 
     def run(self, *words: str) -> str:
         """What a command says on this host."""
-        return subprocess.run([*_inside(self.init), *words], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(self.inside(*words), check=True, capture_output=True, text=True).stdout
+
+    def inside(self, *words: str) -> list[str]:
+        """The argument list of a command on this host."""
+        return ["nsenter", "--target", str(self.init), "--mount", "--net", "--pid", "--uts", "--ipc", "--root", "--", *words]
 
     def close(self) -> None:
         """End everything of it."""
@@ -418,10 +422,6 @@ class Watch:
                     time.sleep(0.02)
         except OSError as error:
             self.wrong.append(f"the connection broke after {self.answered} answers: {error}")
-
-
-def _inside(process: int) -> list[str]:
-    return ["nsenter", "--target", str(process), "--mount", "--net", "--pid", "--uts", "--ipc", "--root", "--"]
 
 
 def _children(process: int) -> list[int]:
