@@ -54,7 +54,7 @@ def main() -> int:
 @contextmanager
 def two_hosts(image_bytes: int) -> Iterator[Story]:
     with workplace("migration") as place:
-        cluster = Cluster(place, tree_of_hosts(ROOT / ".cache/hosts"))
+        cluster = Cluster(place, tree_of_hosts(ROOT / ".cache/hosts"), room_bytes=1 << 30)
         try:
             with cluster.entered():
                 story = Story(cluster, place, root_bytes=image_bytes)

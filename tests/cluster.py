@@ -59,7 +59,7 @@ _UP_S = 30
 _HOST = """\
 mkdir -p /sys /var/log/libvirt/qemu /var/lib/libvirt/qemu /var/lib/libvirt/obelisk /var/cache/libvirt /run/libvirt /run/lock
 mount -t sysfs sysfs /sys
-mount -t tmpfs -o size=600m instances /var/lib/libvirt/obelisk
+mount -t tmpfs -o size="$2" instances /var/lib/libvirt/obelisk
 cp -a /etc /tmp/etc
 cp -a /host/etc/. /tmp/etc
 mount --bind /tmp/etc /etc
@@ -121,7 +121,8 @@ class Host:
         (self.place / "etc/libvirt/qemu.conf").write_text(_QEMU)
         cluster.authority.write(self.place / "etc/pki", self.name, (self.address, self.peer))
         binds = [writable(self.place, "/host"), writable(self.place / "var", "/var")]
-        words = cluster.room.argv(["sh", "-eu", "-c", _HOST, "host", self.name], binds=binds, devices=["/dev/net/tun", "/dev/userfaultfd"])
+        command = ["sh", "-eu", "-c", _HOST, "host", self.name, str(cluster.room_bytes)]
+        words = cluster.room.argv(command, binds=binds, devices=["/dev/net/tun", "/dev/userfaultfd"])
         self._room = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
         _until((self.place / "ready").exists, f"{self.name} did not start")
         (self.init,) = _children(self._room.pid)
@@ -172,11 +173,12 @@ class Host:
 
 
 class Cluster:
-    """Hosts that reach each other, and the bridge between them."""
+    """Hosts that reach each other, and the bridge between them. Each has `room_bytes` for instances, in memory."""
 
-    def __init__(self, place: Path, tree: Path, hosts: int = 2) -> None:
+    def __init__(self, place: Path, tree: Path, hosts: int = 2, *, room_bytes: int = 600 << 20) -> None:
         self.place = place
         self.room = Room(tree)
+        self.room_bytes = room_bytes
         self.authority = Authority(place / "authority", self.room)
         self.hosts: list[Host] = []
         self._switch = subprocess.Popen(

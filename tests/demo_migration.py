@@ -29,8 +29,8 @@ def main() -> int:
     remove_tree(place)
     place.mkdir(parents=True)
     os.environ |= {"OBELISK_HOSTS": str(place / "hosts.json"), "OBELISK_INSTANCES": str(place / "instances")}
-    print("(two hosts, south and north, are made of namespaces; each has a libvirt daemon of its own)")
-    cluster = Cluster(place, tree_of_hosts(ROOT / ".cache/hosts"))
+    print("(two hosts, south and north, are made of namespaces; each has a libvirt daemon of its own)", flush=True)
+    cluster = Cluster(place, tree_of_hosts(ROOT / ".cache/hosts"), room_bytes=2 << 30)
     try:
         with cluster.entered(), addresses(cluster, place):
             for name, host in zip(("north", "south"), cluster.hosts, strict=True):
@@ -54,7 +54,9 @@ def main() -> int:
 def obelisk(*words: str) -> None:
     """Show a command and what it says."""
     print(f"$ obelisk instance {shlex.join(words)}", flush=True)
-    subprocess.run([ROOT / "obelisk", "instance", *words], check=True, stdin=subprocess.DEVNULL)
+    ended = subprocess.run([ROOT / "obelisk", "instance", *words], check=False, stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        sys.exit(ended.returncode)
 
 
 @contextmanager
