@@ -111,7 +111,10 @@ class Story:
             known.prepare(self.remote.hosts.get(host.name), "br0")
         files = guest(self.cluster.room.tree, self.place)
         root = self.place / "root"
-        root.write_bytes(random.Random(1).randbytes(self._root_bytes))
+        chance = random.Random(1)
+        with root.open("wb") as file:
+            for at in range(0, self._root_bytes, 1 << 20):
+                file.write(chance.randbytes(min(1 << 20, self._root_bytes - at)))
         self.boot = Boot(files.kernel, files.initrd, WORDS, root)
         self.create()
         self.watch()
