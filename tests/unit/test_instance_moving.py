@@ -108,6 +108,7 @@ def test_it_moves_and_leaves_nothing(world: World) -> None:
     moved = move(world.remote, "web", world.host("south"), Terms())
     assert moved.placement.host == "south"
     assert moved.pause_s == 0.2
+    assert moved.moved_bytes == (100 << 20) + len(b"state")
     assert world.runs_on() == world.knows() == ["south"]
     # What the network carried is known to the next plan.
     assert plan(world.remote, "web", world.host("north"), Terms()).measured is False
