@@ -74,6 +74,7 @@ install_programs() {
         need grim grim
         need xdotool xdotool
         need desktop-file-validate desktop-file-utils
+        need /usr/libexec/xdg-desktop-portal xdg-desktop-portal
     fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
     [ -e /usr/share/zoneinfo/UTC ] || packages="$packages tzdata"
