@@ -2,7 +2,7 @@
 
     RUN/<image id>/root         the image's root: mounted for root, through dm-verity where the machine has it; else a copy of its files
                   /checked      which file it was made from, once every block had been checked against the hash tree
-                  /<plan>/start, confine, beside-<helper>, session, stage/
+                  /<plan>/start, confine, beside-<helper>, identity, session, stage/
     DATA/<name>/                what the application keeps
 
 Linux mounts file systems for root alone. An ordinary user gets the files copied out of the image instead, once, after the same check;
