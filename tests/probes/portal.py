@@ -1,7 +1,8 @@
 """A person's desktop session with Debian's portals, in which whoever asks for a file is given one, and the probes run in it.
 
     portal.py RUNS      RUNS is JSON: [{"name", "argv"}]; the facts for probe.py are added to each argv as its last word.
-                        Prints {"found": {name: what the probes found}, "chosen": what is in the file afterwards, "noted": who asked}.
+                        Prints {"found": {name: what the probes found}, "chosen": what is in the file in the end, "beside": {name: whether
+                        the file beside it is as it was}, "noted": who asked}.
 
 Nobody is there to choose: the backend, which else shows a dialogue, is this program's. Wants to be root in a mount namespace of its own,
 so that all of this ends with it. Source: xdg-desktop-portal, "Writing a new backend", org.freedesktop.impl.portal.FileChooser.
@@ -135,6 +136,7 @@ def session() -> Iterator[None]:
 def main() -> int:
     files()
     found: dict[str, object] = {}
+    beside: dict[str, bool] = {}
     facts = {
         "marker": MARKER,
         "beside_chosen": str(BESIDE),
@@ -151,8 +153,9 @@ def main() -> int:
                 found[run["name"]] = json.loads(done.stdout.splitlines()[-1])
             except (ValueError, IndexError):
                 found[run["name"]] = {"error": [str(done.returncode), done.stdout[-2000:], done.stderr[-2000:]]}
+            beside[run["name"]] = BESIDE.read_text() == f"{MARKER}\n"
         noted = {str(file.relative_to(RUNTIME)): json.loads(file.read_text()) for file in RUNTIME.glob(".flatpak/*/*.json")}
-    sys.stdout.write(json.dumps({"found": found, "chosen": CHOSEN.read_text(), "noted": noted}) + "\n")
+    sys.stdout.write(json.dumps({"found": found, "chosen": CHOSEN.read_text(), "beside": beside, "noted": noted}) + "\n")
     return 0
 
 

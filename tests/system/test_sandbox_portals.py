@@ -69,9 +69,10 @@ def test_a_portal_gives_what_was_chosen_and_nothing_beside_it_and_others_stay_cl
     assert allowed(session["found"][name]) == OPENS[name][1], session["found"][name]
 
 
-def test_what_is_changed_is_the_persons_own_file(session: dict[str, Any]) -> None:
+def test_what_is_changed_is_the_persons_own_file_and_not_the_one_beside_it(session: dict[str, Any]) -> None:
     times = sum(bool(GRANTED & opened) for _held, opened in OPENS.values()) + 1
     assert session["chosen"].splitlines()[1:] == ["changed"] * times
+    assert session["beside"] == {"unconfined": False, **dict.fromkeys(OPENS, True)}
 
 
 def test_who_asks_is_noted_where_later_portals_look(session: dict[str, Any]) -> None:

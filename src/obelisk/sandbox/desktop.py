@@ -44,7 +44,7 @@ HELD = 9
 
 NOTED = 10
 """The descriptor at which bubblewrap notes the process of a helper that portals ask about."""
-IDENTITY = "/.flatpak-info"
+KNOWN_BY = "/.flatpak-info"
 """Where portals look for the application that a process belongs to, in the root of that process."""
 
 PROCESSES = 8
@@ -90,7 +90,7 @@ def identity_of(name: str) -> str:
 
 
 def identity(name: str) -> bytes:
-    """The file `IDENTITY` of who speaks for the application."""
+    """The file `KNOWN_BY` of who speaks for the application."""
     return f"[Application]\nname={identity_of(name)}\n\n[Instance]\ninstance-id={identity_of(name)}\n".encode()
 
 

@@ -303,12 +303,12 @@ def _beside(helper: Helper, place: Place, machine: Machine) -> list[Call | Besid
     words += ["--dir", "/etc", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
     words += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--bind", shared, helper.shared]  # noqa: S108 - inside the sandbox
     words += [word for source, inside in helper.seen for word in ("--ro-bind", source, inside)]
-    words += ["--ro-bind", f"{place.plan}/{IDENTITY}", desktop.IDENTITY, "--info-fd", str(desktop.NOTED)] if helper.known else []
+    words += ["--ro-bind", f"{place.plan}/{IDENTITY}", desktop.KNOWN_BY, "--info-fd", str(desktop.NOTED)] if helper.known else []
     words += ["--ro-bind", f"{place.plan}/{_file_of(helper)}", _CONFINE, "--sync-fd", str(desktop.HELD), "--chdir", "/", "--", _CONFINE]
     calls: list[Call | Beside] = [*confine.directory(shared)] if helper.shared != desktop.RUNTIME else []
     program = Execute(machine.bubblewrap, tuple(words))
     name = Path(helper.program.path).name
-    noted = confine.written_by(f"{helper.known}/{_NOTE}", desktop.NOTED) if helper.known else []
+    noted = confine.writable_at(f"{helper.known}/{_NOTE}", desktop.NOTED) if helper.known else []
     return calls + confine.helped_by(program, name, report=desktop.REPORT, held=desktop.HELD, more=noted)
 
 

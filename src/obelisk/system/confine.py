@@ -146,7 +146,7 @@ def device(node: str, place: str) -> list[Call]:
     ]
 
 
-def written_by(file: str, number: int) -> list[Call]:
+def writable_at(file: str, number: int) -> list[Call]:
     """Have `file`, empty, at the descriptor `number` for writing. The two directories that it is in are made where they are missing."""
     parent = file.rpartition("/")[0]
     calls = [_call("mkdir", (text(place), 0o755)) for place in (parent.rpartition("/")[0], parent)]
