@@ -148,7 +148,7 @@ def main() -> int:
     with session():
         for run in json.loads(sys.argv[1]):
             words = [*run["argv"], json.dumps({**facts, "only": run["only"]})]
-            done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
+            done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280)
             try:
                 found[run["name"]] = json.loads(done.stdout.splitlines()[-1])
             except (ValueError, IndexError):

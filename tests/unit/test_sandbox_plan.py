@@ -365,6 +365,7 @@ def test_the_sockets_of_a_session_are_those_that_its_variables_name_and_that_are
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(str(tmp_path / name))
     (tmp_path / "file").touch()
+    (tmp_path / "doc/by-app").mkdir(parents=True)  # not below /run, where an application has memory
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     assert session_of({}, tmp_path) == Session()
     assert session_of(runtime, tmp_path) == Session(bus=f"{tmp_path}/bus")
