@@ -1,11 +1,13 @@
-"""Instances on this machine: how soon a moment is back against a cold boot, what ten copies cost against one, and operations by chance.
+"""Instances on this machine: a moment that comes back against a cold boot, ten copies against one, a command against its machine alone.
 
 The image is examples/web; it answers when nginx gives its page by the port that leads into the instance. Copies are made of a guest that is
-small enough for ten of them to run here: what a copy itself does with its new identity is then little. With --operations, that many are
+small enough for ten of them to run here: what a copy itself does with its new identity is then little. What `obelisk instance create`
+costs is told against the very same QEMU in the same room, until either answers by its monitor. With --operations, that many are
 chosen by chance and compared with a model after each; a quarter of them is killed in the middle.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -29,12 +31,14 @@ from obelisk.cli.terminal import reporting  # noqa: E402
 from obelisk.errors import CommandError  # noqa: E402
 from obelisk.events import Sink, task  # noqa: E402
 from obelisk.instance.embedded import Embedded  # noqa: E402
-from obelisk.instance.records import Bootable  # noqa: E402
+from obelisk.instance.records import Bootable, Records  # noqa: E402
 from obelisk.model import uki  # noqa: E402
 from obelisk.model.image import PartKind  # noqa: E402
 from obelisk.model.instance import MIB, Copy, Port, Wanted, Wish  # noqa: E402
 from obelisk.store import Store, StoredImage  # noqa: E402
 from obelisk.system import qemu  # noqa: E402
+from obelisk.system.bubblewrap import writable  # noqa: E402
+from obelisk.system.resident import INSIDE, Resident  # noqa: E402
 
 _ANSWER_S = 420
 _MANY = 10
@@ -57,6 +61,7 @@ def main() -> int:
                 return by_chance(scene, guest, arguments.operations, arguments.seed)
             times: dict[str, list[float]] = defaultdict(list)
             private = copies(scene, guest, arguments.rounds, times, sink)
+            commands(scene, arguments.rounds, times, sink)
             moments(scene, store, image, arguments.rounds, times, sink)
     return report(times, private, arguments.rounds)
 
@@ -90,6 +95,44 @@ def copies(scene: Scene, guest: Bootable, rounds: int, times: dict[str, list[flo
                     for name in names:
                         machines.engine.retire(name)
     return most / (256 * MIB)
+
+
+def commands(scene: Scene, rounds: int, times: dict[str, list[float]], sink: Sink) -> None:
+    """Instances that are made and started by the command line, each after the first one of the image, and their machines without it."""
+    root = scene.work / "commanded"
+    os.environ["OBELISK_INSTANCES"] = str(root)
+    log = scene.work / "obelisk.log"
+    try:
+        for number in range(rounds + 1):
+            with task(sink, "create", "Creating an instance"):
+                words = ("--image", str(scene.spec.directory), "--memory", "768M", "--state", "1G", "--port", "80")
+                took = obelisk("instance", "create", f"web-{number}", *words, log=log).seconds
+            times["create, the first of its image" if number == 0 else "create"].append(took)
+            machine = Records(root).place(f"web-{number}").machine
+            argv = Path(f"/proc/{machine.processes()[0]}/cmdline").read_text().split("\0")[:-1]
+            obelisk("instance", "stop", f"web-{number}", "--now", log=log)
+            if number:
+                times["the same machine, bare"].append(_bare(scene, machine, argv))
+    finally:
+        for name in Records(root).names():
+            obelisk("instance", "retire", name, "--now", log=log)
+
+
+def _bare(scene: Scene, machine: Resident, words: list[str]) -> float:
+    """Until it answers."""
+    devices = ("/dev/kvm",) if qemu.acceleration() == "kvm" else ()
+    argv = scene.room.argv(words, binds=[writable(machine.directory, INSIDE)], network=True, devices=devices, cwd=str(INSIDE))
+    began = time.monotonic()
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not machine.look():
+            if process.poll() is not None:
+                raise CommandError(tuple(argv), process.returncode, "it ended at once")
+            time.sleep(0.01)
+        return time.monotonic() - began
+    finally:
+        process.kill()
+        process.wait()
 
 
 def moments(scene: Scene, store: Store, image: StoredImage, rounds: int, times: dict[str, list[float]], sink: Sink) -> None:
@@ -151,6 +194,7 @@ def report(times: dict[str, list[float]], private: float, rounds: int) -> int:
     goals = [
         Goal("restore, of a cold boot", median(times["restore"]) / median(times["cold boot"]), 0.15),
         Goal(f"fork of {_MANY}, of a fork of one", median(times[f"fork of {_MANY}"]) / median(times["fork of 1"]), 2.0),
+        Goal("create, beside the same machine bare", median(times["create"]) - median(times["the same machine, bare"]), 0.5, "s"),
         Goal("memory that a copy has for itself, of all", private, 0.5),
     ]
     figures = {
