@@ -1,6 +1,7 @@
 """The embedded engine with machines in which nothing runs: the contract of engines, and hundreds of operations, many of them killed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from engine_contract import EngineContract, Subject
@@ -10,8 +11,10 @@ from tool import Tool
 
 from obelisk.cli.making import tools_room
 from obelisk.events import silent
-from obelisk.model.instance import Kind, Wanted
+from obelisk.model.instance import Copy, Kind, Port, Wanted
 from obelisk.store import Store
+from obelisk.system.monitor import Monitor
+from obelisk.system.resident import Resident
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,32 @@ class TestHollow(EngineContract):
     def subject(self, ground: Hollow) -> Iterator[Subject]:
         yield ground
         ground.clear()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [("renewed", "-:80"), ("renewed 10.0.2.16", "-10.0.2.16:80"), ("renewed 10.0.2.16:80 x", "-:80")],
+    ids=["none", "an address", "no address"],
+)
+def test_ports_lead_to_where_a_copy_says_it_is(ground: Hollow, monkeypatch: pytest.MonkeyPatch, said: str, words: str) -> None:
+    forwards: list[str] = []
+    monkeypatch.setattr(Resident, "tell_identity", lambda *_, **__: said)
+    monkeypatch.setattr(Monitor, "forward", lambda _monitor, _network, forward: forwards.append(forward))
+    ground.running("web", memory="one", state="first")
+    (copy,) = ground.engine.fork("web", [Copy("web-1", (Port(0, 80),))])
+    assert forwards == [f"tcp:127.0.0.1:{copy.wish.ports[0].host}{words}"]
+    ground.clear()
+
+
+def test_a_copy_has_its_own_name_also_when_it_boots_again(ground: Hollow) -> None:
+    engine = ground.engine
+    engine.create(replace(ground.wish("web"), credentials=(("mail.password", "s"), ("system.hostname", "web"))))
+    engine.start("web")
+    kept = engine.snapshot("web", Wanted())
+    (copy,) = engine.fork("web", [Copy("web-1")])
+    for made in (copy, engine.restore_as("web", kept.id, Copy("again"))):
+        assert made.wish.credentials == (("mail.password", "s"), ("system.hostname", made.name))
+    ground.clear()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

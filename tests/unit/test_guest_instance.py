@@ -52,12 +52,13 @@ def test_state_of_another_instance_gets_this_ones_id_and_loses_keys(tmp_path: Pa
 
 @pytest.mark.parametrize("own", [True, False], ids=["the same machine", "a copy"])
 def test_who_is_told_another_id_becomes_that_and_answers(tmp_path: Path, *, own: bool) -> None:
-    for name in ("ports/vport1p2", "home/ssh", "home/tls", "net/eth0/device", "links", "run", "dev"):
+    for name in ("ports/vport1p2", "home/ssh", "home/tls", "net/eth0/device", "links", "run", "dev", "leases"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "ports/vport1p2/name").write_text("obelisk.identity\n")
     (tmp_path / "home/machine-id").write_text(f"{ID if own else 'f' * 32}\n")
     (tmp_path / "net/eth0/ifindex").write_text("2\n")
     (tmp_path / "links/2").write_text("NETWORK_FILE=/usr/lib/systemd/network/89-obelisk-dhcp.network\n")
+    (tmp_path / "leases/2").write_text("# by its network\nADDRESS=10.0.2.15\nCLIENTID=01\n")
     text = (LIBRARY / "renew").read_text()
     for path, place in (
         ("/sys/class/virtio-ports", "ports"),
@@ -68,16 +69,20 @@ def test_who_is_told_another_id_becomes_that_and_answers(tmp_path: Path, *, own:
         ('"/dev/${port', '"$1/dev/${port'),
         ("/sys/class/net", "net"),
         ("/run/systemd/netif/links", "links"),
+        ("leases=/run/systemd/netif/leases", "leases=$1/leases"),
         ("/run/systemd/network", "run"),
         ("/run/obelisk/health.json", "none"),
-        ("echo renewed >&3", 'echo renewed >"$1/answer"'),
+        ('"renewed${address:+ $address}" >&3', '"renewed${address:+ $address}" >"$1/answer"'),
     ):
         assert path in text
         text = text.replace(path, place if "$1" in place else f"$1/{place}")
     # In a function, $1 is its own.
     text = text.replace("$1/run", f"{tmp_path}/run").replace("$1/links", f"{tmp_path}/links").replace("$1/net", f"{tmp_path}/net")
     text = text.replace(">$1/hostname", f">{tmp_path}/hostname").replace("/usr/lib/obelisk/identity\n", "echo made >>$home/made\n")
-    stubs = f'date() {{ echo "$*" >>{tmp_path}/clock; }}\nsystemctl() {{ :; }}\nsync() {{ :; }}\n'
+    # For a while the old one is still there.
+    again = f"sleep 0.5; printf 'ADDRESS=10.0.2.16\\nCLIENTID=02\\n' >{tmp_path}/leases/2"
+    leases_anew = f'systemctl() {{ [ "$1" != try-restart ] || {{ {again}; }} & }}'
+    stubs = f'date() {{ echo "$*" >>{tmp_path}/clock; }}\n{leases_anew}\nsync() {{ :; }}\n'
     os.mkfifo(tmp_path / "dev/vport1p2")
     process = subprocess.Popen(["sh", "-c", f"{stubs}{text}", "renew", tmp_path])
     try:
@@ -89,7 +94,7 @@ def test_who_is_told_another_id_becomes_that_and_answers(tmp_path: Path, *, own:
     finally:
         process.kill()
         process.wait()
-    assert (tmp_path / "answer").read_text() == "renewed\n"
+    assert (tmp_path / "answer").read_text() == f"renewed 10.0.2.{15 if own else 16}\n"
     assert (tmp_path / "clock").read_text() == "--set=@1767323045\n"
     assert (tmp_path / "random").read_text() == f"{'ab' * 32}\n"
     assert (tmp_path / "home/machine-id").read_text() == f"{ID}\n"

@@ -2,6 +2,7 @@
 
 import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from obelisk.errors import CommandError, StateError
 from obelisk.events import silent
 from obelisk.model.instance import Copy, Port, Wanted
 from obelisk.store import Store
+
+PAGE = "Hello from an image"
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +108,17 @@ def test_an_image_runs_here_by_the_command_line_and_its_copies_are_others(worksh
     tool.run("build", str(tool.spec))
     tool = type(tool)(tool.home, tool.spec, ("env", f"OBELISK_INSTANCES={tmp_path}/instances"))
     try:
-        assert tool.refused("instance", "create", "web", "--image", "nothing", status=2)["code"] == "image-missing"
+        assert tool.refused("instance", "create", "web", "--image", "nothing", status=2)["code"] == "image-unknown"
         tool.run("instance", "create", "web", "--image", "web@1", "--memory", "768M", "--state", "1G", "--port", "80", "--json")
         assert tool.refused("instance", "create", "web", "--image", "web@1", status=2)["code"] == "name-taken"
         found = _until_healthy(tool, "web")
         assert found["label"] == "web_1"
+        assert PAGE in _page(found)
         tool.run("instance", "snapshot", "web", "--name", "up")
         tool.run("instance", "fork", "web", "--count", "1")
         copy = _until_healthy(tool, "web-1")
         assert copy["uuid"] != found["uuid"]
+        assert PAGE in _page(copy)  # its network gave it another address
         console = (tmp_path / "instances/web-1/console.log").read_text(errors="replace")
         assert f"healthy renewed={str(copy['uuid']).replace('-', '')}" in console
         tool.run("instance", "stop", "web-1")
@@ -123,6 +128,11 @@ def test_an_image_runs_here_by_the_command_line_and_its_copies_are_others(worksh
     finally:
         for record in (tmp_path / "instances").glob("*/record.json"):
             tool.run("instance", "retire", record.parent.name, "--now")
+
+
+def _page(shown: dict[str, object]) -> str:
+    with urllib.request.urlopen(f"http://{shown['address']}/", timeout=30) as answer:
+        return str(answer.read().decode())
 
 
 def _until_healthy(tool: Tool, name: str) -> dict[str, object]:

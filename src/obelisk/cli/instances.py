@@ -20,7 +20,7 @@ from obelisk.instance.placement import Placements
 from obelisk.instance.records import Bootable, Records
 from obelisk.model import uki
 from obelisk.model.image import PartKind
-from obelisk.model.instance import Copy, Instance, Kind, Port, Snapshot, Status, Wanted, Wish, copies_of, parse_port, parse_size
+from obelisk.model.instance import HOST_NAME, Copy, Instance, Kind, Port, Snapshot, Status, Wanted, Wish, copies_of, parse_port, parse_size
 from obelisk.model.state import Encryption
 from obelisk.store import Store, StoredImage
 from obelisk.system import qemu
@@ -94,7 +94,7 @@ def _create(arguments: Namespace, instances: Embedded) -> int:
         cpus=arguments.cpus,
         state_bytes=parse_size(arguments.state),
         ports=tuple(parse_port(text) for text in arguments.port),
-        credentials=tuple(sorted({"system.hostname": arguments.name, **given}.items())),
+        credentials=tuple(sorted({HOST_NAME: arguments.name, **given}.items())),
         keep=arguments.keep,
     )
     made = instances.create(wish)

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from obelisk.errors import CommandError, ObeliskError, StateError
@@ -27,6 +28,7 @@ from obelisk.events import Note, Sink, Task, task
 from obelisk.instance import moments
 from obelisk.instance.records import TEMPLATE, Images, Place, Record, Records
 from obelisk.model.instance import (
+    HOST_NAME,
     IDENTITY_PORT,
     Consistency,
     Copy,
@@ -408,7 +410,7 @@ class Embedded:
             self.sink(Note(f"{instance.name} does not listen on {IDENTITY_PORT}: its clock is that of the snapshot"))
         with place.machine.monitor() as monitor:
             for port in instance.wish.ports:
-                monitor.forward(NETWORK, forward_words(port))
+                monitor.forward(NETWORK, forward_words(port, _address_in(said)))
 
     def _setup(self, place: Place, record: Record) -> Setup:
         root = "image/disk.raw" if (place.directory / "image/disk.raw").exists() else None
@@ -457,7 +459,8 @@ class Embedded:
         )
 
     def _wish_of(self, original: Instance, copy: Copy, *, avoid: Sequence[int] = ()) -> Wish:
-        return replace(original.wish, name=copy.name, ports=self._placed(copy.ports, avoid))
+        credentials = tuple((name, copy.name if name == HOST_NAME else value) for name, value in original.wish.credentials)
+        return replace(original.wish, name=copy.name, ports=self._placed(copy.ports, avoid), credentials=credentials)
 
     def _placed(self, ports: Sequence[Port], avoid: Sequence[int]) -> tuple[Port, ...]:
         """The ports, with numbers that are free where none was asked for, and that no other instance has, running or not."""
@@ -525,6 +528,13 @@ def _power_off(machine: Resident, timeout_s: float) -> bool:
         if machine.wait_until_off(min(left, _PRESS_AGAIN_S)):
             return True
     return not machine.is_running()
+
+
+def _address_in(said: str) -> str:
+    """The address that a machine says it has; empty when it names none. Its words are anybody's: what is no address is none."""
+    with suppress(ValueError):
+        return str(IPv4Address(said.partition(" ")[2]))
+    return ""
 
 
 def _silent(name: str) -> StateError:

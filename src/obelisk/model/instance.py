@@ -29,6 +29,8 @@ STATE_SERIAL = "obelisk-state"
 """The serial number of the disk with the state of an instance, by which its image finds it."""
 IDENTITY_PORT = "obelisk.identity"
 """The virtio-serial port by which a copy of a machine is told who it is. See `Identity`."""
+HOST_NAME = "system.hostname"
+"""The credential that has a machine's host name. Source: systemd.system-credentials(7)."""
 AGENT_PORT = "org.qemu.guest_agent.0"
 
 MIB = 1 << 20

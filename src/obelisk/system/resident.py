@@ -77,9 +77,9 @@ class Setup:
     memory: Memory | None = None
 
 
-def forward_words(port: Port) -> str:
-    """A forward in the words of QEMU."""
-    return f"tcp:{port.address}:{port.host}-:{port.guest}"
+def forward_words(port: Port, inside: str = "") -> str:
+    """A forward in the words of QEMU: to an address of its network, or to the first that it gives."""
+    return f"tcp:{port.address}:{port.host}-{inside}:{port.guest}"
 
 
 def argv(setup: Setup) -> list[str]:
