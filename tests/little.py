@@ -65,6 +65,7 @@ END
 chmod +x /www/cgi-bin/*
 ifconfig lo 127.0.0.1 up
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
+route add default gw 10.0.2.2
 httpd -p 80 -h /www
 (
     for event in /dev/input/event*; do dd if="$event" of=/dev/null bs=24 count=1 2>/dev/null && sync && poweroff -f & done
@@ -80,6 +81,7 @@ while read -r name id mac now seed <&3; do
     ifconfig eth0 down
     ifconfig eth0 hw ether "$mac"
     ifconfig eth0 up
+    route add default gw 10.0.2.2
     echo "obelisk: little_1 healthy renewed=$id"
     echo "renewed" >&3
 done

@@ -292,6 +292,9 @@ def test_an_instance_at_an_address_of_the_machine_is_reached_by_the_service_alon
             assert place.get(where, address) == "v1"
         with pytest.raises(subprocess.CalledProcessError):
             inside(place.client, *reach)
+        for device in ("out", "homes"):  # a machine without a network
+            inside(place.machine, "ip", "address", "flush", "dev", device)
+        assert place.get(place.machine, "127.0.0.1") == "v1"
     finally:
         forward.kill()
         forward.wait()

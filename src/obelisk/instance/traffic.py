@@ -120,7 +120,9 @@ def rules(terms: Terms, shares: Shares, networks: Sequence[str]) -> str:
     turn = [f"meta l4proto tcp dnat ip to numgen inc mod {ALL} map @homes"] * 2
     # Without this, answers to the machine's loopback, or to a neighbour on the instances' own network, would not come back through here.
     near = "".join(f", {network}" for network in ipaddress.collapse_addresses(map(ipaddress.IPv4Network, networks)))
-    hidden = f"meta l4proto tcp ct status dnat ct original proto-dst {port} ip saddr {{ 127.0.0.0/8{near} }} masquerade"
+    # To HOME they stay on the loopback, which may have no address that others could answer.
+    far = f"ip saddr {{ 127.0.0.0/8{near} }} ip daddr != {HOME}"
+    hidden = f"meta l4proto tcp ct status dnat ct original proto-dst {port} {far} masquerade"
     chains = {
         "turn": ("", turn),
         "arriving": ("{ type nat hook prerouting priority dstnat; }", [f"{to_port} jump turn"]),
