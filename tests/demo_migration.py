@@ -29,7 +29,7 @@ def main() -> int:
     remove_tree(place)
     place.mkdir(parents=True)
     os.environ |= {"OBELISK_HOSTS": str(place / "hosts.json"), "OBELISK_INSTANCES": str(place / "instances")}
-    print("(two hosts, south and north, are made of namespaces; each has a libvirt daemon of its own)", flush=True)
+    print("Two hosts, made of namespaces; the first time, Debian's libvirt and QEMU are fetched for them", flush=True)
     cluster = Cluster(place, tree_of_hosts(ROOT / ".cache/hosts"), room_bytes=2 << 30)
     try:
         with cluster.entered(), addresses(cluster, place):

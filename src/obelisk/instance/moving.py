@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How it went. `pause_s` is what QEMU says of how long the machine stood still; `moved_bytes` leaves the image out."""
+    """How it went. `pause_s` is what libvirt says of how long the machine stood still; `moved_bytes` leaves the image out."""
 
     placement: Placement
     seconds: float
