@@ -80,6 +80,7 @@ install_programs() {
         need grim grim
         need xdotool xdotool
         need desktop-file-validate desktop-file-utils
+        need /usr/libexec/xdg-desktop-portal xdg-desktop-portal
         # For services under load.
         need wrk wrk
     fi

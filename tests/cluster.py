@@ -59,7 +59,7 @@ _UP_S = 30
 _HOST = """\
 mkdir -p /sys /var/log/libvirt/qemu /var/lib/libvirt/qemu /var/lib/libvirt/obelisk /var/cache/libvirt /run/libvirt /run/lock
 mount -t sysfs sysfs /sys
-mount -t tmpfs -o size=600m instances /var/lib/libvirt/obelisk
+mount -t tmpfs -o size="$2" instances /var/lib/libvirt/obelisk
 cp -a /etc /tmp/etc
 cp -a /host/etc/. /tmp/etc
 mount --bind /tmp/etc /etc
@@ -121,7 +121,8 @@ class Host:
         (self.place / "etc/libvirt/qemu.conf").write_text(_QEMU)
         cluster.authority.write(self.place / "etc/pki", self.name, (self.address, self.peer))
         binds = [writable(self.place, "/host"), writable(self.place / "var", "/var")]
-        words = cluster.room.argv(["sh", "-eu", "-c", _HOST, "host", self.name], binds=binds, devices=["/dev/net/tun", "/dev/userfaultfd"])
+        command = ["sh", "-eu", "-c", _HOST, "host", self.name, str(cluster.room_bytes)]
+        words = cluster.room.argv(command, binds=binds, devices=["/dev/net/tun", "/dev/userfaultfd"])
         self._room = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0)
         _until((self.place / "ready").exists, f"{self.name} did not start")
         (self.init,) = _children(self._room.pid)
@@ -159,7 +160,11 @@ class Host:
 
     def run(self, *words: str) -> str:
         """What a command says on this host."""
-        return subprocess.run([*_inside(self.init), *words], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(self.inside(*words), check=True, capture_output=True, text=True).stdout
+
+    def inside(self, *words: str) -> list[str]:
+        """The argument list of a command on this host."""
+        return ["nsenter", "--target", str(self.init), "--mount", "--net", "--pid", "--uts", "--ipc", "--root", "--", *words]
 
     def close(self) -> None:
         """End everything of it."""
@@ -168,11 +173,12 @@ class Host:
 
 
 class Cluster:
-    """Hosts that reach each other, and the bridge between them."""
+    """Hosts that reach each other, and the bridge between them. Each has `room_bytes` for instances, in memory."""
 
-    def __init__(self, place: Path, tree: Path, hosts: int = 2) -> None:
+    def __init__(self, place: Path, tree: Path, hosts: int = 2, *, room_bytes: int = 600 << 20) -> None:
         self.place = place
         self.room = Room(tree)
+        self.room_bytes = room_bytes
         self.authority = Authority(place / "authority", self.room)
         self.hosts: list[Host] = []
         self._switch = subprocess.Popen(
@@ -418,10 +424,6 @@ class Watch:
                     time.sleep(0.02)
         except OSError as error:
             self.wrong.append(f"the connection broke after {self.answered} answers: {error}")
-
-
-def _inside(process: int) -> list[str]:
-    return ["nsenter", "--target", str(process), "--mount", "--net", "--pid", "--uts", "--ipc", "--root", "--"]
 
 
 def _children(process: int) -> list[int]:

@@ -30,10 +30,12 @@ from obelisk.model.migration import Presence, Terms
 
 NAME = "web"
 QEMU = "qemu-system-x86"
-ROOT_BYTES = 64 << 20
+ROOT_BYTES, MEMORY_BYTES, STATE_BYTES = 64 << 20, 192 << 20, 256 << 20
 _BOOT_S = 90
 _DAEMON_S = 40
-WORDS = "console=ttyS0 quiet mitigations=off panic=-1"
+MEMORY_RATE, DISK_RATE = 1024, 64
+"""KiB a second that the guest writes."""
+WORDS = f"console=ttyS0 quiet mitigations=off panic=-1 memory=16 memory_rate={MEMORY_RATE} disk_rate={DISK_RATE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +93,13 @@ class Tally:
 class Story:
     """Two hosts, the instance on one of them, and a connection to it that is held open."""
 
-    def __init__(
-        self, cluster: Cluster, place: Path, sink: Sink = silent, *, words: str = "memory=16 memory_rate=1024 disk_rate=64"
-    ) -> None:
+    def __init__(self, cluster: Cluster, place: Path, sink: Sink = silent, *, root_bytes: int = ROOT_BYTES) -> None:
         self.cluster = cluster
         self.place = place
         self.tally = Tally()
         self.remote = Remote(known.Hosts(place / "hosts.json"), Placements(place / "instances/.placements"), sink)
         self._command: subprocess.Popen[bytes] | None = None
-        self._words = words
+        self._root_bytes = root_bytes
         self._uptime = 0.0
         self._watch: Watch | None = None
 
@@ -111,12 +111,19 @@ class Story:
             known.prepare(self.remote.hosts.get(host.name), "br0")
         files = guest(self.cluster.room.tree, self.place)
         root = self.place / "root"
-        root.write_bytes(random.Random(1).randbytes(ROOT_BYTES))
-        boot = Boot(files.kernel, files.initrd, f"{WORDS} {self._words}", root)
-        new = New(NAME, "", boot, 192 << 20, state_bytes=256 << 20)
+        chance = random.Random(1)
+        with root.open("wb") as file:
+            for at in range(0, self._root_bytes, 1 << 20):
+                file.write(chance.randbytes(min(1 << 20, self._root_bytes - at)))
+        self.boot = Boot(files.kernel, files.initrd, WORDS, root)
+        self.create()
+        self.watch()
+
+    def create(self) -> None:
+        """Make the instance."""
+        new = New(NAME, "", self.boot, MEMORY_BYTES, state_bytes=STATE_BYTES)
         self.remote.create(new, self.remote.hosts.get(self.cluster.hosts[0].name))
         self.until_it_serves()
-        self.watch()
 
     def until_it_answers(self, host: Host) -> None:
         """Wait until the daemon of that host is up."""
@@ -143,7 +150,7 @@ class Story:
                     raise
                 time.sleep(0.3)
 
-    def hurry(self, rate: int = 1024) -> None:
+    def hurry(self, rate: int = MEMORY_RATE) -> None:
         """Have the guest write so many KiB of memory a second."""
         with urllib.request.urlopen(f"http://{GUEST}/cgi-bin/rate?{rate}", timeout=30) as answer:
             assert int(answer.read()) == rate

@@ -14,7 +14,7 @@ from tool import ROOT, Tool
 from obelisk.model.application import Application
 from obelisk.model.policy import Policy
 from obelisk.sandbox.machine import this_machine
-from obelisk.sandbox.plan import Place, compile_plan
+from obelisk.sandbox.plan import IDENTITY, Place, compile_plan
 from obelisk.system.confine import Owner
 
 ROOT_USER = Owner(0, 0)
@@ -123,7 +123,8 @@ class Bare:
         seat = Place("bare", self.place / "root", self.plan, self.place / "data", Path("/home/jo"), rights, **more)
         # The tunnel that a network takes is made by who starts it, where it does.
         compiled = compile_plan(app, held, seat, replace(this_machine(), owner=self.owner, network=""))
-        for name, content in (("start", compiled.start), ("confine", compiled.confine), ("network.nft", compiled.rules.encode())):
+        files = {"start": compiled.start, "confine": compiled.confine, "network.nft": compiled.rules.encode(), IDENTITY: compiled.identity}
+        for name, content in (files | dict(compiled.beside)).items():
             (self.plan / name).write_bytes(content)
             (self.plan / name).chmod(0o755)
         binds = "; ".join(f"mount --bind /{top} {self.place}/root/{top}" for top in _TOPS)

@@ -85,10 +85,10 @@ def casync_tuned(pair: Pair, work: Path) -> Result:
 
 
 def ostree_delta(pair: Pair, work: Path) -> Result:
-    """A static delta in one file, with bsdiff for all but the largest files."""
+    """A static delta in one file with all that is new, and bsdiff for all but the largest files."""
     old, new = _commits(pair, work)
     repo, client_repo, file = f"--repo={work}/repo", f"--repo={work}/client", work / "delta"
-    words = (f"--from={old}", f"--to={new}", "--max-bsdiff-size=64", "--inline", f"--filename={file}")
+    words = (f"--from={old}", f"--to={new}", "--max-bsdiff-size=64", "--min-fallback-size=0", "--inline", f"--filename={file}")
     made = peer("ostree", repo, "static-delta", "generate", *words)
     peer("ostree", client_repo, "init", "--mode=bare-user")
     peer("ostree", client_repo, "pull-local", work / "repo", old)

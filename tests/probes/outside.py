@@ -32,6 +32,7 @@ ADDRESS, GATEWAY, ELSEWHERE, FAR = "10.99.0.2", "10.99.0.1", "10.98.0.1", "10.97
 KEY = 0x0B1E
 RUNTIME, DISPLAY, WIDTH = Path("/mnt/runtime"), 77, 1111
 NAMES = {"name": "org.example.Granted", "name_kept": "org.example.Kept", "name_own": "org.example.Own", "name_free": "org.example.Free"}
+PORTALS = ("org.freedesktop.portal.Desktop", "org.freedesktop.portal.Documents")
 # The user as whom root starts the application of that name. A bus lets in whom the machine has an account of.
 APPLICATION = 61184 + zlib.crc32(b"probes") % 4336
 BUS = f"""<busconfig><type>session</type><listen>unix:path={RUNTIME}/bus</listen><auth>EXTERNAL</auth><policy context="default">
@@ -99,7 +100,8 @@ def session() -> Iterator[dict[str, str]]:
             if any(process.poll() is not None for process in processes):
                 raise RuntimeError("the session ended before it began")
             time.sleep(0.05)
-        for name in (NAMES["name"], NAMES["name_kept"]):
+        # Whoever has the portals' names here has no files for anybody; those that have are tried in a session of a person's (portal.py).
+        for name in (NAMES["name"], NAMES["name_kept"], *PORTALS):
             threading.Thread(target=Bus(str(RUNTIME / "bus")).serve, args=(name,), daemon=True).start()
         yield {
             "XDG_RUNTIME_DIR": str(RUNTIME),
@@ -225,6 +227,8 @@ def main() -> int:
             "bus": str(RUNTIME / "bus"),
             "screen": f"/tmp/.X11-unix/X{DISPLAY}",
             "screen_width": WIDTH,
+            "beside_chosen": str(KEPT / "other"),
+            "documents": str(RUNTIME / "doc"),
             **NAMES,
         }
         for run in json.loads(sys.argv[1]):

@@ -751,8 +751,8 @@ RUNTIME, SCREENS = "/run/user", "/tmp/.X11-unix"
 class Bus:
     """A connection to a message bus, as far as it takes to call with strings and numbers, and to answer."""
 
-    CALL, RETURN = 1, 2
-    PATH, INTERFACE, MEMBER, REPLY_TO, DESTINATION, SENDER, SIGNATURE = 1, 2, 3, 5, 6, 7, 8
+    CALL, RETURN, ERROR = 1, 2, 3
+    PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_TO, DESTINATION, SENDER, SIGNATURE = 1, 2, 3, 4, 5, 6, 7, 8
 
     def __init__(self, path: str) -> None:
         self.serial = 0
@@ -778,8 +778,13 @@ class Bus:
                 struct.pack("<I", argument) if isinstance(argument, int) else struct.pack("<I", len(argument)) + argument.encode() + b"\0"
             )
         kinds = "".join("u" if isinstance(argument, int) else "s" for argument in arguments)
-        fields: dict[int, tuple[str, str | int]] = {self.PATH: ("o", "/org/freedesktop/DBus"), self.DESTINATION: ("s", name)}
-        fields |= {self.INTERFACE: ("s", "org.freedesktop.DBus"), self.MEMBER: ("s", member), self.SIGNATURE: ("g", kinds)}
+        return self.called(name, "/org/freedesktop/DBus", f"org.freedesktop.DBus.{member}", kinds, body)
+
+    def called(self, name: str, path: str, method: str, kinds: str, body: bytes) -> tuple[int, bytes]:
+        """The same, of a method of an object."""
+        interface, _, member = method.rpartition(".")
+        fields: dict[int, tuple[str, str | int]] = {self.PATH: ("o", path), self.DESTINATION: ("s", name)}
+        fields |= {self.INTERFACE: ("s", interface), self.MEMBER: ("s", member), self.SIGNATURE: ("g", kinds)}
         sent = self.send(self.CALL, fields, body)
         while True:
             kind, fields, body = self.receive()
@@ -862,6 +867,78 @@ for _name in ("name_own", "name_free"):
     PROBES[f"have {_text}"] = "desktop", lambda name=_name: _bus().ask("RequestName", FACTS[name], 0)[1] == struct.pack("<I", 1)  # type: ignore[misc]
 
 
+def _asked(bus: Bus, method: str, kinds: str = "", body: bytes = b"") -> bool:
+    """Whether a portal answers."""
+    return bus.called("org.freedesktop.portal.Desktop", "/org/freedesktop/portal/desktop", method, kinds, body)[0] == Bus.RETURN
+
+
+def _asked_for_files(bus: Bus) -> bool:
+    # No window that the dialogue is of, a title, no options.
+    body = struct.pack("<IxxxxI4sxxxxI", 0, 4, b"Open", 0)
+    return _asked(bus, "org.freedesktop.portal.FileChooser.OpenFile", "ssa{sv}", body)
+
+
+def _chosen() -> Path:
+    """Where the file is that the person chooses."""
+    bus = _bus()
+    if not _asked_for_files(bus):
+        raise PermissionError
+    while True:
+        _kind, fields, body = bus.receive()
+        if fields.get(Bus.MEMBER) == ("s", "Response"):
+            return Path(body.partition(b"file://")[2].partition(b"\0")[0].decode())
+
+
+@probe("desktop", "ask a portal for files")
+def _() -> bool:
+    return _asked_for_files(_bus())
+
+
+@probe("desktop", "read a file that was chosen")
+def _() -> bool:
+    return FACTS["marker"] in _chosen().read_text()
+
+
+@probe("desktop", "change a file that was chosen")
+def _() -> bool:
+    chosen = _chosen()
+    with chosen.open("a") as file:
+        file.write("changed\n")
+    # A file of any name can be made there. Whether that is the one beside, sees whoever runs the probes.
+    with contextlib.suppress(OSError), chosen.with_name(Path(FACTS["beside_chosen"]).name).open("a") as file:
+        file.write("changed\n")
+    return True
+
+
+@probe("desktop", "read what is beside a file that was chosen")
+def _() -> bool:
+    beside = Path(FACTS["beside_chosen"])
+    try:
+        return FACTS["marker"] in beside.read_text()
+    except OSError:
+        return FACTS["marker"] in _chosen().with_name(beside.name).read_text()
+
+
+@probe("desktop", "see what was chosen for others")
+def _() -> bool:
+    return bool(os.listdir(f"{FACTS['documents']}/by-app"))
+
+
+@probe("desktop", "ask another portal")
+def _() -> bool:
+    # Nor may it ask for a version: who may read that, may read the properties of every portal.
+    version = struct.pack("<I34sxxI7sx", 34, b"org.freedesktop.portal.FileChooser", 7, b"version")
+    return _asked(_bus(), "org.freedesktop.portal.Settings.ReadAll", "as", struct.pack("<I", 0)) or _asked(
+        _bus(), "org.freedesktop.DBus.Properties.Get", "ss", version
+    )
+
+
+@probe("desktop", "reach the portal of documents")
+def _() -> bool:
+    name = "org.freedesktop.portal.Documents"
+    return _bus().called(name, "/org/freedesktop/portal/documents", f"{name}.GetMountPoint", "", b"")[0] == Bus.RETURN
+
+
 def _speaks(*paths: str) -> bool:
     """Whether behind one of these sockets is who greets with the marker."""
     for path in paths:
@@ -881,7 +958,9 @@ def _() -> bool:
 @probe("desktop", "reach another socket of the session")
 def _() -> bool:
     beside = Path(FACTS["compositor"]).with_name("other")
-    return _speaks(f"{RUNTIME}/other", str(beside)) or bool(set(os.listdir(RUNTIME)) - {"wayland-0", "bus"})
+    return _speaks(f"{RUNTIME}/other", str(beside)) or bool(
+        set(os.listdir(RUNTIME)) - {"wayland-0", "bus", str(os.getuid())}  # the last is where documents are
+    )
 
 
 def _screens() -> list[int]:

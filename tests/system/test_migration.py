@@ -41,7 +41,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def obelisk(story: Story, *words: str, status: int = 0) -> dict[str, object]:
     """What a command answers, or the error that it ends with."""
     environment = {**os.environ, "OBELISK_HOSTS": str(story.place / "hosts.json"), "OBELISK_INSTANCES": str(story.place / "instances")}
-    argv = [sys.executable, "-I", "-m", "obelisk", "instance", *words, "--json", "--store", str(story.place / "store")]
+    command = "host" if words[0] in {"drain", "undrain"} else "instance"
+    argv = [sys.executable, "-I", "-m", "obelisk", command, *words, "--json", "--store", str(story.place / "store")]
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == status, ended.stderr
     answer: dict[str, object] = json.loads((ended.stdout if status == 0 else ended.stderr).splitlines()[-1])

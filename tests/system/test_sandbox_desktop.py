@@ -96,6 +96,8 @@ def test_without_a_session_or_with_anothers_it_says_so_before_it_starts(editor: 
             monkeypatch.setenv(name, value)
         (place / "session/wayland-0").chmod(0o700)
         assert editor.refused("app", "ready", str(editor.spec), status=5)["code"] == "session-closed"
+        told(place, "editor", '[allow.grants]\n[override.grants]\nportals = ["file-chooser"]\n')
+        assert "what a person chooses" in editor.refused("app", "ready", str(editor.spec), status=5)["message"]
     shutil.rmtree(place / "session")
 
 

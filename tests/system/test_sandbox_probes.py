@@ -118,6 +118,6 @@ def test_a_grant_opens_what_it_says_and_nothing_more(found: dict[str, dict[str, 
 def test_every_grant_is_probed() -> None:
     schema = json.loads(Path(ROOT / "src/obelisk/spec/schema.json").read_text())["properties"]["grants"]["properties"]
     named = {grant.partition(" ")[0] for grant in OPENS}
-    assert named == set(schema) - {"may_miss"}
+    assert named == set(schema) - {"may_miss", "portals"}  # these in a session of a person's: test_sandbox_portals.py
     groups = {group for group in schema["syscalls"]["items"]["enum"] if f'syscalls = ["{group}"]' not in OPENS}
     assert groups == set()

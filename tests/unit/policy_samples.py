@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from obelisk.model.policy import (
     NO_LIMIT,
     X11,
+    Ask,
     Call,
     Calls,
     Connect,
@@ -15,6 +16,7 @@ from obelisk.model.policy import (
     Nest,
     Own,
     Policy,
+    Portal,
     Power,
     Reach,
     Read,
@@ -42,6 +44,7 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.builds(Call, st.sampled_from(Calls)),
     st.builds(Talk, st.sampled_from(NAMES)),
     st.builds(Own, st.sampled_from(NAMES)),
+    st.builds(Ask, st.sampled_from(Portal)),
     st.sampled_from((X11(), Wayland(), WriteExecute(), Nest(), Terminal())),
 )
 totals = st.just(NO_LIMIT) | st.integers(1, 1 << 40)

@@ -90,16 +90,16 @@ def test_hosts_are_added_listed_and_removed(world: World, capsys: pytest.Capture
 def test_a_host_is_drained_and_comes_back(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.create()
     world.daemons["west"].memory = 1 << 30
-    assert main(["instance", "drain", "north", "--plan"]) == 0
+    assert main(["host", "drain", "north", "--plan"]) == 0
     assert capsys.readouterr().out == "web goes to south\n"
-    assert main(["instance", "drain", "north"]) == 0
+    assert main(["host", "drain", "north"]) == 0
     assert "north is empty, and nothing new comes to it" in capsys.readouterr().out
-    assert main(["instance", "undrain", "north"]) == 0
+    assert main(["host", "undrain", "north"]) == 0
     assert world.runs_on() == ["north"]
     # What cannot leave now is named, and the rest has left.
     world.daemons["south"].fault = world.refusing("prepare")
     capsys.readouterr()
-    assert main(["instance", "drain", "north"]) == 1
+    assert main(["host", "drain", "north"]) == 1
     assert "web stays where it is: " in capsys.readouterr().out
     assert world.runs_on() == ["north"]
 

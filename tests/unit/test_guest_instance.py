@@ -58,7 +58,7 @@ def test_who_is_told_another_id_becomes_that_and_answers(tmp_path: Path, *, own:
     (tmp_path / "home/machine-id").write_text(f"{ID if own else 'f' * 32}\n")
     (tmp_path / "net/eth0/ifindex").write_text("2\n")
     (tmp_path / "links/2").write_text("NETWORK_FILE=/usr/lib/systemd/network/89-obelisk-dhcp.network\n")
-    (tmp_path / "leases/2").write_text("# by its network\nADDRESS=10.0.2.15\n")
+    (tmp_path / "leases/2").write_text("# by its network\nADDRESS=10.0.2.15\nCLIENTID=01\n")
     text = (LIBRARY / "renew").read_text()
     for path, place in (
         ("/sys/class/virtio-ports", "ports"),
@@ -79,7 +79,9 @@ def test_who_is_told_another_id_becomes_that_and_answers(tmp_path: Path, *, own:
     # In a function, $1 is its own.
     text = text.replace("$1/run", f"{tmp_path}/run").replace("$1/links", f"{tmp_path}/links").replace("$1/net", f"{tmp_path}/net")
     text = text.replace(">$1/hostname", f">{tmp_path}/hostname").replace("/usr/lib/obelisk/identity\n", "echo made >>$home/made\n")
-    leases_anew = f'systemctl() {{ [ "$1" != try-restart ] || echo ADDRESS=10.0.2.16 >{tmp_path}/leases/2; }}'
+    # For a while the old one is still there.
+    again = f"sleep 0.5; printf 'ADDRESS=10.0.2.16\\nCLIENTID=02\\n' >{tmp_path}/leases/2"
+    leases_anew = f'systemctl() {{ [ "$1" != try-restart ] || {{ {again}; }} & }}'
     stubs = f'date() {{ echo "$*" >>{tmp_path}/clock; }}\n{leases_anew}\nsync() {{ :; }}\n'
     os.mkfifo(tmp_path / "dev/vport1p2")
     process = subprocess.Popen(["sh", "-c", f"{stubs}{text}", "renew", tmp_path])

@@ -115,7 +115,7 @@ def test_hosts_are_kept_by_name(tmp_path: Path) -> None:
     assert hosts.mark("south", draining=True).draining
     with pytest.raises(StateError, match="south is being emptied") as refused:
         refuse_draining(hosts.get("south"))
-    assert refused.value.hint == "choose another, or: obelisk instance undrain south"
+    assert refused.value.hint == "choose another, or: obelisk host undrain south"
     hosts.remove("north")
     with pytest.raises(InputError, match="no host 'north'") as unknown:
         hosts.get("north")

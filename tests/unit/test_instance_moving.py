@@ -47,6 +47,14 @@ def test_an_instance_is_made_with_its_image_and_runs(world: World) -> None:
     assert "upload" not in world.daemons["north"].done
 
 
+def test_what_is_empty_in_a_disk_needs_no_room(world: World) -> None:
+    with (world.place / "root").open("r+b") as root:
+        root.truncate(32 << 20)
+    world.daemons["north"].room_bytes = (1 << 30) + (65 << 20)
+    world.create()
+    assert world.runs_on() == ["north"]
+
+
 @pytest.mark.parametrize("at", ["upload", "make_volume", "make_disk", "define", "start"])
 def test_what_could_not_be_made_leaves_nothing_and_can_be_made_again(world: World, at: str) -> None:
     world.daemons["north"].fault = failing(at, lambda: CommandError(("north",), 1, "it failed"))
@@ -100,6 +108,7 @@ def test_it_moves_and_leaves_nothing(world: World) -> None:
     moved = move(world.remote, "web", world.host("south"), Terms())
     assert moved.placement.host == "south"
     assert moved.pause_s == 0.2
+    assert moved.moved_bytes == (100 << 20) + len(b"state")
     assert world.runs_on() == world.knows() == ["south"]
     # What the network carried is known to the next plan.
     assert plan(world.remote, "web", world.host("north"), Terms()).measured is False

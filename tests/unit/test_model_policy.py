@@ -16,6 +16,7 @@ from obelisk.model.application import Application, effective, parse_application
 from obelisk.model.canonical import canonical
 from obelisk.model.exposure import difference, explain, granted, score
 from obelisk.model.policy import (
+    Ask,
     Call,
     Calls,
     Connect,
@@ -25,6 +26,7 @@ from obelisk.model.policy import (
     Listen,
     Own,
     Policy,
+    Portal,
     Power,
     Read,
     Talk,
@@ -224,8 +226,11 @@ def test_a_change_is_told_in_plain_words() -> None:
         ({"dbus_own": ["org.example.Editor=*"]}, "no name on a bus"),
         ({"dbus_talk": ["org.example." + "a" * 250]}, "no name on a bus"),
         ({"dbus_talk": ["org.freedesktop.*"]}, "a name of org.freedesktop.DBus"),
-        ({"dbus_talk": ["org.freedesktop.portal.Desktop"]}, "a name of org.freedesktop.portal"),
+        ({"dbus_talk": ["org.freedesktop.portal.Desktop"]}, "a name of org.freedesktop.portal; `portals` grants"),
         ({"dbus_own": ["org.freedesktop.DBus"]}, "a name of org.freedesktop.DBus"),
+        ({"portals": ["camera"]}, "no portal: there are file-chooser"),
+        ({"portals": True}, "must be a list"),
+        ({"portals": [True]}, "cannot stand in portals"),
         ({"wayland": 1}, "true or false"),
         ({"namespaces": "yes"}, "true or false"),
         ({"host": True}, "no grant"),
@@ -252,7 +257,7 @@ def test_limits_and_layers_that_do_not_exist_are_refused(raw: dict[str, Any], sa
 
 
 def test_bytes_of_another_schema_are_no_policy() -> None:
-    for data in (b"", b"[]", b"{}", b'{"schema":"obelisk.policy/3"}', b'{"schema":["obelisk.policy/1"]}'):
+    for data in (b"", b"[]", b"{}", b'{"schema":"obelisk.policy/4"}', b'{"schema":["obelisk.policy/1"]}'):
         with pytest.raises(InputError, match="no policy that this version reads"):
             parse(data)
 
@@ -265,6 +270,7 @@ def test_a_policy_names_the_first_schema_that_has_words_for_it() -> None:
     assert schema() == schema(Read("/data"), Use(Device.KVM)) == "obelisk.policy/1"
     for new in (Talk("org.example.Mail"), Own("org.example.Mail"), Wayland(), Use(Device.GPU)):
         assert schema(Read("/data"), new) == "obelisk.policy/2"
+    assert schema(Ask(Portal.FILE_CHOOSER)) == schema(Wayland(), Ask(Portal.FILE_CHOOSER)) == "obelisk.policy/3"
 
 
 def test_every_network_sample_is_spelled_as_policies_spell_it() -> None:

@@ -18,6 +18,7 @@ from obelisk.errors import InputError
 from obelisk.model.exposure import difference
 from obelisk.model.policy import (
     X11,
+    Ask,
     Call,
     Calls,
     Connect,
@@ -27,6 +28,7 @@ from obelisk.model.policy import (
     Nest,
     Own,
     Policy,
+    Portal,
     Power,
     Reach,
     Read,
@@ -66,7 +68,7 @@ def test_nothing_is_wider_after_the_way_there_and_back(form: str, one: Subject) 
 @given(subjects)
 def test_oci_brings_back_all_but_the_network_the_session_and_what_may_be_missing(one: Subject) -> None:
     found = there_and_back(one, "oci").app
-    gone = Listen | Connect | Reach | Wayland | X11 | Talk | Own
+    gone = Listen | Connect | Reach | Wayland | X11 | Talk | Own | Ask
     assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, gone)), one.policy.limits)
     assert (found.command, found.directory) == (one.app.command, one.app.directory)
     assert ({*found.data}, {*found.scratch}) == ({*one.app.data}, {*one.app.scratch})
@@ -425,12 +427,13 @@ def test_no_line_of_what_is_written_comes_out_of_a_value(form: str, one: Subject
         ("flatpak", policy([Use(Device.AUDIO)]), "sound"),
         ("flatpak", policy([Nest()]), "user namespaces"),
         ("flatpak", policy([X11()]), "an X server of its own"),
+        ("flatpak", policy([Ask(Portal.FILE_CHOOSER)]), "it talks to the portals"),
         ("flatpak", policy([Use(Device.GPU)]), "whole cards"),
         ("oci", policy([Use(Device.GPU)]), "what /sys tells"),
         *(
             (form, policy([power]), "without a session")
             for form in ("oci", "systemd")
-            for power in (Wayland(), X11(), Talk("a.b"), Own("a.b"))
+            for power in (Wayland(), X11(), Talk("a.b"), Own("a.b"), Ask(Portal.FILE_CHOOSER))
         ),
         ("flatpak", policy(EVERYWHERE), "listens at any port"),
         ("systemd", policy([Listen(8080)]), "ListenStream=8080"),

@@ -19,6 +19,7 @@ from obelisk.model.application import Application
 from obelisk.model.image import Part, PartKind
 from obelisk.model.policy import (
     X11,
+    Ask,
     Call,
     Calls,
     Connect,
@@ -29,6 +30,7 @@ from obelisk.model.policy import (
     Nest,
     Own,
     Policy,
+    Portal,
     Power,
     Reach,
     Read,
@@ -75,7 +77,7 @@ MACHINE = Machine(
     groups=cgroups.Here(Way.DIRECT),
     python="/usr/bin/python3",
 )
-SESSION = Session("/run/user/1/wayland-0", "/run/user/1/bus", f"{SCREENS}/X0", "/home/jo/.Xauthority")
+SESSION = Session("/run/user/1/wayland-0", "/run/user/1/bus", f"{SCREENS}/X0", "/home/jo/.Xauthority", "/run/user/1/doc")
 PLACE = Place(
     "app",
     Path("/run/root"),
@@ -134,6 +136,7 @@ def test_of_the_machine_nothing_is_shown_but_what_is_granted(one: Policy) -> Non
     wanted = {plan.inside_path(power.path) for power in one.of(Read) + one.of(Write)}
     names = {"/etc/resolv.conf"} if one.of(Connect) + one.of(Reach) else set()
     names |= {"/run/user/wayland-0"} if one.has(Wayland()) else set()
+    names |= {SESSION.documents} if one.of(Ask) else set()
     nodes = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
     assert set(shown(one)) == image | wanted | names | nodes | {"/var/lib/app", "/.confine"}
 
@@ -141,6 +144,7 @@ def test_of_the_machine_nothing_is_shown_but_what_is_granted(one: Policy) -> Non
 @given(policies)
 def test_only_what_is_granted_for_writing_can_be_written_and_nothing_that_can_be_runs(one: Policy) -> None:
     writable = {plan.inside_path(power.path) for power in one.of(Write)} | {"/var/lib/app"}
+    writable |= {SESSION.documents} if one.of(Ask) else set()
     for place, (_source, attributes) in shown(one).items():
         if place.startswith("/dev/"):
             continue
@@ -279,27 +283,48 @@ def test_bubblewrap_is_told_every_namespace_and_what_a_grant_takes_back() -> Non
 
 
 def helper(one: Policy, session: Session = SESSION) -> Helper:
-    (only,) = helpers(one, session, MACHINE)
+    (only,) = helpers(one, session, MACHINE, "app")
     return only
 
 
 @given(policies)
 def test_the_proxy_is_told_the_names_that_are_granted_and_no_others(one: Policy) -> None:
-    found = [each for each in helpers(one, SESSION, MACHINE) if each.name == "bus"]
-    assert len(found) == bool(one.of(Talk) or one.of(Own))
+    found = [each for each in helpers(one, SESSION, MACHINE, "app") if each.name == "bus"]
+    assert len(found) == bool(one.of(Talk) or one.of(Own) or one.of(Ask))
+    portals = ("FileChooser.*@/org/freedesktop/portal/desktop", "Request.Close@/org/freedesktop/portal/desktop/request/*")
+    calls = [f"--call=org.freedesktop.portal.Desktop=org.freedesktop.portal.{rule}" for rule in portals if one.of(Ask)]
     for each in found:
         told = each.program.words
         assert told[1:5] == ("--fd=8", "unix:path=/run/session", "/run/user/bus", "--filter")
-        assert sorted(told[5:]) == sorted([f"--talk={p.name}" for p in one.of(Talk)] + [f"--own={p.name}" for p in one.of(Own)])
+        assert sorted(told[5:]) == sorted([f"--talk={p.name}" for p in one.of(Talk)] + [f"--own={p.name}" for p in one.of(Own)] + calls)
 
 
 @given(policies)
 def test_a_helper_sees_the_one_socket_that_it_is_for_and_the_application_only_the_compositors(one: Policy) -> None:
-    for each in helpers(one, SESSION, MACHINE):
+    for each in helpers(one, SESSION, MACHINE, "app"):
         sources = [source for source, _inside in each.seen]
         assert sources == [SESSION.bus if each.name == "bus" else SESSION.compositor]
     assert {source for source, _attributes in shown(one).values()} & {SESSION.bus, SESSION.screen, SESSION.authority} == set()
     assert (SESSION.compositor in {source for source, _attributes in shown(one).values()}) == one.has(Wayland())
+
+
+@given(policies)
+def test_of_the_documents_only_those_of_the_application_are_shown_and_where_portals_say_that_they_are(one: Policy) -> None:
+    found = {inside: source for inside, (source, _attributes) in shown(one).items() if source.startswith(SESSION.documents)}
+    assert found == ({SESSION.documents: f"{SESSION.documents}/by-app/obelisk.app"} if one.of(Ask) else {})
+
+
+def test_who_speaks_for_an_application_to_portals_has_its_identity_and_no_other_helper_has() -> None:
+    compiled = compile_plan(APP, policy([Ask(Portal.FILE_CHOOSER), X11()]), PLACE, MACHINE)
+    assert compiled.identity == b"[Application]\nname=obelisk.app\n\n[Instance]\ninstance-id=obelisk.app\n"
+    bus, screen = helpers(policy([Ask(Portal.FILE_CHOOSER), X11()]), SESSION, MACHINE, "app")
+    for each, known in ((bus, True), (screen, False), (helper(policy([Talk("org.example.Mail")])), False)):
+        calls = plan._beside(each, PLACE, MACHINE)
+        (beside,) = [call for call in calls if isinstance(call, program.Beside)]
+        code = program.assemble(calls, program.Execute("/bin/true", ("true",)))
+        for text in (b"/run/plan/identity", b"/.flatpak-info", b"/run/user/1/.flatpak/obelisk.app/bwrapinfo.json"):
+            assert (text + b"\0" in code) == known
+        assert bool(named(list(beside.calls), "open")) == known
 
 
 def test_an_x_server_is_one_of_the_applications_own_inside_of_what_the_session_has() -> None:
@@ -322,6 +347,8 @@ def test_an_x_server_is_one_of_the_applications_own_inside_of_what_the_session_h
         (X11(), dataclasses.replace(SESSION, compositor=""), dataclasses.replace(MACHINE, xephyr=""), "no-x-server"),
         (Talk("org.example.Mail"), dataclasses.replace(SESSION, bus=""), MACHINE, "no-session-bus"),
         (Own("org.example.Mail"), SESSION, dataclasses.replace(MACHINE, bus_proxy=""), "no-bus-proxy"),
+        (Ask(Portal.FILE_CHOOSER), dataclasses.replace(SESSION, documents=""), MACHINE, "no-documents"),
+        (Ask(Portal.FILE_CHOOSER), dataclasses.replace(SESSION, bus=""), MACHINE, "no-session-bus"),
     ],
 )
 def test_what_a_desktop_grant_needs_and_is_not_there_is_named_before_anything_starts(
@@ -338,6 +365,7 @@ def test_the_sockets_of_a_session_are_those_that_its_variables_name_and_that_are
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(str(tmp_path / name))
     (tmp_path / "file").touch()
+    (tmp_path / "doc/by-app").mkdir(parents=True)  # not below /run, where an application has memory
     runtime = {"XDG_RUNTIME_DIR": str(tmp_path)}
     assert session_of({}, tmp_path) == Session()
     assert session_of(runtime, tmp_path) == Session(bus=f"{tmp_path}/bus")
@@ -367,6 +395,8 @@ def test_programs_are_told_of_what_is_granted_and_under_observation_of_all() -> 
     assert variables(Policy(), observed=True) == every
     assert variables(policy([Wayland()])) == {"XDG_RUNTIME_DIR", "XDG_SESSION_TYPE", "WAYLAND_DISPLAY"}
     assert variables(policy([X11(), Talk("org.example.Mail"), Wayland()])) == every | {"XDG_SESSION_TYPE"}
+    bus = {"XDG_RUNTIME_DIR", "XDG_SESSION_TYPE", "DBUS_SESSION_BUS_ADDRESS"}
+    assert variables(policy([Ask(Portal.FILE_CHOOSER)])) == {*bus, "GTK_USE_PORTAL"}
 
 
 def test_the_bus_sees_the_proxys_user_so_the_application_is_that_one_inside_too() -> None:

@@ -9,6 +9,7 @@ from spec_samples import load_text, problems
 from obelisk.model.application import Service, parse_application
 from obelisk.model.policy import (
     X11,
+    Ask,
     Call,
     Calls,
     Connect,
@@ -17,6 +18,7 @@ from obelisk.model.policy import (
     Limits,
     Listen,
     Own,
+    Portal,
     Reach,
     Read,
     Talk,
@@ -65,9 +67,10 @@ def test_an_application_is_read_with_its_policy(tmp_path: Path) -> None:
 
 def test_the_grants_of_desktop_programs_are_read(tmp_path: Path) -> None:
     grants = '[grants]\nwayland = true\nx11 = true\ndevices = ["gpu"]\ndbus_talk = ["org.example.*"]\ndbus_own = ["org.example.Editor"]\n'
-    app = load_text(tmp_path, APP + grants).application
+    app = load_text(tmp_path, f'{APP}{grants}portals = ["file-chooser"]\n').application
     assert app is not None
-    assert app.policy.powers == {Wayland(), X11(), Use(Device.GPU), Talk("org.example.*"), Own("org.example.Editor")}
+    session = {Wayland(), X11(), Talk("org.example.*"), Own("org.example.Editor"), Ask(Portal.FILE_CHOOSER)}
+    assert app.policy.powers == {*session, Use(Device.GPU)}
 
 
 def test_a_service_says_how_it_is_reached_and_how_long_it_may_take(tmp_path: Path) -> None:

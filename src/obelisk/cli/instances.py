@@ -28,7 +28,7 @@ from obelisk.system.bubblewrap import Room
 from obelisk.system.console import raw_terminal
 from obelisk.system.resident import attach_console
 
-_ON_HOSTS = {"migrate", "hosts", "drain", "undrain"}
+_ON_HOSTS = {"migrate", "hosts"}
 _EITHER = {"show", "start", "stop", "retire"}
 
 

@@ -194,10 +194,13 @@ _INSTANCE_COMMANDS = {
         "the hosts that run instances: add, list, remove",
         "obelisk instance hosts add north 192.0.2.1 --bridge br0 --certificates pki",
     ),
-    "drain": ("move away all that runs on a host, and let nothing new come to it", "obelisk instance drain north --plan"),
-    "undrain": ("let instances come to a host again, and bring back those that left it", "obelisk instance undrain north"),
 }
-_INSTANCE_NOT_BY_NAME = ("list", "hosts", "drain", "undrain")
+_INSTANCE_NOT_BY_NAME = ("list", "hosts")
+# Of the hosts of instances, from afar.
+_DRAIN_COMMANDS = {
+    "drain": ("move away all instances that run on a host, and let nothing new come to it", "obelisk host drain north --plan"),
+    "undrain": ("let instances come to a host again, and bring back those that left it", "obelisk host undrain north"),
+}
 
 _APP_BY_NAME = ("rollback", "remove", "prepare")
 _APP_ON_HOSTS = ("install", "upgrade", "rollback", "remove", "list", "prepare")
@@ -230,7 +233,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if "explain" in arguments and arguments.action is None:
         arguments.explain.print_help()
         return 2
-    command = importlib.import_module(f"obelisk.cli.{_commands()[arguments.command].module}")
+    from_afar = arguments.command == "host" and arguments.action in _DRAIN_COMMANDS
+    command = importlib.import_module(f"obelisk.cli.{'migrating' if from_afar else _commands()[arguments.command].module}")
     try:
         status: int = getattr(command, arguments.command)(arguments)
     except ObeliskError as error:
@@ -285,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
             parsers[name].add_argument("--json", action="store_true", help=_JSON)
             if builder:
                 parsers[name].add_argument("--store", metavar="DIR", help="use this store")
-    _host_arguments(parsers["host"])
+    _host_arguments(parsers["host"], builder=builder)
     if "app" in known:
         _app_arguments(parsers["app"], builder=builder)
     install = parsers["install"]
@@ -297,8 +301,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _host_arguments(parser: argparse.ArgumentParser) -> None:
-    parsers = _actions(parser, _HOST_COMMANDS, required=True)
+def _host_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
+    parsers = _actions(parser, _HOST_COMMANDS | (_DRAIN_COMMANDS if builder else {}), required=True)
     for each in parsers.values():
         each.add_argument("--json", action="store_true", help=_JSON)
     for name in ("upgrade", "snapshot", "reset"):
@@ -334,6 +338,12 @@ def _host_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["snapshot"].add_argument("name", nargs="?", metavar="NAME", help="its number, its name, or both as `list` shows them")
     parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `list`")
     parsers["reset"].add_argument("--keep", action="append", metavar="PATH", help="keep this file or directory")
+    if builder:
+        parsers["drain"].add_argument("--plan", action="store_true", help="only say what it would take")
+        for name in _DRAIN_COMMANDS:
+            parsers[name].add_argument("host", metavar="HOST", help="its name; see `obelisk instance hosts`")
+            parsers[name].add_argument("--store", metavar="DIR", help="use this store")
+            _migration_arguments(parsers[name])
     parsers["reset"].add_argument("--yes", action="store_true", help="delete the state of this machine")
     parsers["firmware"].add_argument("--yes", action="store_true", help="also where the next boot will ask for the recovery key")
 
@@ -431,23 +441,8 @@ def _instance_arguments(parser: argparse.ArgumentParser) -> None:
     parsers["fork"].add_argument("--count", type=int, default=1, metavar="N", help="how many (default: 1)")
     parsers["migrate"].add_argument("--to", required=True, metavar="HOST")
     parsers["migrate"].add_argument("--rate", type=int, metavar="MIB", help="use at most so many MiB a second of the network")
-    for name in ("migrate", "drain"):
-        parsers[name].add_argument("--plan", action="store_true", help="only say what it would take")
-    for name in ("migrate", "drain", "undrain"):
-        each = parsers[name]
-        each.add_argument(
-            "--pause", type=float, default=0.3, metavar="S", help="for how long it may stand still, in seconds (default: 0.3)"
-        )
-        each.add_argument("--time", type=float, default=1800, metavar="S", help="how long it may take (default: 1800)")
-        each.add_argument(
-            "--post-copy",
-            action="store_true",
-            help="when it writes faster than the network carries: go on at the other side before all its memory is there, "
-            "which a failure of either host then loses",
-        )
-        each.add_argument("--slow-down", action="store_true", help="when it writes too fast: give it less of the processor")
-    for name in ("drain", "undrain"):
-        parsers[name].add_argument("host", metavar="HOST")
+    parsers["migrate"].add_argument("--plan", action="store_true", help="only say what it would take")
+    _migration_arguments(parsers["migrate"])
     hosts = parsers["hosts"]
     hosts.add_argument("verb", nargs="?", choices=("list", "add", "remove"), default="list")
     hosts.add_argument("host", nargs="?", metavar="HOST", help="the name that it is to have here")
@@ -457,6 +452,18 @@ def _instance_arguments(parser: argparse.ArgumentParser) -> None:
     hosts.add_argument(
         "--certificates", metavar="DIR", help="add: cacert.pem, clientcert.pem and clientkey.pem (default: libvirt's own place)"
     )
+
+
+def _migration_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pause", type=float, default=0.3, metavar="S", help="for how long it may stand still, in seconds (default: 0.3)")
+    parser.add_argument("--time", type=float, default=1800, metavar="S", help="how long it may take (default: 1800)")
+    parser.add_argument(
+        "--post-copy",
+        action="store_true",
+        help="when it writes faster than the network carries: go on at the other side before all its memory is there, "
+        "which a failure of either host then loses",
+    )
+    parser.add_argument("--slow-down", action="store_true", help="when it writes too fast: give it less of the processor")
 
 
 def _service_arguments(parser: argparse.ArgumentParser) -> None:

@@ -38,9 +38,14 @@ def instance(arguments: Namespace) -> int:
         "retire": _retire,
         "migrate": _migrate,
         "hosts": _hosts,
-        "drain": _drain,
-        "undrain": _undrain,
     }
+    with reporting(json_wanted=arguments.json) as sink:
+        return actions[arguments.action](arguments, sink)
+
+
+def host(arguments: Namespace) -> int:
+    """Have instances leave a host, or come back to it."""
+    actions = {"drain": _drain, "undrain": _undrain}
     with reporting(json_wanted=arguments.json) as sink:
         return actions[arguments.action](arguments, sink)
 
@@ -282,7 +287,7 @@ def _remove_host(arguments: Namespace, known: Remote) -> int:
         raise StateError(
             f"{host.name} has {', '.join(there)}",
             code="host-used",
-            hint=f"first: obelisk instance drain {host.name}, or retire what is there",
+            hint=f"first: obelisk host drain {host.name}, or retire what is there",
         )
     known.hosts.remove(host.name)
     answer(f"{host.name} is forgotten; nothing on it has changed", json_wanted=arguments.json, name=host.name)

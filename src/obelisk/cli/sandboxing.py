@@ -129,7 +129,7 @@ def _refused(refusal: Refusal, count: int) -> str:
     if refusal.what == NETWORK:
         remedy = "allowed by any grant of `connect` or `listen`"
     if refusal.what == SESSION_BUS:
-        remedy = "allowed by any grant of `dbus_talk` or `dbus_own`"
+        remedy = "allowed by any grant of `dbus_talk`, `dbus_own` or `portals`"
     return f"  {count:>5}  {refusal.layer:<8} {refusal.what}: {remedy}"
 
 

@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How it went. `pause_s` is what QEMU says of how long the machine stood still; `moved_bytes` leaves the image out."""
+    """How it went. `pause_s` is what libvirt says of how long the machine stood still; `moved_bytes` leaves the image out."""
 
     placement: Placement
     seconds: float
@@ -172,7 +172,7 @@ def wanted_by(placement: Placement, host: Host) -> tuple[Needs, Wanted, int]:
     """What an instance on that host needs, what it would ask of another, and the size that its disk seems to have."""
     daemon = host.daemon()
     needs = domains.needs(daemon.xml(placement.name))
-    files = {path.name: daemon.volume_bytes(POOL, path.name)[0] for path in needs.files}
+    files = {path.name: daemon.volume_bytes(POOL, path.name)[1] for path in needs.files}
     size, used = daemon.volume_bytes(POOL, state_volume(placement.uuid))
     wanted = Wanted(
         placement.name,
@@ -312,15 +312,16 @@ def _result(remote: Remote, after: Placement, source: Host, samples: list[Sample
     target = remote.hosts.get(after.host)
     try:
         numbers = target.daemon().completed(after.name)
+        # Of the mirror, libvirt counts what is empty too, which does not go over.
+        _size, mirrored = target.daemon().volume_bytes(POOL, state_volume(after.uuid))
     except (TransportError, CommandError, StateError):
-        numbers = {}  # how long it took is not worth an error
+        numbers, mirrored = {}, 0  # how long it took is not worth an error
     if rate := numbers.get("memory_bps", 0):
         remote.placements.note_rate(source.name, target.name, rate)
-    disk = max((each.disk_moved for each in samples), default=0)
     return Moved(
         after,
         seconds,
         numbers.get("downtime", 0) / 1000,
-        numbers.get("memory_processed", 0) + disk,
+        numbers.get("memory_processed", 0) + mirrored,
         post_copy=any(each.post_copy for each in samples),
     )

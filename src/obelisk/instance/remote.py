@@ -86,7 +86,7 @@ class Remote:
             side = survey(host)
             files = {path: hash_file(path) for path in new.boot.files}
             acceleration = best(side.accelerations)
-            sizes = {digest: path.stat().st_size for path, digest in files.items()}
+            sizes = {digest: path.stat().st_blocks * 512 for path, digest in files.items()}
             wanted = Wanted(new.name, "", MACHINE_TYPE, PROCESSOR, acceleration, new.memory_bytes, new.state_bytes, (NETWORK,), sizes)
             refuse(obstacles(wanted, side))
             placement = Placement(new.name, str(uuid.uuid4()), new.image, host.name, coming=True)
@@ -372,7 +372,7 @@ def refuse_draining(host: Host) -> None:
     """
     if host.draining:
         raise StateError(
-            f"{host.name} is being emptied", code="host-draining", hint=f"choose another, or: obelisk instance undrain {host.name}"
+            f"{host.name} is being emptied", code="host-draining", hint=f"choose another, or: obelisk host undrain {host.name}"
         )
 
 

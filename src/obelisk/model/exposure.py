@@ -7,6 +7,7 @@ from obelisk.model.application import Application
 from obelisk.model.policy import (
     NO_LIMIT,
     X11,
+    Ask,
     Call,
     Calls,
     Connect,
@@ -17,6 +18,7 @@ from obelisk.model.policy import (
     Nest,
     Own,
     Policy,
+    Portal,
     Power,
     Reach,
     Read,
@@ -88,6 +90,8 @@ def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
             return f"talks to {_names(name)} on the session bus, and has all done that may be asked of it there"
         case Own(name):
             return f"is {_names(name)} on the session bus, and talks to it"
+        case Ask(portal):
+            return _PORTALS[portal]
         case X11() | Wayland() | WriteExecute() | Nest() | Terminal():
             return _FLAGS[power]
 
@@ -115,7 +119,7 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
             return 40 if path == "~" or path.count("/") == 1 else 10
         case Use(device):
             return 25 if device in {Device.KVM, Device.GPU} else 15
-        case Listen() | Reach():
+        case Listen() | Reach() | Ask():
             return 5
         case Connect(network, port):
             return (20 if _is_everywhere(network) else 5) + (0 if port else 5)
@@ -169,6 +173,9 @@ _CALLS = {
     Calls.KEYRING: "uses the kernel's key rings",
     Calls.MEMORY_LOCK: "keeps memory from being swapped out",
     Calls.SCHEDULING: "changes priorities and processors of its processes",
+}
+_PORTALS = {
+    Portal.FILE_CHOOSER: "asks the person for files by the desktop's dialogue, and reads and changes those that are chosen, from then on",
 }
 _FLAGS: Mapping[Power, str] = {
     X11(): "shows windows, on an X server of its own",

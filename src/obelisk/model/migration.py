@@ -230,7 +230,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the machine asks of a host. `files` are what it needs of its image: digests and sizes."""
+    """What the machine asks of a host. `files` are what it needs of its image: digests, and the room that they take."""
 
     name: str
     uuid: str

@@ -22,8 +22,8 @@ from obelisk.model.canonical import Json, canonical, digest
 
 E = TypeVar("E", bound=StrEnum)
 
-SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2")
-"""The second has the powers of desktop programs."""
+SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2", "obelisk.policy/3")
+"""The second has the powers of desktop programs, the third portals."""
 NO_LIMIT = (1 << 63) - 1
 """Above everything that a limit can be."""
 _HIGHEST_PORT = 65535
@@ -53,8 +53,8 @@ _OWN_HOME = "/home/app"
 # A name on a bus, or all names at and below one. Source: D-Bus specification, "Valid Names"; xdg-dbus-proxy(1).
 _LONGEST_BUS_NAME = 255
 _BUS_NAME = re.compile(r"[A-Za-z_-][A-Za-z0-9_-]*(\.[A-Za-z_-][A-Za-z0-9_-]*)+(\.\*)?")
-# The bus itself; and portals, which take whoever comes by a proxy of ours for a program that may do all that its user may.
-_CLOSED_NAMES = ("org.freedesktop.DBus", "org.freedesktop.portal")
+# The bus itself; and portals, whose name is for all of them: which are open says a power of its own.
+_CLOSED_NAMES = {"org.freedesktop.DBus": "", "org.freedesktop.portal": "; `portals` grants them one by one"}
 # A host's, in lower case, with a letter in its last part, which no address has.
 _NAME = re.compile(r"(?!-)([a-z0-9_-]{1,63}(?<!-)\.)*(?!-)(?=[0-9-]*[a-z])[a-z0-9-]{1,63}(?<!-)")
 _LONGEST_NAME = 253
@@ -77,6 +77,12 @@ class Calls(StrEnum):
     KEYRING = "keyring"
     MEMORY_LOCK = "memory-lock"
     SCHEDULING = "scheduling"
+
+
+class Portal(StrEnum):
+    """Portals of the desktop: each does for an application what a person then says yes to."""
+
+    FILE_CHOOSER = "file-chooser"
 
 
 class Layer(StrEnum):
@@ -163,6 +169,13 @@ class Own:
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class Ask:
+    """Asks the person by a portal of the desktop, and has what that person then gives it."""
+
+    portal: Portal
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class X11:
     """Shows windows on an X server of its own, which shows them as one window."""
 
@@ -187,7 +200,7 @@ class Terminal:
     """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
 
 
-Power = Read | Write | Use | Listen | Connect | Reach | Call | Talk | Own | X11 | Wayland | WriteExecute | Nest | Terminal
+Power = Read | Write | Use | Listen | Connect | Reach | Call | Talk | Own | Ask | X11 | Wayland | WriteExecute | Nest | Terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +251,8 @@ class Policy:
 
     @property
     def _schema(self) -> str:
+        if self.of(Ask):
+            return SCHEMAS[2]
         return SCHEMAS[any(isinstance(power, _SECOND) or power == Use(Device.GPU) for power in self.powers)]
 
     @property
@@ -269,6 +284,7 @@ _LISTS: Mapping[str, type | tuple[type, ...]] = {
     "syscalls": Call,
     "dbus_talk": Talk,
     "dbus_own": Own,
+    "portals": Ask,
 }
 _FLAGS: Mapping[str, Power] = {
     "x11": X11(),
@@ -371,7 +387,7 @@ def from_json(raw: Mapping[str, Any]) -> Policy:
     """
     if raw.get("schema", SCHEMAS[0]) not in SCHEMAS:
         raise InputError(
-            "this is no policy that this version reads", code="policy-schema", hint=f"it reads {' and '.join(SCHEMAS)}; a later one may do"
+            "this is no policy that this version reads", code="policy-schema", hint=f"it reads {', '.join(SCHEMAS)}; a later one may do"
         )
     try:
         _refuse_unknown(raw, ("schema", "grants", "limits", "may_miss"), "key")
@@ -426,6 +442,8 @@ def power_of(key: str, value: object) -> Power:  # noqa: PLR0911 - a line for ea
             return Talk(_bus_name(value))
         case "dbus_own", str():
             return Own(_bus_name(value))
+        case "portals", str():
+            return Ask(_member(Portal, value, "portal"))
         case _:
             raise ValueError(f"{value!r} cannot stand in {key}")
 
@@ -457,9 +475,9 @@ def _destination(text: str) -> Connect | Reach:
 def _bus_name(name: str) -> str:
     if not _BUS_NAME.fullmatch(name) or len(name) > _LONGEST_BUS_NAME:
         raise ValueError(f"{name!r} is no name on a bus such as org.example.Editor, or org.example.* for all at and below org.example")
-    for closed in _CLOSED_NAMES:
+    for closed, remedy in _CLOSED_NAMES.items():
         if _is_named(name, f"{closed}.*") or _is_named(f"{closed}.*", name):
-            raise ValueError(f"{name!r} cannot be granted: it is a name of {closed}")
+            raise ValueError(f"{name!r} cannot be granted: it is a name of {closed}" + remedy)
     return name
 
 

@@ -36,7 +36,7 @@ _SESSIONS: Mapping[str, Power] = {COMPOSITOR: Wayland(), f"{SCREENS}/X0": X11()}
 NETWORK = "a socket of the internet's"
 """What `listen` and `connect` allow: which of them, and to where, the call does not tell."""
 SESSION_BUS = "connecting to the session bus"
-"""What `dbus_talk` and `dbus_own` allow: which names it would use there, the call does not tell."""
+"""What `dbus_talk`, `dbus_own` and `portals` allow: which names it would use there, the call does not tell."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

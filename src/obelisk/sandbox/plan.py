@@ -17,7 +17,22 @@ from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import NO_LIMIT, X11, Connect, Layer, Listen, Nest, Policy, Reach, Read, Terminal, Wayland, Write, WriteExecute
+from obelisk.model.policy import (
+    NO_LIMIT,
+    X11,
+    Ask,
+    Connect,
+    Layer,
+    Listen,
+    Nest,
+    Policy,
+    Reach,
+    Read,
+    Terminal,
+    Wayland,
+    Write,
+    WriteExecute,
+)
 from obelisk.sandbox import desktop, network
 from obelisk.sandbox.calls import WATCHED, filter_of
 from obelisk.sandbox.desktop import Helper, Session
@@ -40,6 +55,10 @@ _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/
 _CONFINE = "/.confine"
 _NAMESPACES = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")
 _PROCESS = "2"  # the application's number in its own namespace: the first is bubblewrap, which waits for it
+IDENTITY = "identity"
+"""The file of a plan that tells portals who a helper speaks for."""
+# Where later versions of portals look for a process of who asks. Of several starts the latest is noted.
+_NOTE = "bwrapinfo.json"
 CREDENTIAL_BYTES = 1 << 20
 """The most that a credential is, as of systemd's."""
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME": HOME, "USER": "app", "LANG": "C.UTF-8"}
@@ -90,7 +109,7 @@ class Plan:
     """The programs, and rules of nftables where there is a network. `layers` tells which layers hold and which do not, and why.
 
     `launch` is what `start` goes on as, in a scope of systemd's; empty where `start` does it all. `beside` are the programs that
-    become helpers, by the names of their files.
+    become helpers, by the names of their files. `identity` tells portals who a helper speaks for.
     """
 
     start: bytes
@@ -98,6 +117,7 @@ class Plan:
     confine: bytes
     rules: str
     beside: tuple[tuple[str, bytes], ...]
+    identity: bytes
     layers: tuple[tuple[str, str], ...]
 
 
@@ -136,7 +156,7 @@ def compile_plan(
                 code="port-privileged",
                 hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
-    helpers = desktop.helpers(policy, place.session, machine)
+    helpers = desktop.helpers(policy, place.session, machine, place.name)
     grouped = is_grouped(policy, machine, guard)
     entering = cgroups.enter(place.group) if grouped and machine.groups.way is Way.DIRECT else []
     before = confine.close_descriptors(keep=listener) if guard is None else confine.close_descriptors(first=3 + guard.sockets)
@@ -158,7 +178,7 @@ def compile_plan(
         scope = cgroups.scope(machine.groups, place.group, machine.owner, (str(place.plan / "launch"),))
         start, launch = assemble([], scope), outside
     beside = tuple((_file_of(helper), assemble(_inside_helper(helper, machine), helper.program)) for helper in helpers)
-    return Plan(start, launch, inside, network.rules(policy), beside, layers_of(policy, machine))
+    return Plan(start, launch, inside, network.rules(policy), beside, desktop.identity(place.name), layers_of(policy, machine))
 
 
 def missing_layers(policy: Policy, machine: Machine) -> frozenset[Layer]:
@@ -181,7 +201,10 @@ def bounds_of(policy: Policy) -> cgroups.Bounds:
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    """Something of the machine, or of its memory where `source` is None, at `inside`. `exists`: the image has a place for it."""
+    """Something of the machine, or of its memory where `source` is None, at `inside`. `exists`: the image has a place for it.
+
+    `mode` is that of a directory; 0 where what it is has to be looked at.
+    """
 
     inside: str
     source: Path | None
@@ -191,7 +214,7 @@ class _Mount:
 
     @property
     def is_file(self) -> bool:
-        return self.source is not None and not self.source.is_dir()
+        return self.source is not None and not self.mode and not self.source.is_dir()
 
 
 def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
@@ -207,6 +230,8 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
         wanted[desktop.RUNTIME] = (None, True, 0o700)
     if policy.has(Wayland()):
         wanted[desktop.COMPOSITOR] = (Path(place.session.compositor), False, 0)
+    if policy.of(Ask):
+        wanted[place.session.documents] = (Path(desktop.documents_of(place.session, place.name)), True, 0o500)
     wanted |= {path: (Path(path), False, 0) for path in place.system}
     for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
         exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
@@ -278,11 +303,13 @@ def _beside(helper: Helper, place: Place, machine: Machine) -> list[Call | Besid
     words += ["--dir", "/etc", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
     words += ["--tmpfs", "/tmp", "--tmpfs", "/run", "--bind", shared, helper.shared]  # noqa: S108 - inside the sandbox
     words += [word for source, inside in helper.seen for word in ("--ro-bind", source, inside)]
+    words += ["--ro-bind", f"{place.plan}/{IDENTITY}", desktop.KNOWN_BY, "--info-fd", str(desktop.NOTED)] if helper.known else []
     words += ["--ro-bind", f"{place.plan}/{_file_of(helper)}", _CONFINE, "--sync-fd", str(desktop.HELD), "--chdir", "/", "--", _CONFINE]
     calls: list[Call | Beside] = [*confine.directory(shared)] if helper.shared != desktop.RUNTIME else []
     program = Execute(machine.bubblewrap, tuple(words))
     name = Path(helper.program.path).name
-    return calls + confine.helped_by(program, name, report=desktop.REPORT, held=desktop.HELD)
+    noted = confine.writable_at(f"{helper.known}/{_NOTE}", desktop.NOTED) if helper.known else []
+    return calls + confine.helped_by(program, name, report=desktop.REPORT, held=desktop.HELD, more=noted)
 
 
 def _inside_helper(helper: Helper, machine: Machine) -> list[Call]:

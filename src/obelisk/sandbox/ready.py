@@ -2,7 +2,7 @@
 
     RUN/<image id>/root         the image's root: mounted for root, through dm-verity where the machine has it; else a copy of its files
                   /checked      which file it was made from, once every block had been checked against the hash tree
-                  /<plan>/start, confine, beside-<helper>, session, stage/
+                  /<plan>/start, confine, beside-<helper>, identity, session, stage/
     DATA/<name>/                what the application keeps
 
 Linux mounts file systems for root alone. An ordinary user gets the files copied out of the image instead, once, after the same check;
@@ -21,12 +21,23 @@ from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind, parse_manifest
-from obelisk.model.policy import Device, Policy, Reach, Read, Use, Write
+from obelisk.model.policy import Ask, Device, Policy, Reach, Read, Use, Write
 from obelisk.release.client import hashtree
 from obelisk.sandbox import network
 from obelisk.sandbox.desktop import NAMED, Session, is_wanted, named, session_of, sockets
 from obelisk.sandbox.machine import Machine
-from obelisk.sandbox.plan import CREDENTIAL_BYTES, Guard, Place, Plan, bounds_of, compile_plan, data_directory, host_path, is_grouped
+from obelisk.sandbox.plan import (
+    CREDENTIAL_BYTES,
+    IDENTITY,
+    Guard,
+    Place,
+    Plan,
+    bounds_of,
+    compile_plan,
+    data_directory,
+    host_path,
+    is_grouped,
+)
 from obelisk.store import StoredImage
 from obelisk.store.images import MANIFEST
 from obelisk.system import cgroups, confine, erofs, resolver, systemd_veritysetup
@@ -175,8 +186,8 @@ def make_ready(  # noqa: PLR0913 - keywords name each
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
     credentials = tuple((each, _checked(directories.credential(name, each), each, directories)) for each in sorted(app.credentials))
     session = session_of(os.environ, home) if is_wanted(policy) else Session()
-    for path in sockets(policy, session):
-        _check_admission(Path(path), owner, machine)
+    if machine.is_root:
+        _check_admission(policy, session, owner)
     nodes = nodes_of(policy)
     system, links = _about(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
@@ -210,7 +221,8 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
     if is_grouped(policy, machine, guard):
         cgroups.prepare(machine.groups.way, group, bounds_of(policy), machine.owner)
-    files = {"confine": plan.confine, "network.nft": plan.rules.encode(), **dict(plan.beside), "launch": plan.launch, "start": plan.start}
+    files = {"confine": plan.confine, "network.nft": plan.rules.encode(), IDENTITY: plan.identity, **dict(plan.beside)}
+    files |= {"launch": plan.launch, "start": plan.start}
     for file, content in files.items():
         if not (seat.plan / file).exists() or (seat.plan / file).read_bytes() != content:
             write_durably(seat.plan / file, content, mode=0o755)
@@ -318,11 +330,13 @@ def _make_data(directory: Path, owner: Owner) -> None:
         os.chown(directory, owner.uid, owner.gid)
 
 
-def _check_admission(socket: Path, owner: Owner, machine: Machine) -> None:
+def _check_admission(policy: Policy, session: Session, owner: Owner) -> None:
     """Root starts an application as a user whom the session may not let in, and that would then look like a fault of the application's."""
-    if machine.is_root and not socket.stat().st_mode & stat.S_IWOTH:
+    closed = [socket for socket in sockets(policy, session) if not Path(socket).stat().st_mode & stat.S_IWOTH]
+    closed += ["what a person chooses by a portal"] if policy.of(Ask) else []
+    if closed:
         raise StateError(
-            f"{socket} is not open to user {owner.uid}, as whom root starts the application",
+            f"{closed[0]} is not open to user {owner.uid}, as whom root starts the application",
             code="session-closed",
             hint="start it as the user whose session it is",
         )

@@ -18,7 +18,7 @@ _NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _SLAVE = 2, 4, 8, 4096, 16384, 1 << 19
 _ATTRIBUTE_READ_ONLY, _ATTRIBUTE_NOSUID, _ATTRIBUTE_NODEV, _ATTRIBUTE_NOEXEC = 1, 2, 4, 8
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_WRITE_ONLY, _CREATE, _EXCLUSIVE, _CLOSE_ON_EXEC = 1, 0o100, 0o200, 0o2000000
+_WRITE_ONLY, _CREATE, _EXCLUSIVE, _TRUNCATE, _CLOSE_ON_EXEC = 1, 0o100, 0o200, 0o1000, 0o2000000
 _MOST_BYTES = 1 << 30
 _F_DUPFD = 0
 _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 38, 65, 66
@@ -146,10 +146,19 @@ def device(node: str, place: str) -> list[Call]:
     ]
 
 
-def helped_by(execute: Execute, name: str, *, report: int, held: int) -> list[Call | Beside]:
+def writable_at(file: str, number: int) -> list[Call]:
+    """Have `file`, empty, at the descriptor `number` for writing. The two directories that it is in are made where they are missing."""
+    parent = file.rpartition("/")[0]
+    calls = [_call("mkdir", (text(place), 0o755)) for place in (parent.rpartition("/")[0], parent)]
+    calls.append(_call("open", (text(file), _WRITE_ONLY | _CREATE | _TRUNCATE, 0o644), f"write {file}", keep=f"file {number}"))
+    calls.append(_call("dup2", (Kept(f"file {number}"), number), f"write {file}"))
+    return [*calls, _call("close", (Kept(f"file {number}"),))]
+
+
+def helped_by(execute: Execute, name: str, *, report: int, held: int, more: Sequence[Call] = ()) -> list[Call | Beside]:
     """Start a program beside this one, and wait until it writes to its descriptor `report`, of which `held` is the other end.
 
-    It gets these two, one after the other, input, output and errors, and nothing else that this process has.
+    It gets these two, one after the other, input, output and errors, what it opens by `more`, and nothing else that this process has.
     """
     ends = (("told", report), ("heard", held))
     # By way of high numbers, so that neither end takes the other's place.
@@ -159,7 +168,7 @@ def helped_by(execute: Execute, name: str, *, report: int, held: int) -> list[Ca
     calls += [_call("close_range", (first, last, 0), "close inherited files") for first, last in ranges]
     return [
         _call("pipe2", (Pair("heard", "told"), 0), f"make a pipe from {name}"),
-        Beside((*calls, becoming(execute))),
+        Beside((*calls, *more, becoming(execute))),
         _call("close", (Kept("told"),)),
         Call(NUMBERS["read"], (Kept("heard"), Data((bytes(1),)), 1), f"hear from {name} that it is ready", least=1),
         _call("close", (Kept("heard"),)),

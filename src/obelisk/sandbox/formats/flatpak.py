@@ -19,6 +19,7 @@ from obelisk.model.exposure import explain, sorted_powers
 from obelisk.model.policy import (
     NO_LIMIT,
     X11,
+    Ask,
     Call,
     Calls,
     Connect,
@@ -94,7 +95,7 @@ def write(subject: Subject) -> Written:
         powers.remove(Wayland())
         context["sockets"] = keyfile.values(("wayland",))
     names = {power.name: word for word, kind in (("talk", Talk), ("own", Own)) for power in held.of(kind)}
-    powers -= {*held.of((Talk, Own))}
+    powers -= {*held.of((Talk, Own)), *held.of(Ask)}
     paths = [_spelled(power) for power in held.of(Read) + held.of(Write)]
     if paths:
         context["filesystems"] = keyfile.values(paths)
@@ -176,6 +177,7 @@ def _missing(held: Policy) -> Iterator[str]:
     """What every application of Flatpak's may do without asking."""
     yield "running what it has written, where that is needed: write_execute = true"
     yield "keeping ~/.var/app: what it keeps has to be named in app.data"
+    yield 'asking the person for files by the desktop, where that is needed: portals = ["file-chooser"]'
     if not held.has(Terminal()):
         yield "sharing the terminal, where that is needed: terminal = true"
 
