@@ -48,9 +48,10 @@ install_programs() {
     need mmdebstrap mmdebstrap
     need mount mount
     need newuidmap uidmap
-    # For services.
+    # For services, and for instances on hosts.
     need ip iproute2
     need nft nftables
+    need virsh libvirt-clients
     if [ "$1" = requirements-dev.txt ]; then
         # For archives that tests make and sign.
         need gpg gpg
@@ -67,8 +68,6 @@ install_programs() {
         need busybox busybox-static
         # For applications as services, and in others' formats.
         need systemd-analyze systemd
-        # For instances on hosts.
-        need virsh libvirt-clients
         need crun crun
         # For desktop programs, and sessions without a screen to run them in.
         need xdg-dbus-proxy xdg-dbus-proxy
