@@ -13,8 +13,6 @@ from obelisk.release.client import blocks, hashtree, index, planning
 from obelisk.release.client.remote import DirectoryMirror, Mirrors
 from obelisk.system.blocks import BLOCK_BYTES
 
-_LEAST_EQUAL = 0.1
-
 Find = Callable[[File], Path]
 """Where a file of the repository lies."""
 
@@ -64,8 +62,8 @@ class Delivery(Protocol):
         """
         ...
 
-    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path | None:
-        """One file that makes the second image out of the first; None where it would not be worth its making.
+    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path:
+        """One file that makes the second image out of the first.
 
         Raises:
             TrustError: an image is damaged.
@@ -110,17 +108,13 @@ class Blocks:
             front = header + file.read(index.front_bytes(header) - len(header))
         return frozenset(index.decode(front, release.root_hash, release.root_bytes).packs)
 
-    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path | None:
-        """See `Delivery`. Between images that have hardly a block in common, what is similar in them takes very long to find."""
+    def edge(self, before: ImageFiles, after: ImageFiles, work: Path, sink: Sink) -> Path:
+        """See `Delivery`."""
         path = work / f"edge-{before.manifest.id}-{after.manifest.id}"
         total = after.root.stat().st_size
         title = f"Edge from {before.manifest.version} to {after.manifest.version}"
-        old, new = _image(before), _image(after)
         with task(sink, f"edge/{before.manifest.version}", title, total=total, unit="B") as running:
-            if edges.equal_blocks(old.tree, new.tree) < new.tree.data_blocks * _LEAST_EQUAL:
-                running.detail = "none is made, for most of the image differs: hosts fetch its blocks"
-                return None
-            edges.make_edge(old, new, path, on_bytes=running.counting(total))
+            edges.make_edge(_image(before), _image(after), path, on_bytes=running.counting(total))
             running.detail = f"{path.stat().st_size} bytes"
         return path
 

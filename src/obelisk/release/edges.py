@@ -126,11 +126,6 @@ def _mapped(path: Path | None) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def equal_blocks(old: HashTree, new: HashTree) -> int:
-    """How many blocks of the new image the old one has as well."""
-    return sum(source >= 0 for source in _sources(old, new))
-
-
 def _sources(old: HashTree, new: HashTree) -> list[int]:
     """For each block of the new image a block of the old one that is equal, or -1; runs go on where they can."""
     if old.salt != new.salt:

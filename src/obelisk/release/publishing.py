@@ -269,8 +269,7 @@ def _with_edges(publisher: Publisher, contents: Contents, new: Release, channel:
     edges = []
     for each in old:
         made = publisher.delivery.edge(image_files(publisher, there, each), after, publisher.work, publisher.sink)
-        if made is not None:
-            edges.append(EdgeFile(each.image, each.version, publisher.take(made)))
+        edges.append(EdgeFile(each.image, each.version, publisher.take(made)))
     return publication.with_edges(new, edges)
 
 

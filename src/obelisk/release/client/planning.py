@@ -23,7 +23,7 @@ GAP_BYTES = 16 << 10
 """So many bytes that nobody wants are fetched rather than another request made."""
 _FRONT_BYTES = 64 << 10  # of an index, in the first request
 _GROUP_BYTES = GROUP_BLOCKS * BLOCK_BYTES
-_BATCH_GROUPS = 32  # 16 MiB, which are in memory while they are put together, and as much that is fetched meanwhile
+_BATCH_GROUPS = 16  # 8 MiB, which are in memory while they are put together, and as much that is fetched meanwhile
 _REQUEST_BYTES = 8 << 20
 _WORTH_FORKING = 16
 WHICH_BITS = 40
