@@ -18,7 +18,7 @@ import pytest
 from engine_contract import Subject
 from little import IMAGE, ask
 
-from obelisk.errors import InputError
+from obelisk.errors import InputError, StateError
 from obelisk.events import silent
 from obelisk.instance.embedded import Embedded
 from obelisk.instance.records import Bootable, Records
@@ -222,8 +222,7 @@ class Story:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         ended = process.returncode == 0
-        # The next command on it finishes or undoes what was left.
-        self.engine.start(name)
+        self._start_next(name)
         if what == "stop" and not self._still(name, known):
             known.memory = ""
         if what == "restore" and not self._still(name, known):
@@ -236,6 +235,20 @@ class Story:
         if fresh and fresh in {each.name for each in self.engine.instances()}:
             self.known[fresh] = _Known(known.memory, known.state)
         return f"kill {what} {name}{' (it had ended)' if ended else ''}"
+
+    def _start_next(self, name: str) -> None:
+        """The next command on it, which finishes or undoes what was left."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.engine.start(name)
+            except StateError as error:
+                # A program that the killed command was about to start has its lock for a moment yet, until it is that program.
+                if error.code != "instance-busy" or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+            else:
+                return
 
     # What they share
 
