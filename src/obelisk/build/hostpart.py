@@ -21,6 +21,7 @@ _MODULES = (
     "errors.py",
     "events.py",
     "cli/__init__.py",
+    "cli/grammar.py",
     "cli/hosting.py",
     "cli/main.py",
     "cli/terminal.py",

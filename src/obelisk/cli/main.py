@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from obelisk import __version__
+from obelisk.cli.grammar import IMAGE, JSON, Commands, Parsers, add_actions
 from obelisk.errors import ObeliskError
 
-_IMAGE = "directory of a spec, image id or its beginning, name, or name@version"
 _IMAGE_ON_HOST = "with --channel the name of an application; else a directory with the image of one"
 _REPO = "directory of a repository, or HOST:PATH, rsync://… or rclone:REMOTE:PATH (default: $OBELISK_REPO, or ./repo)"
 _EXPIRE = "for how long a role's metadata is signed, such as timestamp=7d; may be repeated"
 _EDGES = "from what to make ready-made upgrades: previous, the last N, versions (@VERSION), none (default: previous)"
 _MIRRORS = "with --channel: the repository's address, or its directory; may be repeated (default: what it follows, or the running image)"
 _ROOT = "with --channel: the repository's metadata/1.root.json, with which trust begins (default: what it follows, or the running image)"
-_JSON = "events and results as JSON lines, for programs"
 
 _EPILOG = """\
 from one file to a running machine:
@@ -167,60 +166,8 @@ _APP_COMMANDS = {
     "list": ("what is installed, and how it is", "obelisk app list"),
     "prepare": ("have what is installed ready to start; its unit runs this after a restart of the machine", "obelisk app prepare shop"),
 }
-_INSTANCE_COMMANDS = {
-    "create": (
-        "make an instance of an image, here or on a host, and start it",
-        """obelisk instance create web --image shop@12 --memory 512M --state 2G --port 8080:80
-         obelisk instance create web --image shop@12 --host north""",
-    ),
-    "list": ("the instances, where they are, and how", "obelisk instance list"),
-    "show": ("one of them; what a command that was killed has left of it is put right", "obelisk instance show web"),
-    "start": ("switch one on", "obelisk instance start web"),
-    "stop": ("switch one off", "obelisk instance stop web"),
-    "retire": ("take one away, with its state and its snapshots", "obelisk instance retire web"),
-    "console": ("what one shows, and a keyboard for it; leave with Ctrl-]", "obelisk instance console web"),
-    "snapshot": ("keep this moment of one: memory and state, or state alone", "obelisk instance snapshot web --name before-import"),
-    "snapshots": ("list what is kept of one", "obelisk instance snapshots web"),
-    "restore": (
-        "bring a moment back, in the place of the present or as another instance",
-        """obelisk instance restore web before-import
-         obelisk instance restore web before-import --as web-then""",
-    ),
-    "delete": ("remove a snapshot, and nothing else", "obelisk instance delete web before-import"),
-    "verify": ("read the snapshots of one, and name what is damaged", "obelisk instance verify web"),
-    "fork": ("running copies of one, which share its memory and state until they write", "obelisk instance fork web --count 5"),
-    "migrate": ("move one to another host, while it runs", "obelisk instance migrate web --to south --plan"),
-    "hosts": (
-        "the hosts that run instances: add, list, remove",
-        "obelisk instance hosts add north 192.0.2.1 --bridge br0 --certificates pki",
-    ),
-}
-_INSTANCE_NOT_BY_NAME = ("list", "hosts")
-# Of the hosts of instances, from afar.
-_DRAIN_COMMANDS = {
-    "drain": ("move away all instances that run on a host, and let nothing new come to it", "obelisk host drain north --plan"),
-    "undrain": ("let instances come to a host again, and bring back those that left it", "obelisk host undrain north"),
-}
-
 _APP_BY_NAME = ("rollback", "remove", "prepare")
 _APP_ON_HOSTS = ("install", "upgrade", "rollback", "remove", "list", "prepare")
-
-_SERVICE_COMMANDS = {
-    "create": ("have a port of this machine lead to instances of an image", "obelisk service create shop --port 8080:80 --image shop"),
-    "deploy": (
-        "have an image take the place of the one before, once it is healthy, without a gap",
-        "obelisk service deploy shop shop@2 --canary 10%",
-    ),
-    "promote": ("give the canary a larger share of new connections, or all", "obelisk service promote shop --to 50%"),
-    "rollback": ("lead new connections to what they went to before", "obelisk service rollback shop"),
-    "status": ("its iterations, their shares and open connections, and why some failed", "obelisk service status shop"),
-    "list": ("all services of this machine", "obelisk service list"),
-    "tend": (
-        "do what time has brought: retire what was replaced, start what has fallen, withdraw a canary that ails",
-        "obelisk service tend --every 30s",
-    ),
-    "retire": ("remove a service with all its instances; open connections end", "obelisk service retire shop"),
-}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -233,8 +180,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if "explain" in arguments and arguments.action is None:
         arguments.explain.print_help()
         return 2
-    from_afar = arguments.command == "host" and arguments.action in _DRAIN_COMMANDS
-    command = importlib.import_module(f"obelisk.cli.{'migrating' if from_afar else _commands()[arguments.command].module}")
+    module = arguments.module if "module" in arguments else _commands()[arguments.command].module
+    command = importlib.import_module(f"obelisk.cli.{module}")
     try:
         status: int = getattr(command, arguments.command)(arguments)
     except ObeliskError as error:
@@ -286,25 +233,31 @@ def _parser() -> argparse.ArgumentParser:
             name, help=command.summary, description=f"{command.summary}.", epilog=f"example: {command.example}", formatter_class=formatter
         )
         if name not in {"app", "host", "instance", "service"}:
-            parsers[name].add_argument("--json", action="store_true", help=_JSON)
+            parsers[name].add_argument("--json", action="store_true", help=JSON)
             if builder:
                 parsers[name].add_argument("--store", metavar="DIR", help="use this store")
-    _host_arguments(parsers["host"], builder=builder)
     if "app" in known:
         _app_arguments(parsers["app"], builder=builder)
     install = parsers["install"]
-    install.add_argument("image", metavar="IMAGE", help=_IMAGE if builder else "the running image: its name, or name_version")
+    install.add_argument("image", metavar="IMAGE", help=IMAGE if builder else "the running image: its name, or name_version")
     install.add_argument("target", metavar="DEVICE|FILE", help="a whole disk, or a file to make one in")
     install.add_argument("--erase", metavar="NAME", help="the name of the disk or file (sdb for /dev/sdb), all of which goes")
     if builder:
+        from obelisk.cli import instance_grammar  # hosts have it not
+
+        instance_grammar.drain_arguments(_host_arguments(parsers["host"], instance_grammar.DRAIN_COMMANDS))
+        instance_grammar.instance_arguments(parsers["instance"])
+        instance_grammar.service_arguments(parsers["service"])
         _builder_arguments(parsers)
+    else:
+        _host_arguments(parsers["host"], {})
     return parser
 
 
-def _host_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
-    parsers = _actions(parser, _HOST_COMMANDS | (_DRAIN_COMMANDS if builder else {}), required=True)
+def _host_arguments(parser: argparse.ArgumentParser, more: Commands) -> Parsers:
+    parsers = add_actions(parser, _HOST_COMMANDS | more, required=True)
     for each in parsers.values():
-        each.add_argument("--json", action="store_true", help=_JSON)
+        each.add_argument("--json", action="store_true", help=JSON)
     for name in ("upgrade", "snapshot", "reset"):
         parsers[name].add_argument("--reboot", action="store_true", help="restart as soon as everything is ready")
     parsers["upgrade"].add_argument(
@@ -338,14 +291,9 @@ def _host_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
     parsers["snapshot"].add_argument("name", nargs="?", metavar="NAME", help="its number, its name, or both as `list` shows them")
     parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `list`")
     parsers["reset"].add_argument("--keep", action="append", metavar="PATH", help="keep this file or directory")
-    if builder:
-        parsers["drain"].add_argument("--plan", action="store_true", help="only say what it would take")
-        for name in _DRAIN_COMMANDS:
-            parsers[name].add_argument("host", metavar="HOST", help="its name; see `obelisk instance hosts`")
-            parsers[name].add_argument("--store", metavar="DIR", help="use this store")
-            _migration_arguments(parsers[name])
     parsers["reset"].add_argument("--yes", action="store_true", help="delete the state of this machine")
     parsers["firmware"].add_argument("--yes", action="store_true", help="also where the next boot will ask for the recovery key")
+    return parsers
 
 
 def _app_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
@@ -361,7 +309,7 @@ def _app_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
             epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parsers[name].add_argument("--json", action="store_true", help=_JSON)
+        parsers[name].add_argument("--json", action="store_true", help=JSON)
         if name == "import":
             continue
         if builder:
@@ -369,7 +317,7 @@ def _app_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
         if name in _APP_BY_NAME:
             parsers[name].add_argument("name", metavar="NAME", help="the name of an installed application")
         elif name not in {"list", "upgrade"}:
-            parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=_IMAGE if builder else _IMAGE_ON_HOST)
+            parsers[name].add_argument("image", metavar="OLD" if name == "diff" else "IMAGE", help=IMAGE if builder else _IMAGE_ON_HOST)
     _installed_arguments(parsers)
     if not builder:
         return
@@ -382,7 +330,7 @@ def _app_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
     parsers["import"].add_argument("--format", choices=("oci", "flatpak"), help="what it is (default: by its content)")
 
 
-def _installed_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
+def _installed_arguments(parsers: Parsers) -> None:
     for name in ("install", "upgrade"):
         parsers[name].add_argument(
             "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
@@ -399,114 +347,13 @@ def _installed_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     parsers["remove"].add_argument("--data", action="store_true", help="remove its data as well")
 
 
-def _instance_arguments(parser: argparse.ArgumentParser) -> None:
-    parsers = _actions(parser, _INSTANCE_COMMANDS, required=True)
-    for name, each in parsers.items():
-        each.add_argument("--json", action="store_true", help=_JSON)
-        each.add_argument("--store", metavar="DIR", help="use this store")
-        if name not in _INSTANCE_NOT_BY_NAME:
-            each.add_argument("name", metavar="NAME", help="the name of the instance")
-    create = parsers["create"]
-    create.add_argument("--image", required=True, metavar="IMAGE", help=_IMAGE)
-    create.add_argument("--host", metavar="HOST", help="a host by its name (default: this machine); see `obelisk instance hosts`")
-    create.add_argument("--memory", default="1G", metavar="SIZE", help="(default: 1G)")
-    create.add_argument(
-        "--port",
-        action="append",
-        default=[],
-        metavar="[[ADDRESS:]HOST:]GUEST",
-        help="here: a TCP port of 127.0.0.1, or of ADDRESS, that leads into it (HOST: by default one that is free); may be given again",
-    )
-    create.add_argument("--keep", type=int, default=8, metavar="N", help="here: keep so many snapshots without a name (default: 8)")
-    create.add_argument("--off", action="store_true", help="here: do not start it")
-    create.add_argument("--cpus", type=int, default=1, metavar="N", help="(default: 1)")
-    create.add_argument("--state", default="2G", metavar="SIZE", help="how large its state may become (default: 2G)")
-    create.add_argument("--credential", action="append", default=[], metavar="NAME=VALUE", help="one for the machine; may be given again")
-    for name in ("stop", "retire"):
-        parsers[name].add_argument("--now", action="store_true", help="as a power cut does")
-    parsers["stop"].add_argument(
-        "--timeout", type=float, default=90, metavar="S", help="here: by force after so many seconds (default: 90)"
-    )
-    parsers["snapshot"].add_argument("--name", dest="as_name", metavar="SNAPSHOT", help="keep it until it is deleted, under this name")
-    parsers["snapshot"].add_argument("--why", metavar="TEXT", help="a note for `snapshots`")
-    parsers["snapshot"].add_argument(
-        "--state-only", action="store_true", help="not its memory: while it runs, its agent holds file systems still, where it has one"
-    )
-    for name in ("restore", "delete"):
-        parsers[name].add_argument("snapshot", metavar="SNAPSHOT", help="its name, its id, or the beginning of that")
-    parsers["restore"].add_argument("--as", dest="to", metavar="NAME", help="as another instance, with an identity of its own")
-    parsers["restore"].add_argument(
-        "--port", action="append", default=[], metavar="[[ADDRESS:]HOST:]GUEST", help="with --as: as for `create` (default: free ports)"
-    )
-    parsers["fork"].add_argument("--count", type=int, default=1, metavar="N", help="how many (default: 1)")
-    parsers["migrate"].add_argument("--to", required=True, metavar="HOST")
-    parsers["migrate"].add_argument("--rate", type=int, metavar="MIB", help="use at most so many MiB a second of the network")
-    parsers["migrate"].add_argument("--plan", action="store_true", help="only say what it would take")
-    _migration_arguments(parsers["migrate"])
-    hosts = parsers["hosts"]
-    hosts.add_argument("verb", nargs="?", choices=("list", "add", "remove"), default="list")
-    hosts.add_argument("host", nargs="?", metavar="HOST", help="the name that it is to have here")
-    hosts.add_argument("address", nargs="?", metavar="ADDRESS", help="add: where this machine reaches its libvirt daemon, by TLS")
-    hosts.add_argument("--peer", metavar="ADDRESS", help="add: where other hosts reach it (default: ADDRESS)")
-    hosts.add_argument("--bridge", default="br0", metavar="NAME", help="add: the bridge there that instances are on (default: br0)")
-    hosts.add_argument(
-        "--certificates", metavar="DIR", help="add: cacert.pem, clientcert.pem and clientkey.pem (default: libvirt's own place)"
-    )
-
-
-def _migration_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pause", type=float, default=0.3, metavar="S", help="for how long it may stand still, in seconds (default: 0.3)")
-    parser.add_argument("--time", type=float, default=1800, metavar="S", help="how long it may take (default: 1800)")
-    parser.add_argument(
-        "--post-copy",
-        action="store_true",
-        help="when it writes faster than the network carries: go on at the other side before all its memory is there, "
-        "which a failure of either host then loses",
-    )
-    parser.add_argument("--slow-down", action="store_true", help="when it writes too fast: give it less of the processor")
-
-
-def _service_arguments(parser: argparse.ArgumentParser) -> None:
-    parsers = _actions(parser, _SERVICE_COMMANDS, required=True)
-    for name, each in parsers.items():
-        each.add_argument("--json", action="store_true", help=_JSON)
-        each.add_argument("--store", metavar="DIR", help="use this store")
-        if name == "tend":
-            each.add_argument("name", nargs="?", metavar="NAME", help="the name of a service (default: all)")
-        elif name != "list":
-            each.add_argument("name", metavar="NAME", help="the name of a service")
-    create, deploy = parsers["create"], parsers["deploy"]
-    create.add_argument("--port", required=True, metavar="PORT[:GUEST]", help="a TCP port of this machine, and that of the instances")
-    create.add_argument("--image", metavar="IMAGE", help=f"deploy it at once: {_IMAGE}")
-    create.add_argument(
-        "--instances", type=int, default=1, metavar="N", help="so many share the connections of each iteration (default: 1)"
-    )
-    create.add_argument("--memory", default="512M", metavar="SIZE", help="of each instance (default: 512M)")
-    create.add_argument("--cpus", type=int, default=1, metavar="N", help="of each instance (default: 1)")
-    create.add_argument("--state", default="2G", metavar="SIZE", help="the disk for the state of each instance (default: 2G)")
-    create.add_argument("--carry-state", action="store_true", help="a new instance begins with a copy of the state that it replaces")
-    create.add_argument("--check", default="", metavar="/PATH", help="what has to answer by HTTP (default: the port accepts connections)")
-    create.add_argument("--health", default="3m", metavar="TIME", help="how long a new iteration may take to be healthy (default: 3m)")
-    create.add_argument("--keep", default="1h", metavar="TIME", help="how long what was replaced stays for a rollback (default: 1h)")
-    create.add_argument("--drain", default="10m", metavar="TIME", help="how long its connections may then stay open (default: 10m)")
-    deploy.add_argument("image", metavar="IMAGE", help=_IMAGE)
-    deploy.add_argument(
-        "--canary", metavar="SHARE", help="give it this share of new connections, such as 10%%, until `promote` or `rollback`"
-    )
-    parsers["promote"].add_argument("--to", metavar="SHARE", help="only this share, such as 50%%")
-    parsers["rollback"].add_argument("--with-state", action="store_true", help="also set its state back to that of before the replacement")
-    parsers["tend"].add_argument("--every", metavar="TIME", help="again and again, such as 30s")
-
-
-def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
+def _builder_arguments(parsers: Parsers) -> None:
     def spec_argument(name: str) -> None:
         parsers[name].add_argument("spec", nargs="?", default=".", metavar="SPEC", help="directory of an obelisk.toml (default: this one)")
 
     def image_argument(name: str) -> None:
-        parsers[name].add_argument("image", metavar="IMAGE", help=_IMAGE)
+        parsers[name].add_argument("image", metavar="IMAGE", help=IMAGE)
 
-    _instance_arguments(parsers["instance"])
-    _service_arguments(parsers["service"])
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
     parsers["new"].add_argument("--role", choices=("server", "workstation", "app"), default="server")
     for name in ("lock", "build"):
@@ -538,7 +385,7 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
         "--firmware", action="store_true", help="start it as a machine does, by its firmware and boot loader, without a shell of ours"
     )
     for side in ("before", "after"):
-        parsers["diff"].add_argument(side, metavar=side.upper(), help=f"{_IMAGE}; or REPO@VERSION or REPO@CHANNEL")
+        parsers["diff"].add_argument(side, metavar=side.upper(), help=f"{IMAGE}; or REPO@VERSION or REPO@CHANNEL")
     parsers["export"].add_argument("--format", choices=("raw", "qcow2", "erofs", "oci"), default="raw")
     parsers["export"].add_argument("--output", required=True, metavar="FILE")
     _release_arguments(parsers)
@@ -557,14 +404,14 @@ def _builder_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     parsers["verify"].add_argument("--repair", action="store_true", help="move damaged files away, so that they are made again")
 
 
-def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
-    keys = _actions(parsers["keys"], _KEY_COMMANDS, required=False)
-    repo = _actions(parsers["repo"], _REPO_COMMANDS, required=True)
+def _release_arguments(parsers: Parsers) -> None:
+    keys = add_actions(parsers["keys"], _KEY_COMMANDS, required=False)
+    repo = add_actions(parsers["repo"], _REPO_COMMANDS, required=True)
     for parser in (*keys.values(), *repo.values()):
-        parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_JSON)
+        parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON)
         parser.add_argument("--store", metavar="DIR", default=argparse.SUPPRESS, help="use this store")
     release, promote, withdraw, retire = (parsers[name] for name in ("release", "promote", "withdraw", "retire"))
-    release.add_argument("image", metavar="IMAGE", help=_IMAGE)
+    release.add_argument("image", metavar="IMAGE", help=IMAGE)
     release.add_argument("--to", metavar="REPO", dest="repo", help=f"{_REPO}; made when there is none")
     release.add_argument("--channel", required=True, metavar="NAME", help="the channel that hosts follow")
     release.add_argument("--minimum", metavar="VERSION", default="", help="the oldest version whose hosts can take it (default: any)")
@@ -626,20 +473,7 @@ def _release_arguments(parsers: dict[str, argparse.ArgumentParser]) -> None:
     keys["trust"].add_argument("repo", metavar="REPO")
 
 
-def _actions(
-    parser: argparse.ArgumentParser, commands: dict[str, tuple[str, str]], *, required: bool
-) -> dict[str, argparse.ArgumentParser]:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    if required:
-        parser.set_defaults(explain=parser)  # what is shown without one
-    formatter = argparse.RawDescriptionHelpFormatter
-    return {
-        name: actions.add_parser(name, help=summary, description=f"{summary}.", epilog=f"example: {example}", formatter_class=formatter)
-        for name, (summary, example) in commands.items()
-    }
-
-
-def _repo_arguments(repo: dict[str, argparse.ArgumentParser]) -> None:
+def _repo_arguments(repo: Parsers) -> None:
     follow = repo["sysupdate"]
     follow.add_argument("--channel", required=True, metavar="NAME")
     follow.add_argument("--name", metavar="NAME", help="the image's name, when the repository has several")
