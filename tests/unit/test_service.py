@@ -21,9 +21,10 @@ from obelisk.instance import traffic
 from obelisk.instance.lodging import Lodging
 from obelisk.instance.proving import Seen
 from obelisk.instance.service import Means, Services
-from obelisk.model import service as model
+from obelisk.model import rollout
 from obelisk.model.instance import Port
-from obelisk.model.service import CUT, Phase, Share, Terms, slots, wanted
+from obelisk.model.rollout import wanted
+from obelisk.model.service import CUT, REMEMBERED, Phase, Saved, Share, Terms, slots
 from obelisk.system.files import locked
 
 
@@ -404,15 +405,15 @@ def test_connections_that_were_being_led_elsewhere_when_a_command_was_cut_are(tm
 
 
 def test_what_is_gone_is_forgotten_but_for_the_last_of_it(world: World) -> None:
-    for number in range(model.REMEMBERED + 10):
+    for number in range(REMEMBERED + 10):
         world.deploy(f"v{number}")
         world.time += SHOP.keep_s + 2
         world.services.tend("shop")
         world.time += 2
         world.services.tend("shop")
     found = world.service.iterations
-    assert [each.phase for each in found] == [Phase.GONE] * model.REMEMBERED + [Phase.CURRENT]
-    assert all(each.saved is model.Saved.NONE for each in found)
+    assert [each.phase for each in found] == [Phase.GONE] * REMEMBERED + [Phase.CURRENT]
+    assert all(each.saved is Saved.NONE for each in found)
 
 
 def test_the_same_deploy_goes_on_where_it_was_cut(world: World) -> None:
@@ -506,7 +507,7 @@ def test_each_share_is_spread_over_the_connections() -> None:
 
 @given(count=st.integers(1, 12), percent=st.integers(1, 100))
 def test_shares_of_instances_add_up(count: int, percent: int) -> None:
-    shares = model._split(tuple(f"a{index}" for index in range(count)), percent)
+    shares = rollout._split(tuple(f"a{index}" for index in range(count)), percent)
     assert sum(share.percent for share in shares) == percent
     assert max(share.percent for share in shares) - min(share.percent for share in shares) <= 1 or len(shares) < count
 
@@ -573,7 +574,7 @@ def settled(world: World) -> None:
     assert phases[Phase.CURRENT] == bool(world.shares)
     assert phases[Phase.CANARY] <= 1
     assert phases[Phase.KEPT] <= 1
-    known = {model._snapshot(iteration) for iteration in service.iterations if iteration.saved is not model.Saved.NONE}
+    known = {rollout._snapshot(iteration) for iteration in service.iterations if iteration.saved is not Saved.NONE}
     assert {name for each in world.there.values() for name in each.snapshots} <= known, "a snapshot that belongs to nothing"
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from obelisk.errors import StateError, TransportError
-from obelisk.model.service import Healthy, Terms
+from obelisk.model.rollout import Healthy
+from obelisk.model.service import Terms
 from obelisk.system import ports
 from obelisk.system.http import Client, Limits, Proxies
 

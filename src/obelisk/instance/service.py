@@ -1,4 +1,4 @@
-"""Keeps services: does, step by step, what `obelisk.model.service` says is to be done, and notes each step before and after it.
+"""Keeps services: does, step by step, what `obelisk.model.rollout` says is to be done, and notes each step before and after it.
 
     PLACE/<name>/service.json     the value that is the truth about the service; written durably
                 /lock             held by whoever works on it
@@ -20,23 +20,10 @@ from obelisk.events import Note, Sink, task
 from obelisk.instance import proving
 from obelisk.instance.proving import Answers, Seen
 from obelisk.instance.traffic import Traffic
-from obelisk.model import service as model
+from obelisk.model import rollout
 from obelisk.model.canonical import canonical
-from obelisk.model.service import (
-    Create,
-    Forget,
-    Healthy,
-    Iteration,
-    Phase,
-    Prove,
-    Restore,
-    Retire,
-    Save,
-    Service,
-    Shift,
-    Step,
-    Terms,
-)
+from obelisk.model.rollout import Create, Forget, Healthy, Prove, Restore, Retire, Save, Shift, Step
+from obelisk.model.service import ALL, Iteration, Phase, Service, Terms, check_terms
 from obelisk.system.files import locked, sync_directory, write_durably
 from obelisk.system.namespace import remove_tree
 
@@ -126,7 +113,7 @@ class Services:
             StateError: the port is.
             MissingFeatureError: connections cannot be led here.
         """
-        model.check_terms(terms)
+        check_terms(terms)
         self._place.mkdir(parents=True, exist_ok=True)
         with locked(self._place / "lock"):
             for name in self.names():
@@ -142,7 +129,7 @@ class Services:
             sync_directory(self._place)
             return self._store(Service(terms))
 
-    def deploy(self, name: str, image: str, label: str, *, percent: int = model.ALL) -> Service:
+    def deploy(self, name: str, image: str, label: str, *, percent: int = ALL) -> Service:
         """Make an iteration of the image, prove it, and lead `percent` of new connections to it. One that was cut goes on.
 
         Raises:
@@ -152,18 +139,18 @@ class Services:
             found = service.at_work
             if found is None or found.image != image or found.back is not Phase.LEAVING:
                 self._means.traffic.require(service.terms)
-                begun = self._store(model.deploy(self._run(service), image, label, percent=percent, now=self._means.now()))
+                begun = self._store(rollout.deploy(self._run(service), image, label, percent=percent, now=self._means.now()))
                 return self._judged(self._run(begun), begun.iterations[-1], f"{label} took no connection")
             return self._judged(self._run(service), found, f"{label} took no connection")
 
-    def promote(self, name: str, *, percent: int = model.ALL) -> Service:
+    def promote(self, name: str, *, percent: int = ALL) -> Service:
         """Lead more, or all, new connections to the canary, if it still is healthy.
 
         Raises:
             StateError: there is none; or it is not healthy, and has no share any more.
         """
         with self._changing(name) as service:
-            begun = self._store(model.promote(self._run(service), percent=percent, now=self._means.now()))
+            begun = self._store(rollout.promote(self._run(service), percent=percent, now=self._means.now()))
             return self._judged(self._run(begun), begun.at_work, "the canary is withdrawn")
 
     def rollback(self, name: str, *, with_state: bool = False) -> Service:
@@ -173,13 +160,13 @@ class Services:
             StateError: there is nothing to go back to; or it is not healthy, and everything stays as it is.
         """
         with self._changing(name) as service:
-            begun = self._store(model.rollback(self._run(service), with_state=with_state, now=self._means.now()))
+            begun = self._store(rollout.rollback(self._run(service), with_state=with_state, now=self._means.now()))
             return self._judged(self._run(begun), begun.at_work, "nothing was rolled back")
 
     def retire(self, name: str) -> None:
         """Remove a service with all its instances. Open connections end."""
         with self._changing(name) as service:
-            self._end(self._store(model.retire(service)))
+            self._end(self._store(rollout.retire(service)))
 
     def settle(self, name: str) -> Service:
         """What a service has come to. What a cut command left is undone or finished first, unless somebody works on it right now."""
@@ -225,11 +212,11 @@ class Services:
                     f"{name} was being retired, and now is gone", code="service-missing", hint=f"obelisk service create {name}"
                 )
             try:
-                yield self._noticed(self._store(model.recovered(service, image=image, now=self._means.now())))
+                yield self._noticed(self._store(rollout.recovered(service, image=image, now=self._means.now())))
             except KeyboardInterrupt:
                 left = self.look(name)
                 if not left.retiring:
-                    self._run(self._store(model.recovered(left, now=self._means.now())))
+                    self._run(self._store(rollout.recovered(left, now=self._means.now())))
                 raise
 
     @contextmanager
@@ -252,30 +239,30 @@ class Services:
         """The service after a look at an iteration that serves."""
         instances, now = self._means.instances, self._means.now()
         if any(not instances.look(instance).running for instance in found.instances):
-            return model.lost(service, found.number, now=now)
+            return rollout.lost(service, found.number, now=now)
         if found.phase is Phase.CANARY:
             fault = proving.fault(found.instances, service.terms, instances.look, self._means.answers)
-            return model.withdrawn(service, found.number, fault, now=now) if fault else service
+            return rollout.withdrawn(service, found.number, fault, now=now) if fault else service
         return service
 
     def _noticed(self, service: Service) -> Service:
         """The service after time, and other programs, have had their way."""
         if service.applied is not None and not self._means.traffic.leads(service.terms, service.applied):
             service = replace(service, applied=None)
-        return self._store(model.aged(service, self._means.traffic.open_connections(), now=self._means.now()))
+        return self._store(rollout.aged(service, self._means.traffic.open_connections(), now=self._means.now()))
 
     def _run(self, service: Service) -> Service:
         """Do all that is to be done. What cannot be removed now is told, and stays to be removed."""
         stuck: set[Step] = set()
         while True:
-            step = next((each for each in model.steps(service) if each not in stuck), None)
+            step = next((each for each in rollout.steps(service) if each not in stuck), None)
             if step is None:
                 return service
-            service = self._store(model.begun(service, step))
+            service = self._store(rollout.begun(service, step))
             try:
                 healthy = self._do(service, step)
             except (ObeliskError, OSError) as error:
-                after = model.failed(service, step, str(error), now=self._means.now())
+                after = rollout.failed(service, step, str(error), now=self._means.now())
                 if after is not None:
                     service = self._store(after)
                 elif isinstance(step, Retire | Forget):
@@ -284,7 +271,7 @@ class Services:
                 else:
                     raise
             else:
-                service = self._store(model.ended(service, step, healthy=healthy, now=self._means.now()))
+                service = self._store(rollout.ended(service, step, healthy=healthy, now=self._means.now()))
 
     def _do(self, service: Service, step: Step) -> Healthy | None:
         """The effect of a step."""
