@@ -119,10 +119,13 @@ def test_a_command_that_is_killed_anywhere_loses_no_request_and_leaves_nothing(p
     place.ok("deploy", "v0")
     killed = 0
     with loaded(place, seconds=300, where=place.client, address=MACHINE, header="Connection: close") as said:
+        began = time.monotonic()
+        place.ok("deploy", "whole")
+        took = time.monotonic() - began
         for number in range(TRIES):
             process = subprocess.Popen(place.words("deploy", f"v{number}"), stderr=subprocess.DEVNULL)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(0.3 + chance.random())
+                process.wait(took * chance.uniform(0.2, 1))
             process.kill()
             killed += process.wait() == -9
             if number % 5 == 4:
