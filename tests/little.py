@@ -78,10 +78,7 @@ while read -r name id mac now seed <&3; do
     echo "$name" >/words/name
     echo "$id" >/words/id
     echo "$seed" >/dev/urandom
-    ifconfig eth0 down
-    ifconfig eth0 hw ether "$mac"
-    ifconfig eth0 up
-    route add default gw 10.0.2.2
+    ip link set eth0 address "$mac"
     echo "obelisk: little_1 healthy renewed=$id"
     echo "renewed" >&3
 done

@@ -589,6 +589,27 @@ def _() -> bool:
         return datagrams.recv(16) == b"pong"
 
 
+@probe("network", "connect to a port elsewhere from that which it listens at")
+def _() -> bool:
+    with socket.socket() as speaker:
+        speaker.settimeout(2)
+        speaker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        speaker.bind(("0.0.0.0", FACTS["listen"]))
+        # By this number Landlock lets it connect to itself; that it goes no further is the rules' part.
+        speaker.connect((FACTS["elsewhere"], FACTS["listen"]))
+        return True
+
+
+@probe("network", "send a datagram from a port that it listens at")
+def _() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.settimeout(2)
+        datagrams.bind(("0.0.0.0", FACTS["listen"]))
+        datagrams.connect((FACTS["far"], FACTS["port"]))
+        datagrams.send(b"ping")
+        return datagrams.recv(16) == b"pong"
+
+
 @probe("network", "have a raw socket")
 def _() -> bool:
     return call(41, 2, 3, 1) >= 0

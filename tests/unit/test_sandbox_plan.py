@@ -420,9 +420,18 @@ def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
         "ip6 daddr 2001:db8::/32 accept",
     ]
     # Connections that never leave are not followed; all others are.
-    assert lines.count('oifname "lo" notrack') == len([line for line in lines if "notrack" in line]) == 1
+    assert lines.count('oif "lo" notrack') == len([line for line in lines if "notrack" in line]) == 1
     assert lines.count("ct state established,related accept") == len(("input", "output"))
     assert network.rules(policy([Read("/data")])) == ""
+
+
+def test_who_only_listens_opens_no_connection_and_none_has_to_be_followed() -> None:
+    lines = [line.strip() for line in network.rules(policy([Listen(80), Listen(443)])).splitlines()]
+    assert [line for line in lines if "port" in line] == [
+        *(f"tcp dport {port} accept" for port in (80, 443)),
+        *(f"tcp sport {port} tcp flags & (syn | ack) != syn accept" for port in (80, 443)),
+    ]
+    assert not [line for line in lines if "ct state" in line or "notrack" in line]
 
 
 NAMED = policy([Reach("db.example.org", 5432), Reach("example.org", 443)])

@@ -13,6 +13,7 @@ machine has come to use it or not.
 """
 
 import secrets
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -240,12 +241,12 @@ class Embedded:
             running = stack.enter_context(task(self.sink, f"fork/{name}", f"Forking {name}", unit="B"))
             draft = stack.enter_context(moments.scratch(place))
             self._still(place, record, Wanted(), draft, running)
-            self._template(place, draft, record)
+            empty = self._template(place, draft, record)
             coming = [stack.enter_context(self.records.coming(wish.name)) for wish in wishes]
             memory = Memory(draft / _RAM, shared=False)
 
             def branch(at: Place, wish: Wish) -> Instance:
-                made = self._copied(place, at, record.instance, wish, place.layers, record.layers, origin=name)
+                made = self._copied(place, at, record.instance, wish, place.layers, record.layers, origin=name, empty=empty)
                 self._load(at, made, draft / _DEVICES, memory=memory)
                 self._introduce(at, made, must=True)
                 return made.instance
@@ -342,8 +343,8 @@ class Embedded:
         place.write(record)
         return record
 
-    def _template(self, place: Place, draft: Path, record: Record) -> None:
-        """Turn saved memory into a file that machines can map, and their devices into another."""
+    def _template(self, place: Place, draft: Path, record: Record) -> Path:
+        """Turn saved memory into a file that machines can map, and their devices into another; an empty layer, as copies need one each."""
         at = Place(draft / TEMPLATE)
         at.layers.mkdir(parents=True)
         at.link_layers(place.layers, record.layers)
@@ -359,9 +360,19 @@ class Embedded:
         finally:
             at.machine.end()
         (at.directory / _DEVICES).rename(draft / _DEVICES)
+        return at.layers / f"{layer}.qcow2"  # this machine never ran
 
     def _copied(  # noqa: PLR0913 - where from, where to, and what
-        self, place: Place, coming: Place, original: Instance, wish: Wish, home: Path, layers: tuple[str, ...], *, origin: str
+        self,
+        place: Place,
+        coming: Place,
+        original: Instance,
+        wish: Wish,
+        home: Path,
+        layers: tuple[str, ...],
+        *,
+        origin: str,
+        empty: Path | None = None,
     ) -> Record:
         """Lay out a copy, which shares the layers in `home`."""
         coming.link_image(place)
@@ -373,7 +384,7 @@ class Embedded:
             accel=original.accel,
             on=True,
         )
-        record = Record(made, place.read().command_line, (*layers, self._layer(coming, wish.state_bytes, layers)))
+        record = Record(made, place.read().command_line, (*layers, self._layer(coming, wish.state_bytes, layers, like=empty)))
         coming.write(record)
         return record
 
@@ -416,10 +427,13 @@ class Embedded:
         root = "image/disk.raw" if (place.directory / "image/disk.raw").exists() else None
         return Setup(record.instance, "image/linux", "image/initrd", record.command_line, root, f"layers/{record.layers[-1]}.qcow2")
 
-    def _layer(self, place: Place, size_bytes: int, below: tuple[str, ...]) -> str:
-        """Make an empty layer, over the last of those below; its name."""
+    def _layer(self, place: Place, size_bytes: int, below: tuple[str, ...], *, like: Path | None = None) -> str:
+        """Make an empty layer, over the last of those below; its name. `like` is another one, of the same size and over the same."""
         name = secrets.token_hex(8)
-        qemu.make_layer(self.room(), place.layers, f"{name}.qcow2", size_bytes, below=f"{below[-1]}.qcow2" if below else "")
+        if like is not None:
+            shutil.copyfile(like, place.layers / f"{name}.qcow2")
+        else:
+            qemu.make_layer(self.room(), place.layers, f"{name}.qcow2", size_bytes, below=f"{below[-1]}.qcow2" if below else "")
         sync_file(place.layers / f"{name}.qcow2")
         sync_directory(place.layers)
         return name

@@ -18,6 +18,12 @@ _GUARD = '"$1" -f "$0"; echo "$2" >/proc/sys/net/ipv4/ip_unprivileged_port_start
 _FIRST_FREE_PORT = 1024
 _KINDS = {"names4": "ipv4_addr", "names6": "ipv6_addr"}
 _SETS = {4: "ip daddr . meta l4proto . th dport @names4", 6: "ip6 daddr . meta l4proto . th dport @names6"}
+# Neighbours have to find each other before anything else can be said.
+_NEIGHBOURS = (
+    "    meta l4proto ipv6-icmp icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-router-solicit } accept"
+)
+# What never leaves is accepted below whatever it belongs to, so that following its connections would be work for nothing.
+_UNTRACKED = ("  chain untracked {", "    type filter hook output priority raw;", '    oif "lo" notrack', "  }")
 UPSTREAM = "192.0.2.53"
 """An address of nobody's, behind which pasta has the machine's own resolver."""
 RESOLVER = "nameserver 127.0.0.1\n"
@@ -33,14 +39,17 @@ def rules(policy: Policy) -> str:
     """The rules, as nft(8) reads them; nothing without a network."""
     if not is_wanted(policy):
         return ""
-    into = [f"    tcp dport {power.port} accept" for power in policy.of(Listen)]
+    listens = [power.port for power in policy.of(Listen)]
+    into = [f"    tcp dport {port} accept" for port in listens]
     out = [f"    {line} accept" for power in policy.of(Connect) for line in _destination(power)]
-    # Neighbours have to find each other before anything else can be said.
-    both = [
-        "    meta l4proto ipv6-icmp icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-router-solicit } accept"
-    ]
-    both.append("    ct state established,related accept")
     named = bool(policy.of(Reach))
+    if out or named:
+        both, tracked = [_NEIGHBOURS, "    ct state established,related accept"], True
+    else:
+        # Whoever only listens never sends the packet that opens a connection: with that one withheld, nobody has to remember those that are
+        # open, which costs time for each packet, and a table that others could fill.
+        both, tracked = [_NEIGHBOURS], False
+        out = [f"    tcp sport {port} tcp flags & (syn | ack) != syn accept" for port in listens]
     # Nobody but the resolver speaks with the machine's, and nobody speaks in its name: a socket may be bound to any address.
     if named:
         out = [f"    ip daddr {UPSTREAM} udp dport 53 accept", *(f"    {_SETS[family]} accept" for family in _SETS), *out]
@@ -48,22 +57,18 @@ def rules(policy: Policy) -> str:
         (
             "table inet obelisk {",
             *(f"  set {name} {{ type {kind} . inet_proto . inet_service; flags timeout; }}" for name, kind in _KINDS.items() if named),
-            # What never leaves is accepted below whatever it belongs to, so that following its connections would be work for nothing.
-            "  chain untracked {",
-            "    type filter hook output priority raw;",
-            '    oifname "lo" notrack',
-            "  }",
+            *(_UNTRACKED if tracked else ()),
             "  chain input {",
             "    type filter hook input priority 0; policy drop;",
-            *([f'    iifname "lo" ip saddr {UPSTREAM} drop'] if named else []),
-            '    iifname "lo" accept',
+            *([f'    iif "lo" ip saddr {UPSTREAM} drop'] if named else []),
+            '    iif "lo" accept',
             *both,
             *into,
             "  }",
             "  chain output {",
             "    type filter hook output priority 0; policy drop;",
             *([f"    ip saddr {UPSTREAM} drop", f"    ip daddr {UPSTREAM} meta mark != {MARK:#x} drop"] if named else []),
-            '    oifname "lo" accept',
+            '    oif "lo" accept',
             *both,
             *out,
             "    reject with icmpx type admin-prohibited",
