@@ -127,7 +127,7 @@ def ours(story: Story, seen: dict[str, list[float]]) -> None:
     seen["ratio"].append(moved / written)
     seen["seconds"].append(outcome.seconds)
     seen["still_s"] += still_s
-    seen["libvirt_says_s"].append(outcome.pause_s)
+    seen["libvirt_says_s"] += [outcome.pause_s] if outcome.pause_s is not None else []
     seen["wait_s"].append(story.tally.gaps_s[-1])
 
 

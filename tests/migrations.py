@@ -195,7 +195,7 @@ class Story:
         if isinstance(outcome, Moved):
             self.tally.arrived += 1
             self.tally.seconds.append(time.monotonic() - began)
-            self.tally.pauses_s.append(outcome.pause_s)
+            self.tally.pauses_s += [outcome.pause_s] if outcome.pause_s is not None else []
         elif outcome is not None:
             self.tally.failed[outcome.code] = self.tally.failed.get(outcome.code, 0) + 1
             if fault is None:
@@ -317,7 +317,7 @@ def run(story: Story, count: int, seed: int, say: Callable[[str], None]) -> None
         began = time.monotonic()
         outcome = story.migrate(fault, after_s=chance.uniform(0, 2.5) if fault else 0.0)
         came = f"{outcome.code}: {outcome}" if isinstance(outcome, ObeliskError) else ""
-        came = f"arrived, {outcome.pause_s * 1000:.0f} ms" if isinstance(outcome, Moved) else came
+        came = f"arrived, {outcome.pause_s or 0:.3f} s" if isinstance(outcome, Moved) else came
         say(f"{number + 1:>3} {time.monotonic() - began:5.1f} s  {fault.name if fault else '':<32} on {story.here.name}; {came}")
 
 

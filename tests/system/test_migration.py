@@ -15,7 +15,7 @@ from migrations import NAME, Story, run
 
 from obelisk.errors import StateError, TrustError
 from obelisk.instance.hosts import prepare
-from obelisk.instance.moving import move, plan
+from obelisk.instance.moving import Moved, move, plan
 from obelisk.model.migration import Terms
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +118,12 @@ def test_a_host_is_emptied_and_filled_again(story: Story) -> None:
     assert isinstance(listed, list)
     assert [(each["name"], each["host"], each["state"]) for each in listed] == [(NAME, first.name, "running")]
     assert obelisk(story, "hosts", "remove", first.name, status=5)["code"] == "host-used"
+
+
+def test_a_machine_that_writes_faster_than_the_network_carries_goes_by_post_copy(story: Story) -> None:
+    story.hurry(16384)
+    outcome = story.migrate(terms=Terms(post_copy=True), rate=8 << 20)
+    story.hurry()
+    assert isinstance(outcome, Moved), outcome
+    assert outcome.post_copy
+    assert story.tally.wrong == []

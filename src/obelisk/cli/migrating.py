@@ -238,7 +238,8 @@ def _plan_json(planned: Plan) -> dict[str, object]:
 
 def _moved(moved: Moved) -> str:
     went = f"{moved.placement.name} runs on {moved.placement.host}: {moved.seconds:.1f} s, {size(moved.moved_bytes)} moved"
-    return f"{went}, stood still for {moved.pause_s:.2f} s" + (", by post-copy" if moved.post_copy else "")
+    stood = f", stood still for {moved.pause_s:.2f} s" if moved.pause_s is not None else ""
+    return f"{went}{stood}" + (", by post-copy" if moved.post_copy else "")
 
 
 def _moved_json(moved: Moved) -> dict[str, object]:

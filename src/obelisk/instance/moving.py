@@ -66,11 +66,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How it went. `pause_s` is what libvirt says of how long the machine stood still; `moved_bytes` leaves the image out."""
+    """How it went; `moved_bytes` leaves the image out.
+
+    `pause_s` is what libvirt says of how long the machine stood still; None after post-copy, of which it says nothing.
+    """
 
     placement: Placement
     seconds: float
-    pause_s: float
+    pause_s: float | None
     moved_bytes: int
     post_copy: bool
 
@@ -101,12 +104,12 @@ def move(remote: Remote, name: str, target: Host, terms: Terms, *, rate: int | N
         source = remote.hosts.get(placement.host)
         began = time.monotonic()
         failure: ObeliskError | None = None
-        samples: list[Sample] = []
+        watch: _Watch | None = None
         with task(remote.sink, f"move/{name}", f"Moving {name} from {source.name} to {target.name}", unit="B") as running:
             try:
                 remote.deliver(target, {digest: remote.local(digest) for digest in planned.wanted.files}, source)
                 target.daemon().make_disk(POOL, state_volume(placement.uuid), planned.disk_bytes)
-                samples = _go(source, target, planned, terms, running, rate)
+                watch = _go(source, target, planned, terms, running, rate)
             except ObeliskError as error:
                 failure = error
             except BaseException:
@@ -120,7 +123,7 @@ def move(remote: Remote, name: str, target: Host, terms: Terms, *, rate: int | N
                     hint="try again; `obelisk instance migrate --plan` says what to expect",
                 )
             running.detail = f"on {target.name}"
-        return _result(remote, after, source, samples, time.monotonic() - began)
+        return _result(remote, after, source, watch, time.monotonic() - began)
 
 
 def _at_rest(remote: Remote, name: str) -> Placement:
@@ -202,8 +205,8 @@ def _memory(daemon: Virsh, name: str, most: int) -> tuple[int, int]:
     return min(touched, most), int(told.get("dirtyrate.megabytes_per_second", 0)) * MIB
 
 
-def _go(source: Host, target: Host, planned: Plan, terms: Terms, running: Task, rate: int | None) -> list[Sample]:
-    """Start it, watch it, and do what `decide` says, to its end; what was seen.
+def _go(source: Host, target: Host, planned: Plan, terms: Terms, running: Task, rate: int | None) -> "_Watch":
+    """Start it, watch it, and do what `decide` says, to its end; who has watched it.
 
     Raises:
         ObeliskError: it did not come to a good end.
@@ -224,11 +227,11 @@ def _go(source: Host, target: Host, planned: Plan, terms: Terms, running: Task, 
         end = watch.to_the_end()
     if end.error is not None:
         raise watch.given_up or end.error
-    return watch.samples
+    return watch
 
 
 class _Watch:
-    """A migration that is watched. `samples` is what was seen, `given_up` why it was ended from here."""
+    """A migration that is watched. `samples` is what was seen, `given_up` why it was ended from here, `gone_over` whether by post-copy."""
 
     def __init__(self, daemon: Virsh, name: str, terms: Terms, running: Task, ended: Callable[[], Ended | None]) -> None:
         self.samples: list[Sample] = []
@@ -236,7 +239,7 @@ class _Watch:
         self._daemon, self._name, self._terms, self._running, self._ended = daemon, name, terms, running, ended
         self._began = time.monotonic()
         self._pause_s = QEMU_PAUSE_S
-        self._gone_over = False
+        self.gone_over = False
 
     def to_the_end(self) -> Ended:
         """Watch until it has ended."""
@@ -251,7 +254,7 @@ class _Watch:
         numbers = self._daemon.job(self._name)
         if not numbers:
             return
-        sample = replace(sample_of(numbers, time.monotonic() - self._began), post_copy=self._gone_over)
+        sample = replace(sample_of(numbers, time.monotonic() - self._began), post_copy=self.gone_over)
         self.samples.append(sample)
         self._running.progress(sample.moved, sample.total)
         self._running.output(said(sample))
@@ -262,7 +265,7 @@ class _Watch:
                 self._allow(pause_s)
             case PostCopy():
                 self._daemon.go_over(self._name)
-                self._gone_over = True
+                self.gone_over = True
             case GiveUp(why):
                 self.given_up = StateError(
                     f"{self._name} stays where it is: {why}",
@@ -308,7 +311,7 @@ def said(sample: Sample) -> str:
     return ", ".join(words)
 
 
-def _result(remote: Remote, after: Placement, source: Host, samples: list[Sample], seconds: float) -> Moved:
+def _result(remote: Remote, after: Placement, source: Host, watch: _Watch | None, seconds: float) -> Moved:
     target = remote.hosts.get(after.host)
     try:
         numbers = target.daemon().completed(after.name)
@@ -318,10 +321,11 @@ def _result(remote: Remote, after: Placement, source: Host, samples: list[Sample
         numbers, mirrored = {}, 0  # how long it took is not worth an error
     if rate := numbers.get("memory_bps", 0):
         remote.placements.note_rate(source.name, target.name, rate)
+    seen = max((each.memory_moved for each in watch.samples), default=0) if watch is not None else 0
     return Moved(
         after,
         seconds,
-        numbers.get("downtime", 0) / 1000,
-        numbers.get("memory_processed", 0) + mirrored,
-        post_copy=any(each.post_copy for each in samples),
+        numbers["downtime"] / 1000 if "downtime" in numbers else None,
+        numbers.get("memory_processed", seen) + mirrored,
+        post_copy=watch is not None and watch.gone_over,
     )
