@@ -278,7 +278,7 @@ class Services:
         instances = self._means.instances
         match step:
             case Create(number, instance, state):
-                with task(self._sink, f"service/{instance}", f"Starting {instance}"):
+                with task(self._sink, f"service/{instance}", f"Making {instance}"):
                     instances.create(instance, service.find(number).image, service.terms, state=state)
             case Prove(number):
                 found = service.find(number)
