@@ -3,12 +3,13 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ordinary import UID
-from sandboxes import Bare, places
-from tool import ROOT
+from ordinary import UID, ordinary_user
+from sandboxes import Bare, application, places
+from tool import ROOT, Tool
 
 from obelisk.model.application import Application
 from obelisk.model.policy import Ask, Policy, Portal, Talk, policy
@@ -31,21 +32,35 @@ OPENS: dict[str, tuple[Policy, set[str]]] = {
     "nothing": (policy(), set()),
     "a name": (policy([Talk("org.example.Mail")]), {"reach the session bus"}),
     "portals": (policy([Ask(Portal.FILE_CHOOSER)]), {"reach the session bus", *GRANTED}),
+    "image": (policy([Ask(Portal.FILE_CHOOSER)]), {"reach the session bus", *GRANTED}),
     "both": (policy([Ask(Portal.FILE_CHOOSER), Talk("org.example.Mail")]), {"reach the session bus", *GRANTED}),
 }
 
 
+def by_name(applications: Tool, place: Path) -> list[str]:
+    """Words by which the person starts an image that asks for the portal, with a checkout and a store of their own below `place`."""
+    text = 'packages = ["python3"]\ntree = "tree"\n[app]\ncommand = ["/usr/bin/python3", "-I", "/usr/local/lib/probe.py"]\n'
+    files = {"tree/usr/local/lib/probe.py": (PROBES / "probe.py").read_text()}
+    app = application(applications, "asks", f'{text}[grants]\nportals = ["file-chooser"]\n', files)
+    person = ordinary_user(app, place)
+    subprocess.run(["cp", "--archive", "--reflink=auto", app.store, place / "home/store"], check=True)
+    subprocess.run(["chown", "--recursive", f"{UID}:{UID}", place / "home/store"], check=True)
+    own = (f"OBELISK_STORE={person.store}", f"OBELISK_KEYS={person.home}/keys", f"OBELISK_RUN={person.home}/run")
+    # By name, for the copied store knows the spec's directory of before.
+    return [*person.prefix, "env", *own, str(person.checkout / "obelisk"), "app", "run", "asks@1", "--"]
+
+
 @pytest.fixture(scope="module")
-def session() -> Iterator[dict[str, Any]]:
-    """What the probes find in each policy and without confinement, and what becomes of the session."""
+def session(applications: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What the probes find in each policy, in an image and without confinement, and what becomes of the session."""
     code = (PROBES / "probe.py").read_text()
     only = sorted({"reach the session bus", "reach another socket of the session", *GRANTED, *CLOSED})
     with places() as place:
         person = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
-        runs = []
-        for name, (held, _opened) in OPENS.items():
+        runs = [{"name": "image", "only": only, "argv": by_name(applications, tmp_path_factory.mktemp("person"))}]
+        for name in (name for name in OPENS if name != "image"):
             bare = Bare(place / name.replace(" ", "-"), Owner(UID, UID))
-            argv = bare.start(Application(("/usr/bin/python3", "-I", "-c", code)), held, session=SESSION)
+            argv = bare.start(Application(("/usr/bin/python3", "-I", "-c", code)), OPENS[name][0], session=SESSION)
             runs.append({"name": name, "only": only, "argv": argv})
         runs.append({"name": "unconfined", "only": only, "argv": [*person, "/usr/bin/python3", "-I", "-c", code]})
         words = ["unshare", "--mount", "--propagation", "private", "python3", str(PROBES / "portal.py"), json.dumps(runs)]
@@ -76,6 +91,5 @@ def test_what_is_changed_is_the_persons_own_file_and_not_the_one_beside_it(sessi
 
 
 def test_who_asks_is_noted_where_later_portals_look(session: dict[str, Any]) -> None:
-    ((file, noted),) = session["noted"].items()
-    assert file == ".flatpak/obelisk.bare/bwrapinfo.json"
-    assert noted["child-pid"] > 1
+    assert set(session["noted"]) == {f".flatpak/obelisk.{name}/bwrapinfo.json" for name in ("bare", "asks")}
+    assert all(noted["child-pid"] > 1 for noted in session["noted"].values())
