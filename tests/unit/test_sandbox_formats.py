@@ -474,6 +474,9 @@ def test_a_unit_grants_what_the_policy_does_and_no_network_that_is_wider() -> No
     assert plain["RestrictAddressFamilies"] == ["AF_UNIX"]
     assert plain["CapabilityBoundingSet"] == [""]
     assert plain["StateDirectory"] == ["app"]
+    assert "PrivateIPC" not in plain  # systemd would wait for ever for the image's device
+    assert plain["NoExecPaths"] == ["/ -/tmp -/var/tmp -/var/lib/app"]
+    assert unit(policy([Write("/mnt/x")]))["NoExecPaths"][0].endswith(" -/mnt/x")
     assert "MemoryMax" not in plain
     limited = unit(policy((), Limits(total_memory_bytes=1 << 30, cpu_percent=150)))
     assert (limited["MemoryMax"], limited["MemorySwapMax"], limited["CPUQuota"]) == ([str(1 << 30)], ["0"], ["150%"])

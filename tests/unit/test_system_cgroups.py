@@ -52,8 +52,13 @@ def test_under_systemd_its_managers_make_them_for_a_user_where_it_is_delegated(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = with_systemd(tmp_path)
-    monkeypatch.setattr(cgroups, "find_program", lambda name: Path("/usr/bin") / name)
-    assert cgroups.here(ROOT, top=top, run_directory=run).way is Way.SYSTEM
+    program = tmp_path / "systemd-run"
+    program.write_text("#!/bin/sh\necho 'systemd 257 (257.9-1~deb13u1)'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(cgroups, "find_program", lambda _name: program)
+    assert cgroups.here(ROOT, top=top, run_directory=run) == cgroups.Here(Way.SYSTEM, program=str(program), ends_all=True)
+    program.write_text("#!/bin/sh\necho 'systemd 252 (252.39-1~deb12u1)'\n")
+    assert not cgroups.here(ROOT, top=top, run_directory=run).ends_all
     assert "Delegate=cpu memory pids" in cgroups.here(JO, top=top, run_directory=run).fault
     manager = top / "user.slice/user-1000.slice/user@1000.service"
     manager.mkdir(parents=True)
@@ -97,6 +102,8 @@ def test_a_scope_is_of_the_manager_whose_groups_they_are() -> None:
     assert system.path == "/usr/bin/systemd-run"
     assert system.words[-3:] == ("--slice=obelisk-my\\x2dapp.slice", "--", "/run/launch")
     assert "--user" not in system.words
+    told = cgroups.scope(cgroups.Here(Way.SYSTEM, program="/usr/bin/systemd-run", ends_all=True), "my-app", ROOT, ("/run/launch",))
+    assert set(told.words) - set(system.words) == {"--property=OOMPolicy=continue"}
     user = cgroups.scope(cgroups.Here(Way.USER), "my-app", JO, ("/run/launch",))
     assert "--user" in user.words
     assert "XDG_RUNTIME_DIR=/run/user/1000" in user.environment

@@ -33,6 +33,8 @@ _HARDENING = (
     "SystemCallFilter=~@clock @cpu-emulation @debug @keyring @module @obsolete @raw-io @reboot @resources @swap",
     "SystemCallErrorNumber=EPERM",
     "UMask=0077",
+    # One process that is killed for want of memory is the application's affair, as without systemd.
+    "OOMPolicy=continue",
 )
 # By netlink bubblewrap sets up the interface of the application's own network.
 _FAMILIES, _FAMILIES_NETWORKED = "AF_UNIX AF_NETLINK", "AF_UNIX AF_NETLINK AF_INET AF_INET6"

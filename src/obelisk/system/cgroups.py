@@ -10,6 +10,7 @@ in which something runs.
 Source: cgroups(7); the kernel's admin-guide/cgroup-v2; systemd-run(1), systemd.slice(5), systemd.resource-control(5).
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _NAMES = " ".join(_CONTROLLERS)
 _PERIOD_US = 100_000
 # Bubblewrap, pasta and the shell before it, on their way to the application.
 _STARTERS = 16
+# Until then scopes had no OOMPolicy, and went on. Source: systemd's NEWS.
+_ENDS_ALL_SINCE = 253
 
 
 class Way(StrEnum):
@@ -50,11 +53,15 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """How groups come about on this machine; `fault` is the remedy where they do not. `program` is systemd-run, where that is the way."""
+    """How groups come about on this machine; `fault` is the remedy where they do not. `program` is systemd-run, where that is the way.
+
+    `ends_all`: when the kernel kills one process of a scope for want of memory, systemd ends the others, unless it is told not to.
+    """
 
     way: Way
     fault: str = ""
     program: str = ""
+    ends_all: bool = False
 
 
 NOWHERE = Here(Way.NONE)
@@ -77,11 +84,15 @@ def _by_systemd(owner: Owner, top: Path) -> Here:
     program = find_program("systemd-run")
     if program is None:
         return Here(Way.NONE, "install systemd-run, of the package systemd")
-    if owner.uid == 0:
-        return Here(Way.SYSTEM, program=str(program))
-    if _has_all(top / f"user.slice/user-{owner.uid}.slice/user@{owner.uid}.service/cgroup.controllers"):
-        return Here(Way.USER, program=str(program))
+    way = Way.SYSTEM if owner.uid == 0 else Way.USER
+    if way is Way.SYSTEM or _has_all(top / f"user.slice/user-{owner.uid}.slice/user@{owner.uid}.service/cgroup.controllers"):
+        return Here(way, program=str(program), ends_all=_version(str(program)) >= _ENDS_ALL_SINCE)
     return Here(Way.NONE, f"log in, so that systemd runs for you, with `Delegate={_NAMES}` in the unit user@.service")
+
+
+def _version(program: str) -> int:
+    found = re.match(r"systemd (\d+)", run([program, "--version"], timeout_s=20).stdout)
+    return int(found[1]) if found else 0
 
 
 def prepare(way: Way, name: str, bounds: Bounds, owner: Owner, *, top: Path = _TOP) -> None:
@@ -131,7 +142,8 @@ def enter(name: str, *, top: Path = _TOP) -> list[Call]:
 
 def scope(by: Here, name: str, owner: Owner, command: Sequence[str]) -> Execute:
     """The program that goes on as `command` in a scope of the group, by one of systemd's managers."""
-    words = ("systemd-run", *_manager(by.way), "--scope", "--quiet", "--collect", f"--slice={slice_of(name)}", "--", *command)
+    go_on = ("--property=OOMPolicy=continue",) if by.ends_all else ()
+    words = ("systemd-run", *_manager(by.way), "--scope", "--quiet", "--collect", f"--slice={slice_of(name)}", *go_on, "--", *command)
     return Execute(by.program, words, tuple(f"{key}={value}" for key, value in sorted(_environment(by.way, owner).items())))
 
 

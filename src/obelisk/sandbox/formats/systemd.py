@@ -41,13 +41,13 @@ _MARKS = ":\"'\\"
 # Directories of every image of Debian's in which memory takes the places of what is mounted.
 _TOPS = ("/mnt/", "/media/")
 _OPEN = "PrivateNetwork=no, IPAddressAllow=any, RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK, SocketBindDeny=any"
+# PrivateIPC= is left out: in a namespace of its own systemd never hears from udev that the image's device is there, and does not start it.
 _ALWAYS = {
     "NoNewPrivileges": "yes",
     "CapabilityBoundingSet": "",
     "AmbientCapabilities": "",
     "PrivateUsers": "yes",
     "PrivateTmp": "yes",
-    "PrivateIPC": "yes",
     "PrivateMounts": "yes",
     "ProtectSystem": "strict",
     "ProtectProc": "invisible",
@@ -63,6 +63,8 @@ _ALWAYS = {
     "KeyringMode": "private",
     "RemoveIPC": "yes",
     "UMask": "0077",
+    # One process that is killed for want of memory is the application's affair, as without systemd.
+    "OOMPolicy": "continue",
     "MountAPIVFS": "yes",
     "SystemCallArchitectures": "native",
     "SystemCallErrorNumber": "EPERM",
@@ -98,7 +100,10 @@ def _settings(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "RestrictRealtime", "no" if held.has(Call(Calls.SCHEDULING)) else "yes"
     if not held.has(WriteExecute()):
         yield "MemoryDenyWriteExecute", "yes"
-        yield "NoExecPaths", "/"
+        # What systemd mounts for another reason it leaves out of the rule for "/", so each of these has one of its own.
+        granted = [inside_path(grant.path) for grant in held.of(Read) + held.of(Write) if _has_place(grant)]
+        kept = [path for path in app.data if _kept(path) is not None]
+        yield "NoExecPaths", " ".join(("/", *(f"-{_path(path)}" for path in ("/tmp", "/var/tmp", *kept, *granted))))  # noqa: S108 - inside
         yield "ExecPaths", "/usr /opt /srv"
     # With EPERM for clone3, C libraries would not try clone; the filter of RestrictNamespaces= answers ENOSYS.
     yield "SystemCallFilter", " ".join(sorted({*(_NAMES[number] for number in filter_of(held).allowed), "clone3"}))
@@ -175,6 +180,7 @@ def _notes(subject: Subject) -> Iterator[str]:
     held = subject.policy
     yield "not in it: Landlock; limits of each directory of /tmp and /var/tmp, which lie on the machine's disk"
     yield "its directories of data are those that systemd keeps, and not those of `obelisk app run`"
+    yield "wider: shared memory of System V and message queues are the machine's, as far as others have opened theirs to everybody"
     yield from _notes_on_network(held)
     if held.has(Terminal()):
         yield "not in it: the terminal, which a service has none of"
