@@ -43,12 +43,13 @@ def rules(policy: Policy) -> str:
     into = [f"    tcp dport {port} accept" for port in listens]
     out = [f"    {line} accept" for power in policy.of(Connect) for line in _destination(power)]
     named = bool(policy.of(Reach))
-    if out or named:
-        both, tracked = [_NEIGHBOURS, "    ct state established,related accept"], True
+    both = [_NEIGHBOURS]
+    followed = bool(out) or named
+    if followed:
+        both.append("    ct state established,related accept")
     else:
         # Whoever only listens never sends the packet that opens a connection: with that one withheld, nobody has to remember those that are
         # open, which costs time for each packet, and a table that others could fill.
-        both, tracked = [_NEIGHBOURS], False
         out = [f"    tcp sport {port} tcp flags & (syn | ack) != syn accept" for port in listens]
     # Nobody but the resolver speaks with the machine's, and nobody speaks in its name: a socket may be bound to any address.
     if named:
@@ -57,7 +58,7 @@ def rules(policy: Policy) -> str:
         (
             "table inet obelisk {",
             *(f"  set {name} {{ type {kind} . inet_proto . inet_service; flags timeout; }}" for name, kind in _KINDS.items() if named),
-            *(_UNTRACKED if tracked else ()),
+            *(_UNTRACKED if followed else ()),
             "  chain input {",
             "    type filter hook input priority 0; policy drop;",
             *([f'    iif "lo" ip saddr {UPSTREAM} drop'] if named else []),

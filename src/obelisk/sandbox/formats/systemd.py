@@ -101,7 +101,7 @@ def _settings(subject: Subject) -> Iterator[tuple[str, str]]:
     if not held.has(WriteExecute()):
         yield "MemoryDenyWriteExecute", "yes"
         # What systemd mounts for another reason it leaves out of the rule for "/", so each of these has one of its own.
-        granted = [inside_path(grant.path) for grant in held.of(Read) + held.of(Write) if _has_place(grant)]
+        granted = [inside_path(grant.path) for grant in _shown(held)]
         kept = [path for path in app.data if _kept(path) is not None]
         yield "NoExecPaths", " ".join(("/", *(f"-{_path(path)}" for path in ("/tmp", "/var/tmp", *kept, *granted))))  # noqa: S108 - inside
         yield "ExecPaths", "/usr /opt /srv"
@@ -129,7 +129,7 @@ def _files(subject: Subject) -> Iterator[tuple[str, str]]:
     for path in app.data:
         if kept := _kept(path):
             yield kept[0], kept[1]
-    shown = [grant for grant in held.of(Read) + held.of(Write) if _has_place(grant)]
+    shown = _shown(held)
     for top in sorted({f"/{grant.path.split('/')[1]}" for grant in shown if grant.path.startswith(_TOPS)}):
         yield "TemporaryFileSystem", f"{top}:ro"
     for grant in shown:
@@ -137,6 +137,11 @@ def _files(subject: Subject) -> Iterator[tuple[str, str]]:
         yield kind, f"{_path(str(host_path(grant.path, subject.home)))}:{_path(inside_path(grant.path))}:rbind"
         if isinstance(grant, Write):
             yield "ReadWritePaths", _path(inside_path(grant.path))
+
+
+def _shown(held: Policy) -> list[Read | Write]:
+    """The grants of files that a unit can have."""
+    return [grant for grant in held.of(Read) + held.of(Write) if _has_place(grant)]
 
 
 def _has_place(grant: Read | Write) -> bool:
