@@ -112,8 +112,12 @@ def x11(place: Path, number: int) -> Iterator[Desktop]:
 
     words = ["Xvfb", f":{number}", "-screen", "0", "1280x800x24", "-fbdir", str(frame), "-nolisten", "tcp", "-noreset", "-ac"]
     socket = Path(f"/tmp/.X11-unix/X{number}")  # noqa: S108 - where X servers are
+    desktop = Desktop({"DISPLAY": f":{number}", "WAYLAND_DISPLAY": "", "XDG_RUNTIME_DIR": ""}, look)
     with _running(words, socket):
-        yield Desktop({"DISPLAY": f":{number}", "WAYLAND_DISPLAY": "", "XDG_RUNTIME_DIR": ""}, look)
+        # Its socket comes before its screen; whoever asks meanwhile waits.
+        asking = {**os.environ, **desktop.variables}
+        subprocess.run(["xdotool", "getdisplaygeometry"], env=asking, stdout=subprocess.DEVNULL, timeout=PATIENCE_S, check=True)
+        yield desktop
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Run as a program, it is the command line of a service on that machine: `homes.py
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import pickle
@@ -71,12 +72,12 @@ class Homes:
             inside(space, "ip", *words)
         server = [*within(space), sys.executable, "-I", str(_HERE), "serve", image, str(terms.guest_port), str(place)]
         with (place / "log").open("ab") as log:
+            fcntl.flock(log, fcntl.LOCK_EX)
             subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def look(self, name: str, /) -> Seen:
         place = self.top / "instances" / name
-        running = bool(_processes(place))
-        if not running:
+        if not _running(place):
             return Seen(running=False)
         return Seen(running=True, address=f"10.77.0.{(place / 'number').read_text()}:{SHOP.guest_port}", healthy=True)
 
@@ -94,10 +95,10 @@ class Homes:
         place = self.top / "instances" / name
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + _END_S
-            for pid in _processes(place):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            while _processes(place) and time.monotonic() < deadline:
+            while _running(place) and time.monotonic() < deadline:
+                for pid in _processes(place):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
                 time.sleep(0.02)
         with suppress(subprocess.CalledProcessError):
             ip("netns", "delete", f"{self.prefix}-{name}")
@@ -187,8 +188,21 @@ def street(top: Path) -> Iterator[Street]:
                 ip("netns", "delete", space)
 
 
+def _running(place: Path) -> bool:
+    """Whether the instance at that place runs: its processes have a log that is locked.
+
+    A process that is becoming another program has no command for a moment, so those do not tell.
+    """
+    with suppress(FileNotFoundError), (place / "log").open("rb") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _processes(place: Path) -> list[int]:
-    """The processes of the instance at that place."""
+    """The processes of the instance at that place, as far as they tell."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):

@@ -79,7 +79,7 @@ def places() -> Iterator[Path]:
 
 
 def application(applications: Tool, name: str, text: str, files: dict[str, str] | None = None) -> Tool:
-    """An application with this spec, built in the store of those."""
+    """An application with this spec, built in the store of those; one with that name before has had the same packages."""
     spec = applications.home / name
     spec.mkdir(exist_ok=True)
     (spec / "obelisk.toml").write_text(f'name = "{name}"\nrole = "app"\n{text}')

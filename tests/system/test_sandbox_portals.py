@@ -41,13 +41,13 @@ def by_name(applications: Tool, place: Path) -> list[str]:
     """Words by which the person starts an image that asks for the portal, with a checkout and a store of their own below `place`."""
     text = 'packages = ["python3"]\ntree = "tree"\n[app]\ncommand = ["/usr/bin/python3", "-I", "/usr/local/lib/probe.py"]\n'
     files = {"tree/usr/local/lib/probe.py": (PROBES / "probe.py").read_text()}
-    app = application(applications, "asks", f'{text}[grants]\nportals = ["file-chooser"]\n', files)
+    app = application(applications, "chooser", f'{text}[grants]\nportals = ["file-chooser"]\n', files)
     person = ordinary_user(app, place)
     subprocess.run(["cp", "--archive", "--reflink=auto", app.store, place / "home/store"], check=True)
     subprocess.run(["chown", "--recursive", f"{UID}:{UID}", place / "home/store"], check=True)
     own = (f"OBELISK_STORE={person.store}", f"OBELISK_KEYS={person.home}/keys", f"OBELISK_RUN={person.home}/run")
     # By name, for the copied store knows the spec's directory of before.
-    return [*person.prefix, "env", *own, str(person.checkout / "obelisk"), "app", "run", "asks@1", "--"]
+    return [*person.prefix, "env", *own, str(person.checkout / "obelisk"), "app", "run", "chooser@1", "--"]
 
 
 @pytest.fixture(scope="module")
@@ -91,5 +91,5 @@ def test_what_is_changed_is_the_persons_own_file_and_not_the_one_beside_it(sessi
 
 
 def test_who_asks_is_noted_where_later_portals_look(session: dict[str, Any]) -> None:
-    assert set(session["noted"]) == {f".flatpak/obelisk.{name}/bwrapinfo.json" for name in ("bare", "asks")}
+    assert set(session["noted"]) == {f".flatpak/obelisk.{name}/bwrapinfo.json" for name in ("bare", "chooser")}
     assert all(noted["child-pid"] > 1 for noted in session["noted"].values())
