@@ -3,7 +3,8 @@
 Starts /bin/true in our sandbox, in bubblewrap with the same namespaces and mounts, and in firejail and podman where they are installed,
 one after the other in each round. Then a program reads a file of its image and a copy of that on this machine, both in the page cache; and
 nginx is asked for a page as often as it can answer, inside and outside of a sandbox, from a program that shares its network, so that pasta
-has no part in it. Last, it runs tests/probes in each sandbox.
+has no part in it. Then it runs tests/probes in each sandbox. Last, a host of Obelisk's boots in a VM, and the probes run there: in the same
+application, installed; in the unit that is exported for it; and in a hardened unit without an image (tests/probes/hardened.service).
 
 Peers, by Debian's names: `apt-get install wrk firejail podman crun golang-github-containers-common`. firejail runs as root with its default
 profile, podman as root with its defaults, but for the network, of which it gets none; bubblewrap as an ordinary user with the arguments
@@ -27,6 +28,14 @@ from pathlib import Path
 
 from apparatus.measure import CACHE, ROOT, Goal, conclude, obelisk, print_table
 
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/unit")]
+
+import booted  # noqa: E402 - found by the path above
+from tool import Tool  # noqa: E402
+
+from obelisk.model.application import Application  # noqa: E402
+from obelisk.model.policy import policy  # noqa: E402
+
 ROUNDS = 60
 READ_ROUNDS, READ_MIB = 15, 256
 SERVE_ROUNDS, SERVE_S = 9, 2
@@ -36,6 +45,15 @@ TUNNEL = "mknod -m 666 /run/tun-bench c 10 200; mount --bind /run/tun-bench /dev
 NGINX = CACHE / "bench-nginx"
 SPACES = ("--mount", "--net", "--ipc", "--uts", "--cgroup", "--propagation", "private")
 SOMEBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all")
+HOST = """\
+name = "bench-host"
+role = "server"
+packages = ["python3"]
+[boot]
+kernel = "linux-image-cloud-amd64"
+[host]
+applications = true
+"""
 SPEC = 'name = "{name}"\nrole = "app"\npackages = ["python3"]\ntree = "tree"\n[app]\ncommand = {command}\n'
 APPS = {
     "bench-start": ["/bin/true"],
@@ -71,6 +89,7 @@ def main() -> int:
         print("nginx is left out: wrk is not installed\n")
     subprocess.run(["umount", "/dev/net/tun"], check=True)  # the probes bring one of their own
     probes(root, figures)
+    machine(figures)
     return conclude("sandbox", figures, goals)
 
 
@@ -89,6 +108,11 @@ def build() -> None:
         (place / "obelisk.toml").write_text(SPEC.format(name=name, command=json.dumps(command)))
         obelisk("build", str(place), log=CACHE / f"{name}.log")
     obelisk("build", str(NGINX), log=CACHE / "nginx.log")
+    place = CACHE / "bench-host"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    (place / "obelisk.toml").write_text(HOST)
+    obelisk("build", str(place), log=CACHE / "bench-host.log")
 
 
 def environment() -> dict[str, str]:
@@ -298,6 +322,28 @@ def probes(root: Path, figures: dict[str, object]) -> None:
     if done.returncode:
         sys.exit(done.stderr)
     figures["probes"] = tabulate(json.loads(done.stdout))
+
+
+def machine(figures: dict[str, object]) -> None:
+    """The probes in what systemd runs, on a host that has booted: nothing but a VM has a systemd of its own everywhere."""
+    app = Tool(CACHE, CACHE / "bench-probes")
+    place = CACHE / "bench-site"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    site = booted.Site.of(place, app)
+    exported = site.add_unit("exported", Application(tuple(APPS["bench-probes"])), policy())
+    unit = ["python3", f"{booted.PROBES}/unit.py"]
+    runs: list[Mapping[str, object]] = [
+        {"name": "ours", "argv": ["/var/lib/obelisk/bin/bench-probes"]},
+        {"name": "exported unit", "argv": [*unit, exported]},
+        {"name": "hardened unit", "argv": [*unit, f"{booted.PROBES}/hardened.service"]},
+        {"name": "nothing", "argv": ["unshare", "--mount", "python3", "-I", f"{booted.PROBES}/probe.py"]},
+    ]
+    print("\nOn a host of Obelisk's, in a VM:", flush=True)
+    installed, found = site.try_in(Tool(CACHE, CACHE / "bench-host"), ("install",), ("probes", json.dumps(runs)))
+    if "error" in json.loads(installed):
+        sys.exit(f"the application cannot be installed there: {installed}")
+    figures["probes_on_a_host"] = tabulate(json.loads(found))
 
 
 def tabulate(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Mapping[str, int]:

@@ -5,6 +5,7 @@ It has a word in its memory and one in its state, the first bytes of the state d
     /cgi-bin/words                        both words, a line each
     /cgi-bin/set?MEMORY&STATE             set them
     /cgi-bin/who                          name, machine id, MAC, seconds since 1970, 32 random bytes as hexadecimal digits, a line each
+    /cgi-bin/asks                         from now on, ask for the gateway just before the MAC changes, as a kernel does by chance
 
 It takes another identity as images do (`obelisk.model.instance.IDENTITY_PORT`), switches itself off when its power button is pressed, and
 says on its console that it is healthy.
@@ -62,22 +63,30 @@ cat /words/name /words/id /sys/class/net/eth0/address
 date +%s
 head -c 32 /dev/urandom | hexdump -v -e '/1 "%02x"'
 END
+cat >/www/cgi-bin/asks <<'END'
+#!/bin/sh
+printf '\\r\\nit will\\n'
+: >/words/asks
+END
 chmod +x /www/cgi-bin/*
+# As images do: a network that has just heard of the old address has to hear of the new one.
+echo 1 >/proc/sys/net/ipv4/conf/all/arp_notify
 ifconfig lo 127.0.0.1 up
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 route add default gw 10.0.2.2
-httpd -p 80 -h /www
+exec 3<>"/dev/${{port##*/}}"  # who answers, can be told
+httpd -p 80 -h /www 3>&-
 (
     for event in /dev/input/event*; do dd if="$event" of=/dev/null bs=24 count=1 2>/dev/null && sync && poweroff -f & done
     wait
-) &
+) 3>&- &
 echo "obelisk: little_1 healthy boot=$(cat /proc/sys/kernel/random/boot_id)"
-exec 3<>"/dev/${{port##*/}}"
 while read -r name id mac now seed <&3; do
     date -s "@$now" >/dev/null
     echo "$name" >/words/name
     echo "$id" >/words/id
     echo "$seed" >/dev/urandom
+    [ ! -e /words/asks ] || arping -q -f -c 1 -I eth0 10.0.2.2
     ip link set eth0 address "$mac"
     echo "obelisk: little_1 healthy renewed=$id"
     echo "renewed" >&3

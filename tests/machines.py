@@ -138,7 +138,7 @@ class Story:
     def _create(self) -> str:
         name = self._fresh()
         self.engine.create(self.machines.wish(name, keep=4))
-        self.engine.start(name)
+        self._boot(name)
         self.known[name] = _Known("", "")
         return f"create {name}"
 
@@ -273,8 +273,13 @@ class Story:
 
     def _running(self, name: str, known: _Known) -> None:
         if known.memory is None:
-            self.engine.start(name)
+            self._boot(name)
             known.memory = ""
+
+    def _boot(self, name: str) -> None:
+        """Until it answers: before, it cannot be forked."""
+        self.engine.start(name)
+        self.machines.words(name)
 
     def _expire(self, name: str, known: _Known) -> None:
         """Retention is the model's business, which has tests of its own."""

@@ -1,10 +1,11 @@
 """A host with everything on it that an application should not reach, and the probes run on it under one confinement after the other.
 
-    outside.py RUNS        RUNS is JSON: [{"name", "argv", "env"}]; the facts for probe.py are added to each argv as its last word.
-                        Prints {name: what the probes found}.
+    outside.py RUNS [machine]     RUNS is JSON: [{"name", "argv", "env"}]; the facts for probe.py are added to each argv as its last word.
+                                  Prints {name: what the probes found}.
 
 Wants to be root in mount, network, IPC and host name namespaces of its own, so that all of this ends with it:
-`unshare --mount --net --ipc --uts --propagation private python3 outside.py RUNS`. Probes that succeed do what they try.
+`unshare --mount --net --ipc --uts --propagation private python3 outside.py RUNS`; or on a machine that is thrown away afterwards, where
+services see it too, and there is no X server. Probes that succeed do what they try.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ def quietly(*words: str) -> None:
 
 
 def files() -> None:
-    """Directories in which nothing but confinement keeps anybody from anything; an account; a tunnel as other systems have it."""
+    """Directories in which nothing but confinement keeps anybody from anything, and an account."""
     quietly("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/mnt")
     for place, name in ((GRANTED, "secret"), (KEPT, "other")):
         place.mkdir()
@@ -55,31 +56,29 @@ def files() -> None:
     accounts = f"{MARKER[:20]}:x:4321:4321::/:/bin/sh\nprobes:x:{APPLICATION}:{APPLICATION}::/:/bin/sh\n"
     passwd.write_text(Path("/etc/passwd").read_text() + accounts)
     quietly("mount", "--bind", str(passwd), "/etc/passwd")
-    os.mknod("/mnt/tun", 0o20666, os.makedev(10, 200))
-    Path("/mnt/tun").chmod(0o666)
-    quietly("mount", "--bind", "/mnt/tun", "/dev/net/tun")
-    os.mknod("/mnt/kvm", 0o20666, os.makedev(10, 232))
-    Path("/mnt/kvm").chmod(0o666)
-    quietly("mount", "--bind", "/mnt/kvm", "/dev/kvm")
-    graphics()
 
 
-def graphics() -> None:
-    """A graphics processor, as far as files go, in a /dev of this place's own: there is one number that every kernel knows."""
-    quietly("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/media")
-    quietly("cp", "--archive", "--one-file-system", "/dev/.", "/media/")
-    for place in ("pts", "shm", "mqueue", "net/tun", "kvm"):
-        if Path("/dev", place).is_mount():
-            quietly("mount", "--bind", f"/dev/{place}", f"/media/{place}")
-    Path("/media/dri").mkdir()
-    for name in ("renderD128", "card0"):
-        os.mknod(f"/media/dri/{name}", 0o20666, os.makedev(1, 5))
-        Path("/media/dri", name).chmod(0o666)
-    quietly("mount", "--move", "/media", "/dev")
+def devices(*, machine: bool) -> None:
+    """Devices as other systems have them, open to everybody, in a /dev of this place's own; on a machine, in the machine's."""
+    if not machine:
+        quietly("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/media")
+        quietly("cp", "--archive", "--one-file-system", "/dev/.", "/media/")
+        for place in ("pts", "shm", "mqueue"):
+            if Path("/dev", place).is_mount():
+                quietly("mount", "--bind", f"/dev/{place}", f"/media/{place}")
+        quietly("mount", "--move", "/media", "/dev")
+    # Of a graphics processor there is no more than files: with a number that every kernel knows.
+    nodes = {"net/tun": (10, 200), "kvm": (10, 232), "dri/renderD128": (1, 5), "dri/card0": (1, 5)}
+    for name, numbers in nodes.items():
+        node = Path("/dev", name)
+        node.parent.mkdir(exist_ok=True)
+        node.unlink(missing_ok=True)
+        os.mknod(node, 0o20666, os.makedev(*numbers))
+        node.chmod(0o666)
 
 
 @contextmanager
-def session() -> Iterator[dict[str, str]]:
+def session(*, machine: bool) -> Iterator[dict[str, str]]:
     """A desktop session that lets everybody in: a bus with somebody on it, an X server, one who passes for a compositor, another socket."""
     RUNTIME.mkdir()
     for name in ("wayland-0", "other"):
@@ -94,9 +93,10 @@ def session() -> Iterator[dict[str, str]]:
     quietly("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(screens))
     screen = ("Xvfb", f":{DISPLAY}", "-screen", "0", f"{WIDTH}x777x24", "-nolisten", "tcp", "-noreset", "-ac")
     bus = ("dbus-daemon", "--config-file=/mnt/bus.conf", "--nofork", "--nopidfile")
-    processes = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for words in (screen, bus)]
+    sockets = {RUNTIME / "bus": bus} if machine else {RUNTIME / "bus": bus, screens / f"X{DISPLAY}": screen}
+    processes = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for words in sockets.values()]
     try:
-        while not ((RUNTIME / "bus").exists() and (screens / f"X{DISPLAY}").exists()):
+        while not all(socket.exists() for socket in sockets):
             if any(process.poll() is not None for process in processes):
                 raise RuntimeError("the session ended before it began")
             time.sleep(0.05)
@@ -190,12 +190,14 @@ def others() -> Iterator[int]:
 
 
 def main() -> int:
+    machine = "machine" in sys.argv[2:]
     files()
+    devices(machine=machine)
     network()
     leaked = os.open(GRANTED / "secret", os.O_RDONLY)
     os.set_inheritable(leaked, True)  # noqa: FBT003 - its only form
     found: dict[str, Any] = {}
-    with others() as process, session() as variables:
+    with others() as process, session(machine=machine) as variables:
         facts = {
             "marker": MARKER,
             "secret": str(GRANTED / "secret"),

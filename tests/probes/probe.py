@@ -1,6 +1,7 @@
 """Tries to get out: each probe is one thing that an application should not be able to do, and reports whether it could.
 
-    probe.py FACTS        FACTS is JSON about the machine outside (see `Facts`); prints {probe: [group, "blocked" or "allowed", detail]}
+    probe.py [FACTS]      FACTS is JSON about the machine outside, see outside.py; without it, standard input has that.
+                          Prints {probe: [group, "blocked" or "allowed", detail]}
 
 A probe runs in a process of its own, which it may ruin. It is allowed when it returns True; an error, a signal or no answer in time is
 a block. Runs wherever there is a Python, under whatever confinement is to be judged.
@@ -1085,7 +1086,7 @@ def attempt(function: Probe) -> tuple[str, str]:
 
 
 def main() -> int:
-    FACTS.update(json.loads(sys.argv[1]))
+    FACTS.update(json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read()))
     only = FACTS.get("only") or list(PROBES)
     found = {name: [PROBES[name][0], *attempt(PROBES[name][1])] for name in only}
     sys.stdout.write(json.dumps(found) + "\n")

@@ -90,6 +90,18 @@ def test_learning_finds_the_fewest_grants_and_shows_that_each_is_needed(worker: 
     assert [each["without"] for each in result["needed"]] == ["the test reads fails", "the test traces fails"]
 
 
+def test_learning_tries_what_it_is_told_after_the_tests_of_the_spec_or_alone(applications: Tool, worker: Tool) -> None:
+    words = ("--", "echo x >>/mnt/desk/file")
+    result = json.loads(worker.run("app", "learn", "--json", str(worker.spec), *words).splitlines()[-1])
+    assert result["policy"]["grants"] == {"write": ["/mnt/desk/file"], "syscalls": ["debug"]}
+    assert {each["without"] for each in result["needed"]} == {f"the test -- '{words[1]}' fails", "the test traces fails"}
+    bare = replace(application(applications, "bare", '[app]\ncommand = ["/bin/sh", "-c"]\n'), prefix=worker.prefix)
+    text = bare.run("app", "learn", str(bare.spec), *words)
+    assert text.splitlines()[:2] == ["[grants]", 'write = ["/mnt/desk/file"]']
+    assert f"the test -- '{words[1]}' fails" in text
+    assert bare.refused("app", "learn", "--json", str(bare.spec), "--", "exit 1", status=5)["code"] == "learn-failed"
+
+
 def test_what_cannot_be_learnt_is_an_error(applications: Tool, worker: Tool) -> None:
     untested = application(applications, "untested", '[app]\ncommand = ["/bin/true"]\n')
     assert untested.refused("app", "learn", str(untested.spec), status=2)["code"] == "learn-untested"

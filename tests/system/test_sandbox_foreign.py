@@ -140,7 +140,7 @@ def test_crun_starts_what_is_written_confined_to_what_is_granted(tmp_path: Path)
         "name": ("app", "/srv", "x", "a word"),
         "root": {errno.EROFS},
         "own": {0},
-        "runs": errno.EACCES,
+        "runs": {errno.EACCES},
         "read": "seen",
         "inet": errno.EAFNOSUPPORT,
         "calls": [errno.EPERM] * 4,

@@ -480,7 +480,9 @@ def test_a_unit_grants_what_the_policy_does_and_no_network_that_is_wider() -> No
     assert "MemoryMax" not in plain
     limited = unit(policy((), Limits(total_memory_bytes=1 << 30, cpu_percent=150)))
     assert (limited["MemoryMax"], limited["MemorySwapMax"], limited["CPUQuota"]) == ([str(1 << 30)], ["0"], ["150%"])
-    assert "ptrace" not in plain["SystemCallFilter"][0].split()
+    assert not {"ptrace", "memfd_create"} & {*plain["SystemCallFilter"][0].split()}
+    assert plain["InaccessiblePaths"] == ["/dev/pts /sys"]
+    assert unit(policy([Use(Device.GPU)]))["InaccessiblePaths"] == ["/dev/pts"]
     narrow = unit(policy([Listen(8080), Connect("10.0.0.0/8", 443)]))
     assert narrow["PrivateNetwork"] == ["yes"]
     wide = unit(policy([Connect("10.0.0.0/8"), Read("~/x"), Write("/mnt/x"), Use(Device.KVM), WriteExecute(), Call(Calls.DEBUG), Nest()]))
@@ -490,5 +492,5 @@ def test_a_unit_grants_what_the_policy_does_and_no_network_that_is_wider() -> No
     assert wide["DeviceAllow"] == ["/dev/kvm rw"]
     assert "MemoryDenyWriteExecute" not in wide
     assert "NoExecPaths" not in wide
-    assert "ptrace" in wide["SystemCallFilter"][0].split()
+    assert {"ptrace", "memfd_create"} <= {*wide["SystemCallFilter"][0].split()}
     assert wide["RestrictNamespaces"] != ["yes"]

@@ -45,6 +45,7 @@ class TestEmbedded(EngineContract):
 def test_a_copy_is_somebody_else_before_it_serves(ground: Machines) -> None:
     made = ground.running("web", memory="one", state="first")
     before = ground.ask("web", "who")
+    ground.ask("web", "asks")
     time.sleep(2)
     kept = ground.engine.snapshot("web", Wanted())
     time.sleep(2)

@@ -151,7 +151,10 @@ _APP_COMMANDS = {
         "start it, and tell what it was refused, by which layer, and the grant that would allow it",
         "obelisk app audit calc -- '6 * 7'",
     ),
-    "learn": ("the fewest grants with which its tests pass, each shown to be needed", "obelisk app learn calc"),
+    "learn": (
+        "the fewest grants with which its tests pass, and a start with these words; each is shown to be needed",
+        "obelisk app learn calc -- '6 * 7'",
+    ),
     "clear": ("undo `ready`; data is kept", "obelisk app clear calc"),
     "export": ("write what it is granted in a format of others; what does not fit is told", "obelisk app export calc --format systemd"),
     "import": ("read such a format; prints the tables of a spec, and what was left out", "obelisk app import config.json"),
@@ -323,6 +326,7 @@ def _app_arguments(parser: argparse.ArgumentParser, *, builder: bool) -> None:
         return
     for name in ("run", "audit"):
         parsers[name].add_argument("words", nargs=argparse.REMAINDER, metavar="-- WORDS", help="what the application is told")
+    parsers["learn"].add_argument("words", nargs="*", metavar="-- WORDS", help="what it is told in one start more, which has to succeed")
     parsers["diff"].add_argument("other", metavar="NEW")
     parsers["export"].add_argument("--format", required=True, choices=("systemd", "oci", "flatpak"))
     parsers["export"].add_argument("--output", metavar="FILE", help="write it there (default: standard output)")
@@ -355,7 +359,7 @@ def _builder_arguments(parsers: Parsers) -> None:
         parsers[name].add_argument("image", metavar="IMAGE", help=IMAGE)
 
     parsers["new"].add_argument("directory", metavar="DIRECTORY", help="is made; its name becomes the image's")
-    parsers["new"].add_argument("--role", choices=("server", "workstation", "app"), default="server")
+    parsers["new"].add_argument("--role", "--kind", choices=("server", "workstation", "app"), default="server")
     for name in ("lock", "build"):
         spec_argument(name)
     parsers["lock"].add_argument(

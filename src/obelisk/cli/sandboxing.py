@@ -1,6 +1,7 @@
 """`obelisk app …`: applications in sandboxes."""
 
 import os
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -14,6 +15,7 @@ from obelisk.errors import InputError
 from obelisk.model import exposure
 from obelisk.model.exposure import grown, sorted_powers
 from obelisk.model.policy import spelled
+from obelisk.model.spec import TestCase
 from obelisk.sandbox.learning import learn
 from obelisk.sandbox.machine import Machine, this_machine
 from obelisk.sandbox.observer import NETWORK, SESSION_BUS, Observer, Refusal
@@ -136,9 +138,14 @@ def _refused(refusal: Refusal, count: int) -> str:
 def _learn(store: Store, arguments: Namespace) -> int:
     image = find_image(store, arguments.image)
     file = next((Path(ref.name) for ref in store.refs() if ref.image_id == image.id), None)
-    if file is None or not file.exists():
+    cases: tuple[TestCase, ...] = ()
+    if arguments.words:
+        words = _words(arguments)
+        cases = (TestCase(f"-- {shlex.join(words)}".rstrip(), shlex.join((*application_of(image).command, *words))),)
+    if file is not None and file.exists():
+        cases = (*specs.load(file).tests, *cases)
+    elif not cases:
         raise InputError("the spec of the image is not known", code="spec-unknown", hint="name the directory of its spec")
-    cases = specs.load(file).tests
     with reporting(json_wanted=arguments.json) as sink:
         room = tools_room(None, store, sink)
         learnt = learn(image, cases, room, sink)

@@ -54,7 +54,9 @@ def learn(image: StoredImage, cases: Sequence[TestCase], room: Room, sink: Sink)
     """
     if not cases:
         raise InputError(
-            "there are no tests to learn from", code="learn-untested", hint="add [tests] to the spec: what it must be able to do"
+            "there are no tests to learn from",
+            code="learn-untested",
+            hint="add [tests] to the spec: what it must be able to do; or tell it after -- what to try",
         )
     limits = application_of(image).policy.limits
     with fresh_directories(image) as directories, task(sink, "learn", "Learning from its tests") as running:

@@ -105,8 +105,11 @@ def _settings(subject: Subject) -> Iterator[tuple[str, str]]:
         kept = [path for path in app.data if _kept(path) is not None]
         yield "NoExecPaths", " ".join(("/", *(f"-{_path(path)}" for path in ("/tmp", "/var/tmp", *kept, *granted))))  # noqa: S108 - inside
         yield "ExecPaths", "/usr /opt /srv"
+    calls = {_NAMES[number] for number in filter_of(held).allowed}
+    if not held.has(WriteExecute()):
+        calls.discard("memfd_create")  # what is in such a file runs, unless an argument says otherwise, at which no unit can look
     # With EPERM for clone3, C libraries would not try clone; the filter of RestrictNamespaces= answers ENOSYS.
-    yield "SystemCallFilter", " ".join(sorted({*(_NAMES[number] for number in filter_of(held).allowed), "clone3"}))
+    yield "SystemCallFilter", " ".join(sorted({*calls, "clone3"}))
     limits = held.limits
     yield "LimitCORE", "0"
     yield "LimitDATA", str(limits.memory_bytes)
@@ -124,6 +127,8 @@ def _files(subject: Subject) -> Iterator[tuple[str, str]]:
     app, held = subject.app, subject.policy
     runs = "" if held.has(WriteExecute()) else ",noexec"
     yield "ProtectHome", "tmpfs"
+    # Drivers of graphics processors look there for what they are.
+    yield "InaccessiblePaths", "/dev/pts" if held.has(Use(Device.GPU)) else "/dev/pts /sys"
     for path in (HOME, "/dev/shm", *filter(_is_plain, app.scratch)):  # noqa: S108 - inside
         yield "TemporaryFileSystem", f"{_path(path)}:rw,nosuid,nodev{runs},size={held.limits.scratch_bytes},mode=1777"
     for path in app.data:
@@ -184,8 +189,13 @@ def _network(subject: Subject) -> Iterator[tuple[str, str]]:
 def _notes(subject: Subject) -> Iterator[str]:
     held = subject.policy
     yield "not in it: Landlock; limits of each directory of /tmp and /var/tmp, which lie on the machine's disk"
+    if not held.has(WriteExecute()):
+        # A read-only /proc would close it, but there systemd writes the numbers of its users last.
+        yield "wider: it can change its own code by /proc/self/mem"
+        yield "not in it: files that are memory alone (memfd_create), also those that say of themselves that they do not run"
     yield "its directories of data are those that systemd keeps, and not those of `obelisk app run`"
     yield "wider: shared memory of System V and message queues are the machine's, as far as others have opened theirs to everybody"
+    yield "wider: it sees the machine's name"
     yield from _notes_on_network(held)
     if held.has(Terminal()):
         yield "not in it: the terminal, which a service has none of"
