@@ -33,7 +33,7 @@ from obelisk.system.bubblewrap import Room
 
 PORT = 8080
 MACHINE, CLIENT, BRIDGE = "192.168.77.1", "192.168.77.2", "10.77.0.1"
-SHOP = Terms("shop", PORT, 80, check="/health", health_s=3, keep_s=0, drain_s=20)
+SHOP = Terms("shop", PORT, 80, check="/health", health_s=30, keep_s=0, drain_s=20)
 _HERE = Path(__file__)
 _END_S = 5.0
 _PREFIX = "obelisk-homes-"

@@ -19,6 +19,7 @@ from obelisk.model.service import Phase
 REPLACEMENTS = 20
 TRIES = 15
 KEPT = replace(SHOP, keep_s=600)
+IMPATIENT = replace(SHOP, health_s=3)
 
 
 @pytest.fixture
@@ -69,11 +70,18 @@ def in_order(place: Street) -> None:
 
 
 def slow(place: Street, tenths: int) -> subprocess.Popen[str]:
-    """A connection that lasts."""
-    program = f"import urllib.request as r; print(r.urlopen('http://{MACHINE}:{PORT}/slow/{tenths}', timeout=60).read().decode())"
+    """A connection that lasts, and has begun."""
+    program = f"import urllib.request as r; answer = r.urlopen('http://{MACHINE}:{PORT}/slow/{tenths}', timeout=60)"
+    return begun(place, f"{program}; print(flush=True); print(answer.read().decode())", {"no_proxy": "*"})
+
+
+def begun(place: Street, program: str, variables: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """A program of the client's, which has said its first line."""
     argv = [*within(place.client), "python3", "-I", "-c", program]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={"PATH": "/usr/bin:/usr/sbin", "no_proxy": "*"})
-    time.sleep(0.6)
+    environment = {"PATH": "/usr/bin:/usr/sbin", **(variables or {})}
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "\n"
     return process
 
 
@@ -182,9 +190,7 @@ def test_the_kernel_forgets_the_connections_of_an_instance_when_told_to(place: S
     place.ok("create")
     place.ok("deploy", "v1")
     assert place.get(place.client) == "v1"
-    silent = [*within(place.client), "python3", "-c", f"import socket; s = socket.create_connection(('{MACHINE}', {PORT})); input()"]
-    lasting = subprocess.Popen(silent, stdin=subprocess.PIPE)
-    time.sleep(1)
+    lasting = begun(place, f"import socket; s = socket.create_connection(('{MACHINE}', {PORT})); print(flush=True); input()")
     address = place.look("shop-1-1").address
 
     def known() -> list[str]:
@@ -197,7 +203,7 @@ def test_the_kernel_forgets_the_connections_of_an_instance_when_told_to(place: S
     assert known().count(address) == 1
     inside(place.machine, sys.executable, "-I", "-c", _FORGET, address, "open too")
     assert known().count(address) == 0
-    lasting.communicate(b"\n", timeout=20)
+    lasting.communicate("\n", timeout=20)
 
 
 def test_what_the_kernel_forgets_is_never_a_newer_connection_from_the_same_port(place: Street) -> None:
@@ -224,7 +230,7 @@ def test_what_the_kernel_forgets_is_never_a_newer_connection_from_the_same_port(
 
 
 def test_a_deploy_that_fails_takes_no_connection_and_leaves_its_reason(place: Street) -> None:
-    place.ok("create")
+    place.ok("create", terms=IMPATIENT)
     place.ok("deploy", "v1")
     with loaded(place, seconds=60, where=place.client, address=MACHINE, header="Connection: close") as said:
         for image, reason in (("bad", "gave no good answer to GET /health in 3 s"), ("dead", "did not stay up")):
@@ -261,9 +267,11 @@ def test_a_port_at_which_a_program_listens_is_refused(place: Street) -> None:
 
 
 def test_the_second_of_two_commands_is_told_of_the_first(place: Street) -> None:
-    place.ok("create")
+    place.ok("create", terms=IMPATIENT)
     first = subprocess.Popen(place.words("deploy", "bad"), stderr=subprocess.DEVNULL)
-    time.sleep(1)
+    while place.services().look("shop").at_work is None:
+        assert first.poll() is None
+        time.sleep(0.02)
     done = place.run("deploy", "v1")
     assert done.stderr.startswith("service-busy")
     assert first.wait(60) == 5
