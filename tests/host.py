@@ -118,6 +118,10 @@ def build_versions(tool: Tool, versions: Sequence[Version]) -> None:
         if not _is_locked(spec):
             tool.run("lock", str(spec))
         replace(tool, keys=tool.home / version.keys).build()
+    # What images were made of takes more room than they do. Trees stay, for versions to come.
+    for step in (tool.store / "steps").iterdir():
+        if not step.is_symlink() and not (step / "output/tree").exists():
+            subprocess.run(["rm", "-rf", step], check=True)
 
 
 def _is_locked(spec: Path) -> bool:

@@ -92,7 +92,7 @@ def installation(top: Path) -> Installation:
     words = ("/usr/bin/env", f"XDG_RUNTIME_DIR={top}/runtime", sys.executable, "-I", "-c", prepare)
     seat = Seat("shop", top / "links/shop/start", top / "links/shop.moving", top / "data/shop", Path("/root"), by_root=True, obelisk=words)
 
-    def make(image: StoredImage) -> Made:
+    def make(image: StoredImage, *, in_use: bool = False) -> Made:  # noqa: ARG001 - its data has no bound
         said = json.loads(image.part_path(PartKind.ROOT).read_bytes()[:4096])
         service = Service(sockets=True, health=f"http://localhost:{PORT}/", health_s=5, steady_s=said["steady_s"], stop_s=5)
         command = ("/usr/bin/python3", "-I", "-c", _SERVER, said["version"], said["manner"])

@@ -1,5 +1,6 @@
 """Applications start confined, from a root that was checked, with what the operator leaves them."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -54,6 +55,13 @@ def test_data_outlives_a_run_and_memory_does_not(shell: Tool) -> None:
     )
     assert said(shell, "cat /var/lib/shell/file") == "kept\n"
     assert said(shell, "ls -ld /var/lib/shell | cut -c 1-10; id -un") == "drwx------\napp\n"
+
+
+def test_what_it_keeps_has_no_parts_that_snapshots_leave_out(shell: Tool) -> None:
+    ask = "my $b = chr(0) x 4096; ioctl $d, $_, $b and die; print $!+0, ' '"
+    asks = f"open my $d, '<', '/var/lib/shell' or die; for (@ARGV) {{ {ask} }}"
+    numbers = " ".join(map(str, (0x50009401, 0x5000940E, 0x50009417, 0x50009418, 0x50009419)))
+    assert said(shell, f'perl -e "{asks}" {numbers}'.replace("$", "\\$")).split() == [*[str(errno.EPERM)] * 4, str(errno.ENOTTY)]
 
 
 def test_nothing_of_the_image_can_be_changed(shell: Tool) -> None:
@@ -155,6 +163,26 @@ def test_a_limit_of_all_processes_wants_control_groups_or_the_operators_word(app
             hog = f"perl -e 'for (1..8) {{ {each} }} $n += wait > 0 && !$? for 1..8; print $n'"
             assert int(said(app, hog)) < 8
         app.run("app", "clear", str(app.spec))
+
+
+def test_what_it_keeps_has_a_bound_that_can_be_moved_and_lifted(applications: Tool) -> None:
+    text = '[app]\ncommand = ["/bin/sh", "-c"]\ndata = ["/var/lib/kept"]\n'
+    with places() as place:
+        app = application(applications, "bounded", text)
+        said(app, "echo one >/var/lib/kept/one")
+        app = application(applications, "bounded", f'{text}[limits]\ndata = "32M"\n')
+        assert "its directories of data hold, all together: 32 MiB" in " ".join(app.run("app", "show", str(app.spec)).split())
+        # What was there has moved, and another 32 MiB have no room beside it.
+        fill = "head -c 32M /dev/zero >/var/lib/kept/more"
+        assert "No space left on device" in said(app, f"cat /var/lib/kept/one; {fill}", status=1)
+        assert said(app, "cat /var/lib/kept/one; ls /var/lib/kept; stat -c %U /var/lib/kept/one") == "one\nmore\none\napp\n"
+        told(place, "bounded", "[allow]\nlimits = { data_bytes = 16777216 }\n")
+        assert app.refused("app", "ready", str(app.spec), status=5)["code"] == "volume-full"
+        told(place, "bounded", "[override]\nlimits = { data_bytes = 67108864 }\n")
+        assert said(app, f"{fill} && cat /var/lib/kept/one") == "one\n"
+        told(place, "bounded", '[override]\nlimits = { data_bytes = "none" }\n')
+        assert said(app, "cat /var/lib/kept/one && wc -c </var/lib/kept/more") == f"one\n{32 << 20}\n"
+        assert not list((place / "data/.volumes").glob("[!.]*"))
 
 
 def test_a_difference_is_told_in_words_and_growth_by_the_status(applications: Tool) -> None:

@@ -109,7 +109,8 @@ class World:
         self.apps[manifest.id] = (app, granted)
         return StoredImage(manifest.id, manifest, directory, 0)
 
-    def made(self, image: StoredImage) -> Made:
+    def made(self, image: StoredImage, *, in_use: bool = False) -> Made:
+        assert in_use or not self.running, "data is settled while something uses it"
         app, granted = self.apps[image.id]
         texts = units.texts(self.seat, image.manifest.label, app, granted)
         return Made(self.top / "plans" / image.id, texts, units.program(self.seat, granted), app.service, self.shown)

@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from obelisk.model.policy import (
+    LEAST_DATA_BYTES,
     NO_LIMIT,
     X11,
     Ask,
@@ -48,5 +49,6 @@ powers: st.SearchStrategy[Power] = st.one_of(
     st.sampled_from((X11(), Wayland(), WriteExecute(), Nest(), Terminal())),
 )
 totals = st.just(NO_LIMIT) | st.integers(1, 1 << 40)
-limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)), totals, totals)
+volumes = st.just(NO_LIMIT) | st.integers(LEAST_DATA_BYTES, 1 << 40)
+limits = st.builds(Limits, *(st.integers(1, 1 << 40) for _ in range(4)), totals, totals, volumes)
 policies: st.SearchStrategy[Policy] = st.builds(policy, st.frozensets(powers, max_size=8), limits, st.frozensets(st.sampled_from(Layer)))

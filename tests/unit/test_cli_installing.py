@@ -122,6 +122,7 @@ def test_removal_says_what_becomes_of_the_data(world: World, capsys: pytest.Capt
 def test_the_unit_has_what_is_installed_prepared(world: World) -> None:
     run("install", "1")
     world.seat.start.parent.unlink()
+    world.running = ""
     assert run("prepare", "shop") == 0
     assert world.linked() == world.image("1").id
 

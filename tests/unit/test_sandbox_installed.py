@@ -244,7 +244,7 @@ def test_cut_anywhere_one_version_is_installed_and_runs_with_its_own_data(
         assert world.linked() == state.current
         assert world.running == state.current
         assert world.content.read_text() == state.current
-        made = world.made(world.installation().image(state.current))
+        made = world.made(world.installation().image(state.current), in_use=True)
         assert {file.name: file.read_text() for file in world.units.iterdir()} == made.units
         kept = {path.name for path in (world.top / "installed/shop/images").iterdir()}
         assert kept == {each for each in (state.current, state.prior) if each}
@@ -277,6 +277,7 @@ def test_after_a_restart_a_trial_that_was_cut_is_undone_by_the_unit_itself_which
     with pytest.raises(CutError):
         world.install(two)
     assert world.installation().state == State(one.id, "", Trial(two.id, saved=True))
+    world.running = ""
     with pytest.raises(StateError) as error:
         world.installation().prepare()
     assert error.value.code == "units-renewed"

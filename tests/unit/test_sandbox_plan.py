@@ -231,6 +231,18 @@ def test_limits_of_all_processes_want_a_control_group_unless_the_policy_says_tha
     assert "cgroup" not in dict(layers_of(Policy(), MACHINE))
 
 
+def test_a_limit_of_data_wants_a_volume_unless_the_policy_says_that_it_may_be_missing() -> None:
+    bounded = policy((), Limits(data_bytes=1 << 28))
+    without = dataclasses.replace(MACHINE, volumes="install e2fsprogs")
+    with pytest.raises(MissingFeatureError, match="`volume`") as caught:
+        compile_plan(APP, bounded, PLACE, without)
+    assert caught.value.hint.startswith("install e2fsprogs; else ")
+    relaxed = dataclasses.replace(bounded, may_miss=frozenset({Layer.VOLUME}))
+    assert dict(compile_plan(APP, relaxed, PLACE, without).layers)["volume"] == "missing on this machine"
+    assert "missing" not in dict(layers_of(bounded, MACHINE))["volume"]
+    assert "volume" not in dict(compile_plan(APP, Policy(), PLACE, without).layers)
+
+
 def test_a_start_enters_the_group_itself_or_by_systemd_and_then_does_the_same() -> None:
     place = dataclasses.replace(PLACE, group="app-1")
     plain = compile_plan(APP, Policy(), place, MACHINE)

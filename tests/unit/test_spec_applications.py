@@ -112,6 +112,8 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         ('[app]\ncommand = ["/usr/bin/bc"]', "app", "role `app` only"),
         ("[grants]\nlisten = [1]", "grants", "role `app` only"),
         ("[limits]\nprocesses = 1", "limits", "role `app` only"),
+        (f'{APP}[limits]\ndata = "8M"', "limits.data", "no room"),
+        (APP.replace('data = ["/var/lib/calc"]', "") + '[limits]\ndata = "1G"', "limits.data", "keeps no data"),
         (APP.replace("/var/cache/calc", "/usr/calc"), "app.scratch[0]", "cannot be written"),
         (APP.replace("/var/cache/calc", "/run/credentials/calc"), "app.scratch[0]", "cannot be written"),
         (APP.replace("db-password", "../shadow"), "app.credentials[0]", "a name of letters"),

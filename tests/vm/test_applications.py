@@ -1,6 +1,6 @@
 """A host that has an application from a channel, on one disk and in this order: each test goes on where the one before has left it.
 
-Versions 1 and 2 of the application serve, 3 ends at once.
+Versions 1 and 2 of the application serve, 3 ends at once. What 1 keeps has no bound, what the others keep has one.
 """
 
 import json
@@ -33,7 +33,7 @@ _SLIM = """\
 #!/bin/sh
 set -eu
 cd /usr/lib/modules/*/kernel
-rm -rf drivers/net/ethernet/[!i]* drivers/infiniband drivers/gpu sound fs/[!befnov]*
+rm -rf drivers/net/ethernet/[!i]* drivers/infiniband drivers/gpu sound fs/[!befjmnov]*
 rm -rf /usr/share/zoneinfo/[A-TV-Z]* /usr/lib/udev/hwdb.bin
 """
 _APP = """\
@@ -70,7 +70,8 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     (spec / "tree/usr/lib").mkdir(parents=True)
     (spec / "tree/usr/share/shop").mkdir(parents=True)
     for version in "123":
-        (spec / "obelisk.toml").write_text(_APP.format(version=version))
+        bound = "" if version == "1" else '[limits]\ndata = "32M"\n'
+        (spec / "obelisk.toml").write_text(_APP.format(version=version) + bound)
         (spec / "tree/usr/share/shop/index.html").write_text(f"shop {version}\n")
         (spec / "tree/usr/lib/shop").write_text("exit 3\n" if version == "3" else _SERVES.format(version=version))
         replace(tool, spec=spec).build()
@@ -118,6 +119,14 @@ def starts(host: Host) -> list[str]:
     return host.run("cat /var/lib/obelisk/apps/shop/*/starts").split()
 
 
+def bounded(host: Host) -> bool:
+    """Whether what it keeps is in a volume, and the application sees that one."""
+    seen = host.run("grep -c ' /var/lib/shop .* ext4 ' /proc/$(pgrep -x busybox)/mountinfo || true")
+    there = host.run("grep -c ' /var/lib/obelisk/apps/shop ext4 ' /proc/mounts || true")
+    assert seen == there
+    return seen == "1"
+
+
 def roots(host: Host) -> list[str]:
     """The devices of the roots that are mounted for applications."""
     return [line.split()[0] for line in host.run("cat /proc/mounts").splitlines() if "/run/obelisk/apps/" in line]
@@ -139,6 +148,7 @@ def test_the_next_version_takes_its_place_and_a_failing_one_does_not(rack: Rack,
     release(rack, "2")
     assert app(host, "upgrade shop")["image"] == rack.image("shop@2").id
     assert served(host) == "shop 2"
+    assert bounded(host)
     release(rack, "3")
     assert app(host, "upgrade shop", status=5)["error"]["code"] == "app-unhealthy"
     assert served(host) == "shop 2"
@@ -153,8 +163,10 @@ def test_it_starts_with_the_machine_and_goes_back_when_it_is_told_to(host: Host)
     host.settled("host_1")
     host.run("until systemctl is-active obelisk-app-shop.service; do sleep 1; done")
     assert served(host) == "shop 2"
+    assert bounded(host)
     app(host, "rollback shop --with-data")
     assert served(host) == "shop 1"
+    assert not bounded(host)
     assert starts(host) == ["1", "1"]
     (listed,) = app(host, "list")["installed"]
     assert (listed["version"], listed["prior"], listed["state"], listed["channel"]) == ("1", "2", "running", "stable")

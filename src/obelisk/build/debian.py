@@ -86,7 +86,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {Role.APP: (), Role.SERVER: (), Role.WOR
 _REHEARSAL = ("dosfstools", "qemu-system-x86")
 
 # What starts applications, and gives them networks.
-_APPLICATIONS = ("bubblewrap", "nftables", "passt")
+_APPLICATIONS = ("bubblewrap", "e2fsprogs", "nftables", "passt")
 
 _SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "bookworm": {"debian": ("bookworm", "bookworm-updates"), "debian-security": ("bookworm-security",)},

@@ -82,6 +82,7 @@ _APPLICATIONS = (
     "system/syscalls.py",
     "system/systemctl.py",
     "system/systemd_veritysetup.py",
+    "system/volumes.py",
 )
 """What goes with it where the spec says that hosts have applications."""
 _LIBRARIES = {

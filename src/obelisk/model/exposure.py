@@ -160,6 +160,7 @@ _LIMITS = {
     "scratch_bytes": "each directory in memory",
     "total_memory_bytes": "memory of all processes together, files in memory included",
     "cpu_percent": "time of all processes together, of one processor's",
+    "data_bytes": "what its directories of data hold, all together",
 }
 _DEVICES = {
     Device.AUDIO: "plays and records sound",

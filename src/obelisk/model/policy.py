@@ -22,10 +22,12 @@ from obelisk.model.canonical import Json, canonical, digest
 
 E = TypeVar("E", bound=StrEnum)
 
-SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2", "obelisk.policy/3")
-"""The second has the powers of desktop programs, the third portals."""
+SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2", "obelisk.policy/3", "obelisk.policy/4")
+"""The second has the powers of desktop programs, the third portals, the fourth the limit of data."""
 NO_LIMIT = (1 << 63) - 1
 """Above everything that a limit can be."""
+LEAST_DATA_BYTES = 16 << 20
+"""The smallest volume that has room for its own keeping."""
 _HIGHEST_PORT = 65535
 _PATH = re.compile(r"(~|(~?(/(?!\.{1,2}(/|\Z))[^/\x00-\x1f\x7f]+)+))")
 # The image's own, or the kernel's: nothing of the host appears there.
@@ -88,12 +90,13 @@ class Portal(StrEnum):
 class Layer(StrEnum):
     """Layers of confinement that a policy may do without, where a machine has none. All others are never done without.
 
-    `cgroup` counts only where there is a limit for all processes together.
+    `cgroup` counts only where there is a limit for all processes together, `volume` only where there is one of data.
     """
 
     CGROUP = "cgroup"
     LANDLOCK = "landlock"
     NESTING = "nesting"
+    VOLUME = "volume"
     WRITE_EXECUTE = "write-execute"
 
 
@@ -207,7 +210,8 @@ Power = Read | Write | Use | Listen | Connect | Reach | Call | Talk | Own | Ask 
 class Limits:
     """The most that an application takes. `memory_bytes` is for the data of each process, `scratch_bytes` for each directory in memory.
 
-    `total_memory_bytes` and `cpu_percent`, of one processor, are for all processes together; `NO_LIMIT` where there is none.
+    `total_memory_bytes` and `cpu_percent`, of one processor, are for all processes together, `data_bytes` is for all directories of data
+    together; `NO_LIMIT` where there is none.
     """
 
     memory_bytes: int = 2 << 30
@@ -216,6 +220,7 @@ class Limits:
     scratch_bytes: int = 64 << 20
     total_memory_bytes: int = NO_LIMIT
     cpu_percent: int = NO_LIMIT
+    data_bytes: int = NO_LIMIT
 
     @property
     def are_total(self) -> bool:
@@ -241,7 +246,8 @@ class Policy:
         for key, flag in _FLAGS.items():
             if flag in self.powers:
                 grants[key] = True
-        amounts = {each.name: getattr(self.limits, each.name) for each in fields(Limits)}
+        later = {"data_bytes"} if self.limits.data_bytes == NO_LIMIT else set()  # versions that cannot know it need not
+        amounts = {each.name: getattr(self.limits, each.name) for each in fields(Limits) if each.name not in later}
         limits: dict[str, Json] = {name: None if value == NO_LIMIT else value for name, value in amounts.items()}
         return {"schema": self._schema, "grants": grants, "limits": limits, "may_miss": sorted(layer.value for layer in self.may_miss)}
 
@@ -251,6 +257,8 @@ class Policy:
 
     @property
     def _schema(self) -> str:
+        if self.limits.data_bytes != NO_LIMIT or Layer.VOLUME in self.may_miss:
+            return SCHEMAS[3]
         if self.of(Ask):
             return SCHEMAS[2]
         return SCHEMAS[any(isinstance(power, _SECOND) or power == Use(Device.GPU) for power in self.powers)]
@@ -490,10 +498,13 @@ def _member(kind: type[E], value: str, what: str) -> E:
 
 def _limits_of(raw: Mapping[str, Any]) -> Limits:
     _refuse_unknown(raw, [each.name for each in fields(Limits)], "limit")
-    found = {key: NO_LIMIT if value is None and key in _UNLIMITED else value for key, value in raw.items()}
+    # JSON has a word for no limit, which TOML has not.
+    found = {key: NO_LIMIT if value in {None, "none"} and key in _UNLIMITED else value for key, value in raw.items()}
     for key, value in found.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"the limit {key} must be a whole number above 0")
+    if found.get("data_bytes", NO_LIMIT) < LEAST_DATA_BYTES:
+        raise ValueError(f"the limit data_bytes must be at least {LEAST_DATA_BYTES}")
     return Limits(**found)
 
 

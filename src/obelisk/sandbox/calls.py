@@ -61,6 +61,8 @@ _WRITE, _EXECUTE = 2, 4
 _SHM_EXEC = 0o100000
 _MFD_NOEXEC_SEAL = 8
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
+# Subvolumes and snapshots of Btrfs, which everybody may make where they may write: no snapshot of the data has what is in such a one.
+_BTRFS_MAKES_SUBVOLUMES = (0x50009401, 0x5000940E, 0x50009417, 0x50009418)
 _PR_SET_SECCOMP, _PR_SET_MM = 22, 35
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_RAW, _SOCK_TYPE = 3, 0xF
@@ -83,7 +85,7 @@ def filter_of(policy: Policy) -> Filter:
         names |= set(_NESTING.split())
     allowed: dict[str, tuple[Check, ...]] = dict.fromkeys(names, ())
     allowed |= _memory(executable=policy.has(WriteExecute()))
-    allowed["ioctl"] = (Check(1, (_TIOCSTI, _TIOCLINUX, _TIOCSETD), errno.EPERM, not_one=True),)
+    allowed["ioctl"] = (Check(1, (_TIOCSTI, _TIOCLINUX, _TIOCSETD, *_BTRFS_MAKES_SUBVOLUMES), errno.EPERM, not_one=True),)
     allowed["personality"] = (Check(0, _PERSONALITIES, errno.EPERM),)
     allowed["prctl"] = (Check(0, (_PR_SET_MM,) if nests else (_PR_SET_MM, _PR_SET_SECCOMP), errno.EPERM, not_one=True),)
     allowed["clone"] = () if nests else (Check(0, (0,), errno.EPERM, mask=_NEW_NAMESPACES),)

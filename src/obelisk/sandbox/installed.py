@@ -73,6 +73,13 @@ class Manager(Protocol):
         """How a unit is."""
 
 
+class Maker(Protocol):
+    """Makes a version ready."""
+
+    def __call__(self, image: StoredImage, *, in_use: bool = False) -> "Made":
+        """Have everything in place; data that is `in_use` by another version stays as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """An image that runs, or is about to, without being installed yet. `saved`: the data before it is."""
@@ -178,7 +185,7 @@ class Installation:
         places: Places,
         systemd: Manager,
         *,
-        make: Callable[[StoredImage], Made],
+        make: Maker,
         clear: Callable[[StoredImage], object],
         healthy: Callable[[Made], None],
         sink: Sink,
@@ -256,6 +263,7 @@ class Installation:
             self._data.remove()
         else:
             self._data.keep_only("")
+            self._data.rest()
         self._sweep(State())
         remove_tree(self.places.kept)
 
@@ -286,7 +294,7 @@ class Installation:
     # The transition, step by step
 
     def _change(self, state: State, target: str, *, put_back: bool, leaving: bool = False) -> Changed:
-        made = self._make(self.image(target))
+        made = self._make(self.image(target), in_use=True)
         if made.service is not None:
             self._systemd.require()
         with task(self._sink, "app/change", f"{self.seat.name}: {self.image(target).manifest.version}") as running:
@@ -300,7 +308,7 @@ class Installation:
                     self._save(replace(state, trial=Trial(target, saved=how is not How.NOTHING)))
                     if put_back:
                         self._data.put_back(target)
-                    made = self._make(self.image(target))  # directories of data that it wants and that were not there
+                    made = self._make(self.image(target))  # now with its data
                     self._put(made)
                 if made.service is not None:
                     started = True
@@ -328,9 +336,10 @@ class Installation:
 
     def _renew(self, state: State) -> Changed:
         """The same image once more: what the operator's files or the machine have changed takes effect."""
-        made = self._make(self.image(state.current))
+        self._make(self.image(state.current), in_use=True)
         with self._moving():
             self._stop()
+            made = self._make(self.image(state.current))
             self._put(made)
         if made.service is not None:
             self._systemd.require()
@@ -341,7 +350,7 @@ class Installation:
     def _settle(self, state: State) -> State:
         """Undo a trial that was cut or that failed."""
         if state.trial is not None:
-            made = self._make(self.image(state.current)) if state.current else None
+            made = self._make(self.image(state.current), in_use=True) if state.current else None
             with self._moving():
                 self._stop()
                 if made is None:
@@ -350,6 +359,8 @@ class Installation:
                 else:
                     self._put(made)
                 state = self._data_settled(state)
+                if made is not None:
+                    self._make(self.image(state.current))
             if made is not None and made.service is not None:
                 self._start(made)
         self._sweep(state)

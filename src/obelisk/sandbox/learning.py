@@ -17,10 +17,9 @@ from obelisk.model.spec import TestCase
 from obelisk.sandbox.machine import this_machine
 from obelisk.sandbox.observer import NETWORK, Observer
 from obelisk.sandbox.ready import Directories, application_of, home_of_user, make_ready
-from obelisk.sandbox.trial import fresh_directories
+from obelisk.sandbox.trial import forget_data, fresh_directories, tried
 from obelisk.store import StoredImage
 from obelisk.system.bubblewrap import Room
-from obelisk.system.namespace import remove_tree
 from obelisk.system.notices import Channel, run_observed
 
 _MOST_ROUNDS = 12
@@ -95,13 +94,13 @@ def learn(image: StoredImage, cases: Sequence[TestCase], room: Room, sink: Sink)
 
 def _try(image: StoredImage, held: Policy, cases: Sequence[TestCase], directories: Directories, room: Room) -> _Round:
     observer = Observer(application_of(image), held, home_of_user())
-    remove_tree(directories.data)  # each round begins anew
+    forget_data(image, directories)  # each round begins anew
     failed = ""
     for each in cases:
         channel = Channel.open()
         ready = make_ready(
             image,
-            held,
+            tried(held),
             this_machine(),
             directories=directories,
             home=home_of_user(),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from obelisk.errors import MissingFeatureError
 from obelisk.model.policy import Layer
-from obelisk.system import cgroups, confine, landlock, systemd_veritysetup
+from obelisk.system import cgroups, confine, landlock, systemd_veritysetup, volumes
 from obelisk.system.command import find_program, run
 
 # Of /proc, what tells about the machine although no process of the sandbox has to do with it, and anybody may read.
@@ -23,7 +23,8 @@ class Machine:
     `pasta` and `nft` are programs, empty where there is none; `network` says why no network can be given, and is empty when one can.
     `first_port` is the lowest at which others than root may listen. `groups` says by whom control groups are made. `python`
     is the interpreter for the resolver of granted names, empty where none is for everybody. `bus_proxy`, `xwayland` and `xephyr` are
-    programs too. `verity`: root can have the blocks of an image compared with their hash tree whenever they are read.
+    programs too. `verity`: root can have the blocks of an image compared with their hash tree whenever they are read. `volumes` says
+    why data can have no bound, and is empty when it can.
     """
 
     owner: confine.Owner
@@ -43,6 +44,7 @@ class Machine:
     bus_proxy: str = ""
     xwayland: str = ""
     xephyr: str = ""
+    volumes: str = ""
 
     @property
     def is_root(self) -> bool:
@@ -88,6 +90,7 @@ def this_machine() -> Machine:
         bus_proxy=bus_proxy,
         xwayland=xwayland,
         xephyr=xephyr,
+        volumes=volumes.fault(is_root=confine.myself().uid == 0),
     )
 
 

@@ -101,7 +101,7 @@ class Ground:
             # What is a subvolume of its own is not in the snapshots that a host takes of its state.
             Places(self.kept / name, self.units, self.programs, self.entries, subvolumes=not self.generated),
             systemd,
-            make=lambda image: self._made(seat, image),
+            make=lambda image, in_use=False: self._made(seat, image, in_use=in_use),
             clear=lambda image: clear(image, self._ready_at()),
             healthy=healthy,
             sink=sink,
@@ -112,7 +112,7 @@ class Ground:
         run = self.directories.run if self.machine.is_root else self.kept / ".run"
         return replace(self.directories, run=run)
 
-    def _made(self, seat: Seat, image: StoredImage) -> Made:
+    def _made(self, seat: Seat, image: StoredImage, *, in_use: bool) -> Made:
         app, policy = application_of(image), self.policy_of(image)
         ready = make_ready(
             image,
@@ -122,6 +122,7 @@ class Ground:
             home=self.home,
             room=self.room,
             guard=guard_of(app, policy),
+            in_use=in_use,
         )
         shows = app.service is None and not self.machine.is_root and desktop.shows_windows(policy)
         return Made(

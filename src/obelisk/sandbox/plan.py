@@ -133,7 +133,8 @@ def compile_plan(
     """
     refused = sorted(missing_layers(policy, machine) - policy.may_miss)
     if refused:
-        remedy = f"{machine.groups.fault}; else " if Layer.CGROUP in refused else ""
+        faults = {Layer.CGROUP: machine.groups.fault, Layer.VOLUME: machine.volumes}
+        remedy = "".join(f"{faults[layer]}; else " for layer in refused if layer in faults)
         raise MissingFeatureError(
             f"this machine lacks {', '.join(f'the layer `{layer}`' for layer in refused)} of confinement",
             code="layer-missing",
@@ -184,7 +185,8 @@ def compile_plan(
 def missing_layers(policy: Policy, machine: Machine) -> frozenset[Layer]:
     """The layers that the policy asks for and the machine does not have."""
     grouped = not policy.limits.are_total or machine.groups.way is not Way.NONE
-    return machine.missing | (frozenset() if grouped else {Layer.CGROUP})
+    kept = policy.limits.data_bytes == NO_LIMIT or not machine.volumes
+    return machine.missing | (frozenset() if grouped else {Layer.CGROUP}) | (frozenset() if kept else {Layer.VOLUME})
 
 
 def is_grouped(policy: Policy, machine: Machine, guard: Guard | None) -> bool:
@@ -479,5 +481,7 @@ def layers_of(policy: Policy, machine: Machine) -> tuple[tuple[str, str], ...]:
     }
     if policy.limits.are_total:
         may_miss[Layer.CGROUP] = f"limits of all processes together, in a group made by {machine.groups.way}"
+    if policy.limits.data_bytes != NO_LIMIT:
+        may_miss[Layer.VOLUME] = "what it keeps is in a volume of its own, which is as large as it may become"
     missing = missing_layers(policy, machine)
     return (*fixed, *((layer.value, "missing on this machine" if layer in missing else text) for layer, text in may_miss.items()))

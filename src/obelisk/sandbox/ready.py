@@ -3,7 +3,7 @@
     RUN/<image id>/root         the image's root: mounted for root, through dm-verity where the machine has it; else a copy of its files
                   /checked      which file it was made from, once every block had been checked against the hash tree
                   /<plan>/start, confine, beside-<helper>, identity, session, stage/
-    DATA/<name>/                what the application keeps
+    DATA/<name>/                what the application keeps (`obelisk.sandbox.data`)
 
 Linux mounts file systems for root alone. An ordinary user gets the files copied out of the image instead, once, after the same check;
 nothing guards the copy from that user afterwards, whose own rights the application is kept from anyway.
@@ -21,9 +21,10 @@ from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind, parse_manifest
-from obelisk.model.policy import Ask, Device, Policy, Reach, Read, Use, Write
+from obelisk.model.policy import NO_LIMIT, Ask, Device, Policy, Reach, Read, Use, Write
 from obelisk.release.client import hashtree
 from obelisk.sandbox import network
+from obelisk.sandbox.data import Data
 from obelisk.sandbox.desktop import NAMED, Session, is_wanted, named, session_of, sockets
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.plan import (
@@ -159,11 +160,13 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     command: tuple[str, ...] = (),
     listener: int | None = None,
     guard: Guard | None = None,
+    in_use: bool = False,
 ) -> Ready:
     """Have everything in place, and the plan compiled. May be repeated, and by several processes at once.
 
     `command` takes the place of the image's own. The desktop session is the one that this process's variables name. `listener` is the
-    socket of an observer (see `obelisk.sandbox.observer`). With `guard`, it is made ready as a service (see `Guard`).
+    socket of an observer (see `obelisk.sandbox.observer`). With `guard`, it is made ready as a service (see `Guard`). Data that is `in_use`
+    by another version stays as it is; before this one starts, it is made ready again.
 
     Raises:
         TrustError: a block of the root is not what the image's root hash promises.
@@ -179,8 +182,8 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         _settle_root(image, place, machine, room)
     owner = owner_of(name, machine.owner)
     data = directories.data / name
-    for path in app.data:
-        _make_data(data_directory(data, path), owner)
+    if not in_use:
+        _settle_data(app, policy, machine, data, owner)
     for grant in policy.of(Read) + policy.of(Write):
         if not host_path(grant.path, home).exists():
             raise StateError(f"{host_path(grant.path, home)} is granted and does not exist", code="grant-missing", hint="make it first")
@@ -321,6 +324,14 @@ def _checked(file: Path, name: str, directories: Directories) -> Path:
             f"{file} is a secret, and others may read or change it", code="credential-open", hint=f"chmod 0600 {file}, and let it be yours"
         )
     return file
+
+
+def _settle_data(app: Application, policy: Policy, machine: Machine, data: Path, owner: Owner) -> None:
+    if machine.is_root:
+        limit = policy.limits.data_bytes
+        Data(data).bound(None if limit == NO_LIMIT or machine.volumes else limit)
+    for path in app.data:
+        _make_data(data_directory(data, path), owner)
 
 
 def _make_data(directory: Path, owner: Owner) -> None:

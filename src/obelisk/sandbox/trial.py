@@ -11,7 +11,9 @@ from pathlib import Path
 from obelisk.errors import CommandError, TrustError
 from obelisk.events import Sink, task
 from obelisk.model.application import CONFINED, SOUND
+from obelisk.model.policy import Layer, Policy
 from obelisk.model.spec import TestCase
+from obelisk.sandbox.data import Data
 from obelisk.sandbox.machine import this_machine
 from obelisk.sandbox.ready import Directories, application_of, clear, home_of_user, make_ready
 from obelisk.store import StoredImage
@@ -46,11 +48,22 @@ def fresh_directories(image: StoredImage) -> Iterator[Directories]:
     finally:
         clear(image, directories)
         remove_tree(directories.run)
+        forget_data(image, directories)
         remove_tree(directories.data)
 
 
+def forget_data(image: StoredImage, directories: Directories) -> None:
+    """Throw away what an application has kept there."""
+    Data(directories.data / image.manifest.name).remove()
+
+
+def tried(policy: Policy) -> Policy:
+    """The policy under which an application is tried. What is thrown away needs no bound on machines that can give it none."""
+    return replace(policy, may_miss=policy.may_miss | {Layer.VOLUME})
+
+
 def _scenarios(image: StoredImage, cases: Mapping[str, TestCase], room: Room, sink: Sink, directories: Directories) -> Iterator[Found]:
-    policy = application_of(image).policy
+    policy = tried(application_of(image).policy)
 
     def start(*words: str) -> Path:
         ready = make_ready(image, policy, this_machine(), directories=directories, home=home_of_user(), room=lambda: room, command=words)

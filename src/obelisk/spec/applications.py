@@ -3,7 +3,22 @@
 from collections.abc import Iterator
 
 from obelisk.model.application import CREDENTIALS, WRITABLE, Application, Service
-from obelisk.model.policy import FLAGS, LISTS, NO_LIMIT, Connect, Layer, Limits, Listen, Policy, Power, Reach, policy, power_of, powers_of
+from obelisk.model.policy import (
+    FLAGS,
+    LEAST_DATA_BYTES,
+    LISTS,
+    NO_LIMIT,
+    Connect,
+    Layer,
+    Limits,
+    Listen,
+    Policy,
+    Power,
+    Reach,
+    policy,
+    power_of,
+    powers_of,
+)
 from obelisk.model.spec import Boot, Hardening, Host, Role, Services, Spec, State, Upgrade
 from obelisk.spec.problems import Findings
 from obelisk.spec.reader import Table, seconds, size
@@ -26,6 +41,7 @@ def application(root: Table, spec: Spec, findings: Findings) -> Application | No
     for key in _machine_keys(root, spec):
         findings.report((key,), f"`{key}` is for machines, and an app is none", code="spec-conflict", hint="leave it out")
     _check_places(app, findings)
+    _check_bound(root.table("limits"), app, findings)
     environment = tuple(sorted((name, value) for name, _, value in (each.partition("=") for each in app.texts("environment"))))
     return Application(
         command,
@@ -79,6 +95,14 @@ def _check_places(app: Table, findings: Findings) -> None:
             )
 
 
+def _check_bound(limits: Table, app: Table, findings: Findings) -> None:
+    said, least = limits.find("data", str), f"{LEAST_DATA_BYTES >> 20}M"
+    if said and size(said) < LEAST_DATA_BYTES:
+        findings.report(limits.at("data"), f"a volume of {said} has no room", code="spec-value", hint=f"at least {least}, or leave it out")
+    if said and not app.texts("data"):
+        findings.report(limits.at("data"), "it keeps no data that this could bound", code="spec-conflict", hint="[app], data = [...]")
+
+
 def _policy(root: Table, findings: Findings) -> Policy:
     grants, limits = root.table("grants"), root.table("limits")
     return policy(
@@ -90,6 +114,7 @@ def _policy(root: Table, findings: Findings) -> Policy:
             scratch_bytes=size(limits.get("scratch", str)),
             total_memory_bytes=size(total) if (total := limits.find("total_memory", str)) else NO_LIMIT,
             cpu_percent=limits.find("cpu_percent", int) or NO_LIMIT,
+            data_bytes=size(kept) if (kept := limits.find("data", str)) else NO_LIMIT,
         ),
         (Layer(layer) for layer in grants.texts("may_miss")),
     )

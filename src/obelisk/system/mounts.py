@@ -1,8 +1,9 @@
-"""mount(8) and umount(8), for as long as a block lasts."""
+"""mount(8) and umount(8), for as long as a block lasts; and who has something mounted."""
 
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from obelisk.errors import CommandError
@@ -32,3 +33,40 @@ def unmount_all(place: Path) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def is_shown_elsewhere(directory: Path) -> bool:
+    """Whether a namespace other than this process's has a directory mounted, or something in it. For root.
+
+    Source: proc_pid_mountinfo(5).
+    """
+    own = _mounts(Path("/proc/self"))
+    place = str(directory.resolve())
+    inside = [mount for mount in own if _is_at(place, mount[2])]
+    device, root, point = max(inside, key=lambda mount: len(mount[2]))
+    wanted = f"{root.rstrip('/')}/{place.removeprefix(point).lstrip('/')}"
+    here, seen = Path("/proc/self/ns/mnt").readlink(), set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            namespace = (process / "ns/mnt").readlink()
+            if namespace == here or namespace in seen:
+                continue
+            seen.add(namespace)
+            if any(mount[0] == device and _is_at(mount[1], wanted) for mount in _mounts(process)):
+                return True
+    return False
+
+
+def _mounts(process: Path) -> list[tuple[str, str, str]]:
+    """What a process has mounted: the device, which directory of it, and where."""
+    lines = (line.split(" ") for line in (process / "mountinfo").read_text().splitlines())
+    return [(words[2], _plain(words[3]), _plain(words[4])) for words in lines]
+
+
+def _plain(path: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
+
+
+def _is_at(path: str, top: str) -> bool:
+    """Whether `path` is `top` or below it."""
+    return path == top or path.startswith(f"{top.rstrip('/')}/")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from obelisk.model.application import WRITABLE, Application
 from obelisk.model.exposure import sorted_powers
-from obelisk.model.policy import NO_LIMIT, Limits, Policy, Power, power_of, spelled
+from obelisk.model.policy import LEAST_DATA_BYTES, NO_LIMIT, Limits, Policy, Power, power_of, spelled
 from obelisk.sandbox.plan import MEMORY, host_path
 from obelisk.system.confine import Owner
 
@@ -87,6 +87,7 @@ class Foreign:
             scratch_bytes=_size(limits.scratch_bytes)[1],
             total_memory_bytes=NO_LIMIT if limits.total_memory_bytes == NO_LIMIT else _size(limits.total_memory_bytes)[1],
             cpu_percent=NO_LIMIT if limits.cpu_percent == NO_LIMIT else _between(limits.cpu_percent, _CPU_PERCENT),
+            data_bytes=NO_LIMIT if limits.data_bytes == NO_LIMIT else max(LEAST_DATA_BYTES, _size(limits.data_bytes)[1]),
         )
         raised = tuple(
             f"the limit {name} is {getattr(fitted, name)} where it was {getattr(limits, name)}: no spec says less"
@@ -111,6 +112,7 @@ class Foreign:
         lines += [f"open_files = {limits.open_files}", f'scratch = "{_size(limits.scratch_bytes)[0]}"']
         lines += [f'total_memory = "{_size(limits.total_memory_bytes)[0]}"'] if limits.total_memory_bytes != NO_LIMIT else []
         lines += [f"cpu_percent = {limits.cpu_percent}"] if limits.cpu_percent != NO_LIMIT else []
+        lines += [f'data = "{_size(limits.data_bytes)[0]}"'] if limits.data_bytes != NO_LIMIT and app.data else []
         return "\n".join((*lines, ""))
 
 

@@ -48,6 +48,8 @@ _SIZE = re.compile(r"size=(\d+)([kmg]?)")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _NO_LIMIT = 1 << 62
 _PERIOD_US = 100_000
+_DATA_BYTES = "obelisk.limits.data_bytes"
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def write(subject: Subject) -> Written:
@@ -57,6 +59,7 @@ def write(subject: Subject) -> Written:
     groups = sorted({node.group for node in subject.nodes})
     config: Json = {
         "ociVersion": _VERSION,
+        **_annotations(held.limits),
         "process": {
             "terminal": held.has(Terminal()),
             "user": {**owner, **({"additionalGids": list(groups)} if groups else {})},
@@ -106,6 +109,10 @@ def _groups(limits: Limits) -> dict[str, Json]:
     return groups
 
 
+def _annotations(limits: Limits) -> dict[str, Json]:
+    return {} if limits.data_bytes == NO_LIMIT else {"annotations": {_DATA_BYTES: str(limits.data_bytes)}}
+
+
 def _mounts(subject: Subject) -> Iterator[Json]:
     """Parents before what is in them."""
     app, held = subject.app, subject.policy
@@ -147,6 +154,8 @@ def _notes(subject: Subject) -> Iterator[str]:
         yield "not in it: what /sys tells of the graphics processors, by which drivers find them"
     for name in sorted(subject.app.credentials):
         yield f"not in it: the credential {name}, a file for the user {subject.owner.uid} alone to read, at {CREDENTIALS}/{name}"
+    if subject.policy.limits.data_bytes != NO_LIMIT:
+        yield "the limit of what it keeps is an annotation, which runtimes pass over"
     yield "not in it: Landlock, memory that is never writable and executable by PR_SET_MDWE, a user namespace of its own"
 
 
@@ -199,6 +208,9 @@ def read(content: bytes, home: Path) -> Foreign:
     if process.get("terminal") is True:
         found.powers.add(Terminal())
     _calls(member(linux, "seccomp", dict), found)
+    kept = member(raw, "annotations", dict).get(_DATA_BYTES, "")
+    if isinstance(kept, str) and _NUMBER.fullmatch(kept):
+        found.limit("data_bytes", int(kept))
     held = policy(found.powers, Limits(**found.limits))
     app = Application(
         command, _environment(process, held.has(Terminal()), found), _directory(process, found), (*found.scratch,), (*found.data,), held

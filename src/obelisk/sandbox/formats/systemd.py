@@ -194,6 +194,8 @@ def _notes(subject: Subject) -> Iterator[str]:
         yield "wider: it can change its own code by /proc/self/mem"
         yield "not in it: files that are memory alone (memfd_create), also those that say of themselves that they do not run"
     yield "its directories of data are those that systemd keeps, and not those of `obelisk app run`"
+    if held.limits.data_bytes != NO_LIMIT:
+        yield "wider: what they hold has no bound"
     yield "wider: shared memory of System V and message queues are the machine's, as far as others have opened theirs to everybody"
     yield "wider: it sees the machine's name"
     yield from _notes_on_network(held)
