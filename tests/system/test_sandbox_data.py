@@ -71,6 +71,7 @@ def moves(place: Path) -> None:
             assert 0.8 * size < _capacity(live) < size
     written(place, {"large": bytes(20 << 20)})
     assert _refused(lambda: data.bound(SIZE // 2)) == "volume-full"
+    assert content(place) == {**CONTENT, "large": bytes(20 << 20)}
     data.bound(SIZE)
     assert content(place) == {**CONTENT, "large": bytes(20 << 20)}
     data.bound(None)

@@ -73,17 +73,22 @@ def have_mounted(file: Path, place: Path, size_bytes: int) -> None:
         if size_of(file) == _whole(size_bytes):
             return
         run(["umount", place], timeout_s=300)
-    # A volume that is still mounted elsewhere is mounted again as it is, by the same device.
-    if not loops.devices(file):
-        _fit(file, size_bytes)
+    # A volume that is still mounted elsewhere, or does not fit, is mounted again as it is; the former by the same device.
+    used = bool(loops.devices(file))
+    fits = not used and _fit(file, _whole(size_bytes))
     run(["mount", "-t", "ext4", "-o", _OPTIONS, file, place], timeout_s=120)
     loops.read_directly(file)
-    if size_of(file) != _whole(size_bytes):
+    if used and size_of(file) != _whole(size_bytes):
         raise StateError(f"{place} is in use, and its volume has another size now", code="volume-used", hint="end what uses it first")
+    if not used and not fits:
+        raise StateError(
+            f"what {place} holds does not fit into {size_bytes >> 20} MiB", code="volume-full", hint="allow more, or remove some"
+        )
 
 
-def _fit(file: Path, size_bytes: int) -> None:
-    size, whole = size_of(file), _whole(size_bytes)
+def _fit(file: Path, whole: int) -> bool:
+    """Check a volume and give it a size; False where it holds more than that, and is as it was."""
+    size = size_of(file)
     check = ["-f", "-p"] if size != whole else ["-p"]
     try:
         run(["e2fsck", *check, file], timeout_s=3600)
@@ -93,20 +98,19 @@ def _fit(file: Path, size_bytes: int) -> None:
                 f"the volume {file} is damaged: {error.output.strip()}", code="volume-damaged", hint=f"see what e2fsck {file} makes of it"
             ) from error
     if size == whole:
-        return
+        return True
     if size < whole:
         with file.open("r+b") as grown:
             grown.truncate(whole)
     try:
         run(["resize2fs", file, f"{whole // 1024}K"], timeout_s=3600)
-    except CommandError as error:
-        raise StateError(
-            f"what the volume {file} holds does not fit into {whole >> 20} MiB", code="volume-full", hint="allow more, or remove some"
-        ) from error
+    except CommandError:
+        return False
     with file.open("r+b") as cut:
         cut.truncate(whole)
     sync_filesystem(file)
     sync_directory(file.parent)
+    return True
 
 
 def _whole(size_bytes: int) -> int:
