@@ -17,8 +17,9 @@ from store_samples import manifest_of
 from obelisk.errors import InputError, ObeliskError, StateError, TrustError
 from obelisk.events import silent
 from obelisk.model.image import Manifest, Part, PartKind
+from obelisk.model.reference import Reference
 from obelisk.release import oci, registries
-from obelisk.release.oci import Descriptor, Reference
+from obelisk.release.oci import Descriptor
 from obelisk.release.registries import Pulled, Pushed
 from obelisk.store import Store
 from obelisk.system import zstream

@@ -3,6 +3,7 @@
 What is read has the form that `obelisk lock` writes, whoever wrote it: its words become parts of addresses, paths and scripts.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from obelisk.errors import InputError
-from obelisk.model.lock import Account, Lock, Package, PackageSet, Pinned
+from obelisk.model.lock import Account, Blob, ImportedImage, Lock, Package, PackageSet, Pinned
 from obelisk.system.files import write_durably, written_by_name
 
 FORMAT = 2
@@ -51,6 +52,7 @@ def read_lock(path: Path) -> Lock:
             users=tuple(_user(name, text) for name, text in _table(raw, "users").items()),
             groups=tuple(_group(name, number) for name, number in _table(raw, "groups").items()),
             pinned=Pinned(*(tuple(_names(_table(raw, "pinned"), each.name)) for each in fields(Pinned))),
+            image=_image(_table(raw, "image")) if "image" in raw else None,
         )
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", code="lock-missing", hint="run `obelisk lock` first") from error
@@ -74,8 +76,27 @@ def write_lock(path: Path, lock: Lock) -> None:
         text.append(f"\n[{title}]\nsuite = {_quoted(packages.suite)}\nepoch = {packages.epoch}\npackages = [\n")
         text += [f"  {_package_line(package)},\n" for package in packages.packages]
         text.append("]\n")
+    text += [] if lock.image is None else _image_lines(lock.image)
     with written_by_name(path):
         write_durably(path, "".join(text).encode())
+
+
+def _image_lines(image: ImportedImage) -> Iterator[str]:
+    yield f'\n[image]\nsha256 = "{image.sha256}"\n'
+    yield f"command = [{', '.join(map(_text_of, image.command))}]\n"
+    yield f"environment = [{', '.join(_text_of(f'{name}={value}') for name, value in image.environment)}]\n"
+    yield f"directory = {_text_of(image.directory)}\nconfig = {_blob_line(image.config)}\nlayers = [\n"
+    yield from (f"  {_blob_line(layer)},\n" for layer in image.layers)
+    yield "]\n"
+
+
+def _text_of(text: str) -> str:
+    """Any text as TOML, whose escapes are JSON's but for one character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _blob_line(blob: Blob) -> str:
+    return f'{{ sha256 = "{blob.sha256}", size = {blob.size_bytes}, type = {_quoted(blob.media_type)} }}'
 
 
 def difference(old: Lock | None, new: Lock) -> tuple[str, ...]:
@@ -94,7 +115,39 @@ def difference(old: Lock | None, new: Lock) -> tuple[str, ...]:
                 lines.append(f"{title}- {name} {was[name].version}")
             elif was[name].sha256 != now[name].sha256:
                 lines.append(f"{title}{name} {was[name].version} -> {now[name].version}")
+    one, other = (lock.image.sha256[:12] if lock is not None and lock.image is not None else "" for lock in (old, new))
+    if one != other:
+        lines.append(f"image {one} -> {other}" if one and other else f"+ image {other}" if other else "- image")
     return tuple(lines)
+
+
+def _image(table: dict[str, Any]) -> ImportedImage:
+    environment = []
+    for each in _texts(table, "environment"):
+        name, assigned, value = each.partition("=")
+        _name(name, r"[A-Za-z_][A-Za-z0-9_]*", "a variable of the image")
+        if not assigned or "\0" in value:
+            raise ValueError(f"{each!r} is no variable of the image")
+        environment.append((name, value))
+    return ImportedImage(
+        _text(table, "sha256", _DIGEST, "image"),
+        _blob(table.get("config")),
+        tuple(map(_blob, _list(table, "layers", "image"))),
+        tuple(_texts(table, "command")),
+        tuple(environment),
+        _text(table, "directory", r"(/[^\x00]*)?", "image"),
+    )
+
+
+def _blob(raw: object) -> Blob:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{raw!r} is no blob of the image")  # noqa: TRY004 - wrong content of a file, not a wrong call
+    return Blob(_text(raw, "sha256", _DIGEST, "a blob"), _count(raw, "size", "a blob"), _text(raw, "type", r"[a-z0-9.+/-]+", "a blob"))
+
+
+def _texts(table: dict[str, Any], key: str) -> Iterator[str]:
+    for each in _list(table, key, "image"):
+        yield _name(each, r"[^\x00]*", f"image: {key}")
 
 
 def _user(name: str, text: object) -> Account:

@@ -11,17 +11,18 @@ from functools import partial
 from pathlib import Path
 
 from obelisk import spec as specs
-from obelisk.build import debian
+from obelisk.build import containers, debian
 from obelisk.build.graph import execute
 from obelisk.build.lockfile import difference, read_lock, write_lock
 from obelisk.build.packages import SnapshotOf, fetch, lay_out
 from obelisk.build.trees import base_step, foundation_step, tools_step
 from obelisk.errors import InputError
 from obelisk.events import Sink, task
-from obelisk.model.lock import Account, Accounts, Lock, Package, PackageSet
+from obelisk.model.lock import Account, Accounts, ImportedImage, Lock, Package, PackageSet
 from obelisk.model.spec import Spec
 from obelisk.store import Store
 from obelisk.system.apt import Archive, Resolver
+from obelisk.system.bubblewrap import Room
 from obelisk.system.files import ensure_writable
 
 
@@ -48,8 +49,12 @@ def lock(spec: Spec, store: Store, sink: Sink, *, update: Sequence[str] | None =
     if old is None or update is not None or old.request != specs.request(spec):
         ensure_writable(spec.lock_file)
     tools = _resolve_tools(spec, old, store, sink, update=update)
-    foundation, base = _resolve_system(spec, old, store, sink, update=update)
-    fresh = Lock(specs.request(spec), foundation, base, tools)
+    image = _resolve_image(spec, old, tools, store, sink, update=update)
+    if spec.has_packages:
+        foundation, base = _resolve_system(spec, old, store, sink, update=update)
+    else:
+        foundation = base = PackageSet(spec.distribution.suite, tools.epoch, ())
+    fresh = Lock(specs.request(spec), foundation, base, tools, image=image)
     if old is not None:
         fresh = replace(fresh, users=old.users, groups=old.groups, pinned=old.pinned)
     fresh = _settle_accounts(spec, fresh, store, sink)
@@ -97,6 +102,19 @@ def _resolve_system(
         snapshot=partial(debian.snapshot_uri, spec),
     )
     return foundation, base
+
+
+def _resolve_image(
+    spec: Spec, old: Lock | None, tools: PackageSet, store: Store, sink: Sink, *, update: Sequence[str] | None
+) -> ImportedImage | None:
+    if spec.image is None:
+        return None
+    (tree,) = execute((tools_step(tools, store, sink, spec),), store, sink).values()
+    same = old is not None and old.request == specs.request(spec)
+    # Names are those of packages: an image is taken anew when everything is.
+    return containers.resolve(
+        spec, old.image if old and same else None, Room(tree / "tree"), store, sink, update=update is not None and not update
+    )
 
 
 def _resolve_tools(spec: Spec, old: Lock | None, store: Store, sink: Sink, *, update: Sequence[str] | None) -> PackageSet:

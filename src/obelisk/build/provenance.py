@@ -13,7 +13,11 @@ from obelisk.model.spec import Spec
 
 def provenance(manifest: Manifest, spec: Spec, lock: Lock, key: SigningKey) -> bytes:
     """The signed envelope about `manifest`, as JSON."""
-    packages = (*lock.system.packages, *lock.tools.packages)
+    packages: list[Json] = [
+        {"name": f"{p.origin}/{p.path}", "digest": {"sha256": p.sha256}} for p in (*lock.system.packages, *lock.tools.packages)
+    ]
+    if lock.image is not None:
+        packages.append({"name": "image", "digest": {"sha256": lock.image.sha256}})
     statement: Json = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": manifest.label, "digest": {"sha256": manifest.id}}],
@@ -23,7 +27,7 @@ def provenance(manifest: Manifest, spec: Spec, lock: Lock, key: SigningKey) -> b
                 "buildType": "urn:obelisk:build:1",
                 "externalParameters": {"spec": spec.name, "distribution": str(spec.distribution)},
                 "internalParameters": {"lock": lock.sha256, "tools": lock.tools.sha256},
-                "resolvedDependencies": [{"name": f"{p.origin}/{p.path}", "digest": {"sha256": p.sha256}} for p in packages],
+                "resolvedDependencies": packages,
             },
             "runDetails": {"builder": {"id": "urn:obelisk", "version": {"obelisk": __version__}}},
         },

@@ -18,16 +18,18 @@ def reproduce(  # noqa: PLR0913 - what is built, where, and who hears of it
 ) -> tuple[str, ...]:
     """What differs between `first` and a second build of the same lock: nothing, or the parts and where they differ first.
 
-    Only packages are shared with the first build, after their SHA-256 has been checked again; every step runs anew.
+    Only packages and layers are shared with the first build, after their SHA-256 has been checked again; every step runs anew.
     """
     place = Path(f"{store.root}.reproduce")
     remove_tree(place)
     try:
         fresh = Store.open(place)
-        for package in {p.sha256: p for p in (*lock.system.packages, *lock.tools.packages)}.values():
-            blob = store.find_blob(package.sha256)
+        images = () if lock.image is None else lock.image.blobs
+        packages = (*lock.system.packages, *lock.tools.packages)
+        for sha256 in dict.fromkeys((*(package.sha256 for package in packages), *(blob.sha256 for blob in images))):
+            blob = store.find_blob(sha256)
             if blob is not None:
-                fresh.add_blob(blob, sha256=package.sha256)
+                fresh.add_blob(blob, sha256=sha256)
         second = build(spec, lock, key, fresh, sink)
         if second.id != first.id:
             return tuple(_differences(first, second, keep=store.root / "differs"))

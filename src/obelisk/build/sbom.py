@@ -50,6 +50,16 @@ def cyclonedx(spec: Spec, lock: Lock) -> str:
                 hashes=[HashType(alg=HashAlgorithm.SHA_256, content=package.sha256)],
             )
         )
+    if lock.image is not None:
+        bom.components.add(
+            Component(
+                name=_origin(spec),
+                version=f"sha256:{lock.image.sha256}",
+                type=ComponentType.CONTAINER,
+                bom_ref=f"oci:{lock.image.sha256}",
+                hashes=[HashType(alg=HashAlgorithm.SHA_256, content=lock.image.sha256)],
+            )
+        )
     bom.register_dependency(whole, bom.components)
     return make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)
 
@@ -100,8 +110,25 @@ def spdx(spec: Spec, lock: Lock) -> str:
             )
         )
         relationships.append(Relationship("SPDXRef-DOCUMENT", RelationshipType.DESCRIBES, reference))
+    if lock.image is not None:
+        packages.append(
+            SpdxPackage(
+                spdx_id="SPDXRef-Image",
+                name=_origin(spec),
+                version=f"sha256:{lock.image.sha256}",
+                download_location=SpdxNoAssertion(),
+                files_analyzed=False,
+                checksums=[Checksum(ChecksumAlgorithm.SHA256, lock.image.sha256)],
+            )
+        )
+        relationships.append(Relationship("SPDXRef-DOCUMENT", RelationshipType.DESCRIBES, "SPDXRef-Image"))
     document = Document(created, packages=packages, relationships=relationships)
     return json.dumps(DocumentConverter().convert(document), indent=1, sort_keys=True)
+
+
+def _origin(spec: Spec) -> str:
+    """What people call the OCI image that the root is made of."""
+    return spec.image.name if isinstance(spec.image, Path) else str(spec.image)
 
 
 def purl(spec: Spec, package: Package) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from obelisk import spec as specs
-from obelisk.build import debian, health, hostpart, slots
+from obelisk.build import containers, debian, health, hostpart, slots
 from obelisk.build.graph import Step
 from obelisk.build.packages import fetch, lay_out, nowhere
 from obelisk.build.programs import CODE, GUEST, Overlay, overlay_command, run_program
@@ -63,6 +63,8 @@ def tools_step(packages: PackageSet, store: Store, sink: Sink, spec: Spec | None
 
 def foundation_step(spec: Spec, lock: Lock, tools: Step, store: Store, sink: Sink) -> Step:
     """What every image of the distribution and role has: made once for all specs and all changes that leave these packages as they are."""
+    if not spec.has_packages:
+        return containers.foundation(spec, lock, tools, store, sink)
     users, groups = lock.accounts(lock.pinned.foundation)
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
@@ -80,6 +82,8 @@ def foundation_step(spec: Spec, lock: Lock, tools: Step, store: Store, sink: Sin
 
 def base_step(spec: Spec, lock: Lock, foundation: Step, tools: Step, store: Store, sink: Sink) -> Step:
     """The spec's own packages, as an overlay's upper directory on the foundation; and nothing of where or when that happened."""
+    if not spec.has_packages:
+        return containers.base(foundation, tools)
     users, groups = lock.accounts(lock.pinned.base)
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
@@ -216,9 +220,11 @@ def configured_step(spec: Spec, lock: Lock, foundation: Step, base: Step, tools:
         "mounts": hostpart.mounts(spec.state, spec.hardening.state_mounts),
         "python": "python3" in {package.name for package in lock.system.packages},
     }
-    application = spec.application
+    application = None if spec.application is None else containers.completed(spec, lock.image)
     if application is not None:
         request["application"] = application.to_json()
+        if not spec.has_packages:
+            request["foreign"] = True
 
     def produce(work: Path, needs: Mapping[str, Path], running: Task) -> None:
         room = Room(needs["tools"] / "tree")

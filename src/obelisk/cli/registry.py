@@ -7,8 +7,9 @@ from obelisk.cli.places import find_image, key_directory, open_store
 from obelisk.cli.terminal import answer, reporting, size
 from obelisk.errors import InputError, TrustError
 from obelisk.model.image import Manifest
+from obelisk.model.reference import Reference
 from obelisk.release import registries
-from obelisk.release.oci import PREDICATE, Reference
+from obelisk.release.oci import PREDICATE
 from obelisk.release.proofs import verify_proof
 from obelisk.system import logins
 from obelisk.system.registry import Registry

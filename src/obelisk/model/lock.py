@@ -77,6 +77,35 @@ class PackageSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob of an OCI image. `media_type` says how it is compressed."""
+
+    sha256: str
+    size_bytes: int
+    media_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedImage:
+    """An OCI image that an application's root is made of; `sha256` is the digest of its manifest. Layers from the lowest on.
+
+    What follows is what it says of itself: how it starts, with which variables, and where.
+    """
+
+    sha256: str
+    config: Blob
+    layers: tuple[Blob, ...]
+    command: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    directory: str = ""
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """What it takes to unpack it."""
+        return (self.config, *self.layers)
+
+
+@dataclass(frozen=True, slots=True)
 class Lock:
     """The inputs of one image: its own packages, the tools that build it, and the ids of accounts that packages create.
 
@@ -84,7 +113,7 @@ class Lock:
     An image's packages are in two sets: the `foundation`, which every image of the distribution and role has, with all that it depends
     on, and which is installed first; and the `base`, which is what the spec adds to it. Package scripts hand out ids in the order of
     installation, so the same packages give the same ids; `pinned` names, by set, the accounts to which a later change of packages would
-    have given others, and which are therefore made first.
+    have given others, and which are therefore made first. Where the root is an `image`, both sets are empty.
     """
 
     request: str
@@ -94,6 +123,7 @@ class Lock:
     users: tuple[Account, ...] = ()
     groups: tuple[Account, ...] = ()
     pinned: Pinned = field(default_factory=Pinned)
+    image: ImportedImage | None = None
 
     @property
     def system(self) -> PackageSet:
@@ -108,8 +138,12 @@ class Lock:
     @property
     def sha256(self) -> str:
         """Digest of everything in the lock that decides the bytes of an image."""
+        image: dict[str, Json] = {}
+        if self.image is not None:
+            image = {"image": self.image.sha256, "blobs": [blob.sha256 for blob in self.image.blobs]}
         return digest(
-            {
+            image
+            | {
                 "foundation": self.foundation.sha256,
                 "base": self.base.sha256,
                 "tools": self.tools.sha256,

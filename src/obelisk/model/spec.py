@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from obelisk.model.application import Application
+from obelisk.model.reference import Reference
 from obelisk.model.state import FIRST, Encryption
 
 
@@ -268,7 +269,8 @@ class Spec:
 
     `tree` is a directory laid over the root, `hostname` None lets each machine have its own, `size_budget_bytes` bounds the root
     file system. `mirror` and `snapshot` are archive base addresses: they decide where bytes come from, never what they are.
-    `application` is there exactly when the role is `APP`.
+    `application` is there exactly when the role is `APP`. Its root has no packages of a distribution where it comes from an OCI `image`, a
+    file or directory beside the spec or a place in a registry, or where it is `bare`: then it is `tree` and nothing else.
     """
 
     file: Path
@@ -303,6 +305,13 @@ class Spec:
     allow: Allowed = field(default_factory=Allowed)
     documentation: bool = False
     application: Application | None = None
+    image: Path | Reference | None = None
+    bare: bool = False
+
+    @property
+    def has_packages(self) -> bool:
+        """Whether its root is made of a distribution's packages."""
+        return self.image is None and not self.bare
 
     @property
     def directory(self) -> Path:

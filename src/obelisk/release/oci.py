@@ -39,42 +39,6 @@ SBOMS = {PartKind.SBOM_SPDX: "application/spdx+json", PartKind.SBOM_CYCLONEDX: "
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PART = re.compile(r"application/vnd\.obelisk\.part\.([a-z-]+)\.v1(\+zstd)?")
-_HOST = r"(?:[a-zA-Z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
-_NAME = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_REFERENCE = re.compile(
-    rf"(?P<host>{_HOST})/(?P<name>{_NAME}(?:/{_NAME})*)(?::(?P<tag>\w[\w.-]{{0,127}})|@(?P<digest>sha256:[0-9a-f]{{64}}))?"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Where an image is or goes: `host[:port]/name` and a tag or a digest."""
-
-    host: str
-    name: str
-    at: str
-
-    @classmethod
-    def parse(cls, text: str, *, tag: str = "") -> Self:
-        """Read from a command line; without a tag, `tag` is meant.
-
-        Raises:
-            InputError: it is none, or has neither a tag nor a digest.
-        """
-        found = _REFERENCE.fullmatch(text.removeprefix("docker://").removeprefix("oci://"))
-        if found is None or not ("." in found["host"] or ":" in found["host"] or found["host"] == "localhost"):
-            raise InputError(
-                f"{text!r} is no place in a registry",
-                code="registry-reference",
-                hint="name the registry, the repository and the tag, in small letters: localhost:5000/shop:1",
-            )
-        at = found["digest"] or found["tag"] or tag
-        if not at:
-            raise InputError(f"{text!r} names no tag", code="registry-reference", hint=f"for example {text}:1")
-        return cls(found["host"], found["name"], at)
-
-    def __str__(self) -> str:
-        return f"{self.host}/{self.name}{'@' if self.at.startswith('sha256:') else ':'}{self.at}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 from obelisk.errors import InputError, StateError, TrustError
 from obelisk.events import Note, Sink, task
 from obelisk.model.image import Manifest, PartKind, parse_manifest
+from obelisk.model.reference import Reference
 from obelisk.release import oci
-from obelisk.release.oci import Descriptor, Layer, Reference, Statement
+from obelisk.release.oci import Descriptor, Layer, Statement
 from obelisk.store import Store, StoredImage
 from obelisk.system import zstream
 from obelisk.system.bubblewrap import jobs

@@ -11,7 +11,7 @@ lacks stops the compilation, unless the policy says that it may be missing.
 """
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,20 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOM
 
 
 @dataclass(frozen=True, slots=True)
+class Top:
+    """What is at the top of an image's root besides the parts that every one has: directories and files, and links with their targets."""
+
+    directories: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = tuple((name, f"usr/{name}") for name in _LINKS)
+
+    def without(self, names: Collection[str]) -> "Top":
+        """What is left of it where the machine's own is shown under these names."""
+        kept = [tuple(each for each in kind if each not in names) for kind in (self.directories, self.files)]
+        return Top(kept[0], kept[1], tuple(link for link in self.links if link[0] not in names))
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where things are on the machine: the checked root, an empty directory, and where the plan and the application's data lie.
 
@@ -72,7 +86,7 @@ class Place:
     `directories` of nodes. `home` is what `~` means.
     `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one;
     `credentials` are names of secrets, and the files that hold them. `session` is what the desktop of whoever launches has, and
-    `system` directories and files of /sys that the devices' drivers look into, with links that lead to them.
+    `system` directories and files of /sys that the devices' drivers look into, with links that lead to them. `top` is what the root has.
     """
 
     name: str
@@ -90,6 +104,7 @@ class Place:
     session: Session = field(default_factory=Session)
     system: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
+    top: Top = field(default_factory=Top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +185,7 @@ def compile_plan(
     steps += [] if network.is_wanted(policy) else confine.no_new_privileges()
     outside = assemble(steps, _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
-    within = _inside(app, mounts, policy, machine, listener=listener)
+    within = _inside(app, mounts, policy, machine, _shown_top(policy, place), listener=listener)
     within = [*confine.take_signals(), *within] if guard is not None else within
     variables = environment_of(app, policy, guard, observed=listener is not None)
     inside = assemble(within, Execute(app.command[0], app.command, variables))
@@ -235,8 +250,10 @@ def _mounts(app: Application, policy: Policy, place: Place) -> Iterator[_Mount]:
     if policy.of(Ask):
         wanted[place.session.documents] = (Path(desktop.documents_of(place.session, place.name)), True, 0o500)
     wanted |= {path: (Path(path), False, 0) for path in place.system}
+    own = [f"/{name}" for name in _shown_top(policy, place).directories]
     for path in sorted(wanted, key=lambda path: (path.count("/"), path)):
-        exists = path.startswith(tuple(f"{top}/" for top in _IMAGE)) and not path.startswith("/var/tmp/")  # noqa: S108 - inside
+        in_image = path.startswith(tuple(f"{top}/" for top in (*_IMAGE, *own)))
+        exists = in_image and not path.startswith(tuple(f"{memory}/" for memory in MEMORY))
         yield _Mount(path, *wanted[path], exists)
 
 
@@ -271,8 +288,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -
         made.add(top)
     for top in _IMAGE:
         calls += confine.bound(f"{place.root}{top}", f"{stage}{top}", writable=False, executable=True)
-    for link in _LINKS:
-        calls += confine.link(f"usr/{link}", f"{stage}/{link}")
+    calls += _top(policy, place, stage, made)
     calls += _devices(place, stage, made)
     for mount in _mounts(app, policy, place):
         at = f"{stage}{mount.inside}"
@@ -293,6 +309,25 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -
     if machine.is_root:
         calls += confine.become(place.owner, place.groups)
     return calls
+
+
+def _top(policy: Policy, place: Place, stage: str, made: set[str]) -> Iterator[Call]:
+    """The rest of the image's root."""
+    top = _shown_top(policy, place)
+    for name in top.directories:
+        yield from confine.directory(f"{stage}/{name}")
+        made.add(f"/{name}")
+    for name in top.files:
+        yield from confine.file(f"{stage}/{name}")
+    for name in (*top.directories, *top.files):
+        yield from confine.bound(f"{place.root}/{name}", f"{stage}/{name}", writable=False, executable=True)
+    for name, target in top.links:
+        yield from confine.link(target, f"{stage}/{name}")
+
+
+def _shown_top(policy: Policy, place: Place) -> Top:
+    granted = (inside_path(grant.path).split("/")[1] for grant in policy.of(Read) + policy.of(Write))
+    return place.top.without({name for name in granted if name != HOME.split("/")[1]})
 
 
 def _beside(helper: Helper, place: Place, machine: Machine) -> list[Call | Beside]:
@@ -402,7 +437,9 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     )
 
 
-def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, *, listener: int | None) -> list[Call]:
+def _inside(
+    app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, top: Top, *, listener: int | None
+) -> list[Call]:
     """What `confine` does. The filter comes last: the steps before it use calls that it refuses."""
     limits = policy.limits
     calls = confine.limit(resource.RLIMIT_CORE, 0)
@@ -412,7 +449,7 @@ def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machin
     calls += confine.change_directory(app.directory)
     calls += confine.no_new_privileges()
     if machine.landlock:
-        calls += _ruleset(mounts, policy).calls(machine.landlock)
+        calls += _ruleset(mounts, policy, top).calls(machine.landlock)
     if machine.no_write_execute and not policy.has(WriteExecute()):
         calls += confine.refuse_write_execute()
     return calls + confine.filtered(
@@ -420,9 +457,10 @@ def _inside(app: Application, mounts: tuple[_Mount, ...], policy: Policy, machin
     )
 
 
-def _ruleset(mounts: tuple[_Mount, ...], policy: Policy) -> Ruleset:
+def _ruleset(mounts: tuple[_Mount, ...], policy: Policy, top: Top) -> Ruleset:
     run = Files.EXECUTE if policy.has(WriteExecute()) else Files(0)
-    rules = [Rule(top, READ | (Files.EXECUTE if runs else Files(0))) for top, runs in _IMAGE.items()]
+    rules = [Rule(place, READ | (Files.EXECUTE if runs else Files(0))) for place, runs in _IMAGE.items()]
+    rules += [Rule(f"/{name}", READ | Files.EXECUTE, is_file=name in top.files) for name in (*top.directories, *top.files)]
     # By /proc/self/mem a process writes to its own memory, whatever the protection of that is. Sandboxes of its own want their uid_map.
     rules += [Rule("/", Files.READ_DIR), Rule("/proc", READ | (Files.WRITE_FILE if policy.has(Nest()) else Files(0)))]
     rules += [Rule("/dev", READ | Files.WRITE_FILE | Files.TRUNCATE | Files.IOCTL_DEV)]

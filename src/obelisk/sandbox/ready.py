@@ -33,6 +33,7 @@ from obelisk.sandbox.plan import (
     Guard,
     Place,
     Plan,
+    Top,
     bounds_of,
     compile_plan,
     data_directory,
@@ -49,6 +50,27 @@ from obelisk.system.files import hash_file, locked, write_durably
 from obelisk.system.mounts import unmount_all
 from obelisk.system.namespace import remove_tree
 
+_EVERY_TOP = frozenset(
+    (
+        "usr",
+        "etc",
+        "opt",
+        "srv",
+        "var",
+        "proc",
+        "dev",
+        "sys",
+        "run",
+        "tmp",
+        "home",
+        "root",
+        "boot",
+        "mnt",
+        "media",
+        "lost+found",
+        ".confine",
+    )
+)
 # systemd's own range for users that exist as long as they run: no package and no person has an id there.
 _FIRST_UID, _UIDS = 61184, 4336
 _CREDENTIALS = Path("/etc/obelisk/credentials")
@@ -219,6 +241,7 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         session=session,
         system=system,
         links=links,
+        top=top_of(place / "root"),
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)
@@ -299,6 +322,17 @@ def check_root(image: StoredImage) -> None:
                 code="root-damaged",
                 hint="run `obelisk verify --repair`, then build or fetch the image again",
             )
+
+
+def top_of(root: Path) -> Top:
+    """What is at the top of an image's root besides what every one has, and what is the kernel's or memory."""
+    found = sorted(path for path in root.iterdir() if path.name not in _EVERY_TOP)
+    links = tuple((path.name, str(path.readlink())) for path in found if path.is_symlink())
+    plain = [path for path in found if not path.is_symlink()]
+    home = root / "home"
+    if home.is_dir() and {*home.iterdir()} - {home / "app"}:
+        plain.append(home)
+    return Top(tuple(path.name for path in plain if path.is_dir()), tuple(path.name for path in plain if path.is_file()), links)
 
 
 def owner_of(name: str, launcher: Owner) -> Owner:

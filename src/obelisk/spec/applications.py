@@ -30,13 +30,19 @@ def application(root: Table, spec: Spec, findings: Findings) -> Application | No
     command = app.texts("command")
     granted = _policy(root, findings)
     if spec.role is not Role.APP:
-        said = {"app": bool(command), "grants": bool(granted.powers or granted.may_miss), "limits": granted.limits != Limits()}
+        said = {
+            "app": bool(command) or spec.image is not None or spec.bare,
+            "grants": bool(granted.powers or granted.may_miss),
+            "limits": granted.limits != Limits(),
+        }
         for key in (key for key, present in said.items() if present):
             findings.report((key,), f"`{key}` goes with the role `app` only", code="spec-conflict", hint='role = "app"')
         return None
-    if not command:
+    if spec.image is not None or spec.bare:
+        _check_root(root, spec, findings)
+    if not command and spec.image is None and not app.find("image", str):
         findings.report(("role",), "an app needs a command", code="spec-missing", hint='[app], command = ["/usr/bin/git"]')
-    elif not command[0].startswith("/"):
+    elif command and not command[0].startswith("/"):
         findings.report(app.at("command", 0), f"'{command[0]}' is no absolute path", code="spec-value", hint=f"/usr/bin/{command[0]}")
     for key in _machine_keys(root, spec):
         findings.report((key,), f"`{key}` is for machines, and an app is none", code="spec-conflict", hint="leave it out")
@@ -80,6 +86,23 @@ def _service(app: Table, granted: Policy, findings: Findings) -> Service | None:
         message = "`app.health` asks at a port at which it does not listen"
         findings.report(app.at("health"), message, code="spec-conflict", hint="grants.listen names its ports")
     return said
+
+
+def _check_root(root: Table, spec: Spec, findings: Findings) -> None:
+    """What makes no sense where the root has no packages, or has two origins."""
+    key = "image" if spec.image is not None else "root"
+    said = {
+        "packages": bool(spec.packages),
+        "sources": bool(spec.sources),
+        "recommends": spec.recommends,
+        "tree": spec.bare and root.find("tree", str) is not None,
+        "app": spec.image is not None and spec.bare,
+    }
+    for other in (other for other, present in said.items() if present):
+        message = (
+            f"`{other}` does not go with `app.{key}`, which is the whole root" if other != "app" else "`app.image` and `app.root` are two"
+        )
+        findings.report((other,), message, code="spec-conflict", hint="keep one of them")
 
 
 def _check_places(app: Table, findings: Findings) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from obelisk.errors import InputError
 from obelisk.model.canonical import Json, digest
+from obelisk.model.reference import Reference
 from obelisk.model.spec import Check, InlineFile, Spec, State, Subscription
 from obelisk.model.state import Encryption
 from obelisk.spec.loading import tree_entries
@@ -84,7 +85,14 @@ def request(spec: Spec) -> str:
         # Left out where it asks for nothing, so that locks from before there was such a key stay valid.
         | ({"rehearse": True} if spec.upgrade.rehearse else {})
         | ({"applications": True} if spec.host.applications else {})
+        | ({} if spec.image is None else {"image": _image(spec.image, spec.directory)})
+        | ({"bare": True} if spec.bare else {})
     )
+
+
+def _image(image: Path | Reference, directory: Path) -> str:
+    """Where it comes from; what it is, the lock says."""
+    return str(image.relative_to(directory)) if isinstance(image, Path) else str(image)
 
 
 def _tree_entry(entry: TreeEntry) -> Json:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from obelisk.errors import InputError
 from obelisk.model.partitions import LABEL_CHARACTERS
+from obelisk.model.reference import Reference
 from obelisk.model.spec import (
     Allowed,
     AptSource,
@@ -59,7 +61,7 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
     beside = _Beside(file.parent, findings)
     users, groups = accounts(root, findings)
     allow = _allowed(root.table("allow"))
-    tree = _tree(root, beside)
+    tree = _tree(root, beside, ("app", "root") if root.table("app").find("root", str) else ("tree",))
     files = _files(root, beside, allow)
     entries = scan_tree(tree, allow, path=("tree",), findings=findings) if tree else ()
     for key, reason in collisions(dict(files), entries):
@@ -98,6 +100,8 @@ def spec_of(root: Table, file: Path, findings: Findings) -> Spec:
         hardening=_hardening(root.table("hardening"), findings),
         allow=allow,
         documentation=root.get("documentation", bool),
+        image=_image(root.table("app"), beside),
+        bare=root.table("app").find("root", str) is not None,
     )
     return replace(spec, application=application(root, spec, findings))
 
@@ -183,13 +187,34 @@ def _allowed(table: Table) -> Allowed:
     return Allowed(**lists)
 
 
-def _tree(root: Table, beside: _Beside) -> Path | None:
-    name = root.find("tree", str)
-    found = None if name is None else beside.find(("tree",), name, "directory", Path.is_dir)
+def _image(app: Table, beside: _Beside) -> Path | Reference | None:
+    """What the root of an application comes from: something beside the spec where there is such, else a place in a registry."""
+    name = app.find("image", str)
+    if name is None:
+        return None
+    try:
+        return Reference.parse(name) if not (beside.directory / name).exists() and _is_reference(name) else _image_beside(app, name, beside)
+    except InputError as error:
+        beside.findings.report(app.at("image"), error.message, code="spec-value", hint=error.hint)
+        return None
+
+
+def _is_reference(name: str) -> bool:
+    host, _, rest = name.partition("/")
+    return bool(rest) and ("." in host[1:] or ":" in host or host == "localhost") and not name.startswith((".", "/"))
+
+
+def _image_beside(app: Table, name: str, beside: _Beside) -> Path | None:
+    return beside.find(app.at("image"), name, "OCI image", lambda path: path.is_file() or (path / "oci-layout").is_file())
+
+
+def _tree(root: Table, beside: _Beside, key: KeyPath) -> Path | None:
+    name = root.find("tree", str) if len(key) == 1 else root.table("app").find("root", str)
+    found = None if name is None else beside.find(key, name, "directory", Path.is_dir)
     if found is not None and found.resolve() == beside.directory.resolve():
         message = "the spec's own directory would put the spec and its lock into the image"
         beside.findings.report(
-            ("tree",), message, code="spec-file", hint="move what belongs into the image to a directory of its own, such as tree"
+            key, message, code="spec-file", hint="move what belongs into the image to a directory of its own, such as tree"
         )
         return None
     return found

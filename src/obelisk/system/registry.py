@@ -22,6 +22,11 @@ from obelisk.system.registry_wire import DOCUMENT_BYTES, Answer, LostError, Requ
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 
+# What registries have from before OCI; its documents are read the same way.
+_DOCKER = (
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
 PIECE_BYTES = 32 << 20
 _CHUNK_BYTES = 1 << 18
 _TRIES = 3
@@ -183,7 +188,7 @@ class Registry:
         Raises:
             TrustError: the registry has other bytes under that digest.
         """
-        request = Request("GET", self._url(f"manifests/{reference}"), {"Accept": f"{MANIFEST}, {INDEX}"})
+        request = Request("GET", self._url(f"manifests/{reference}"), {"Accept": ", ".join((MANIFEST, INDEX, *_DOCKER))})
         answer = self._wire.ask(request, {200, 404})
         if answer.status == http.HTTPStatus.NOT_FOUND:
             return None

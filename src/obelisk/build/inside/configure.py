@@ -100,9 +100,13 @@ def main() -> None:
 def application(tree: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The root of an application: nothing boots or is set-id in it, and every place that is mounted over exists."""
     owned = package_files(tree)
+    if "foreign" in request:
+        make_familiar(tree)
     identify(tree, request)
     for name, entry in (("passwd", ["app", "x", APP_ID, APP_ID, "", "/home/app", "/bin/sh"]), ("group", ["app", "x", APP_ID, ""])):
         entries = table(tree / "etc" / name)
+        if "foreign" in request:  # whoever has that name or id there, here it is the application
+            entries = {key: fields for key, fields in entries.items() if key != "app" and fields[2:3] != [APP_ID]}
         if "app" in entries or any(fields[2] == APP_ID for fields in entries.values()):
             refuse("uid-taken", f"a package has the account 'app' or the id {APP_ID}, which are the application's")
         write(tree / "etc" / name, "".join(":".join(fields) + "\n" for fields in [*entries.values(), entry]).encode())
@@ -119,11 +123,30 @@ def application(tree: Path, request: dict[str, Any]) -> dict[str, Any]:
     for path in special_files(tree)[0]:
         program = tree / path.lstrip("/")
         program.chmod(stat.S_IMODE(program.stat().st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
-    subprocess.run(["ldconfig", "-r", str(tree)], check=True)
+    if (tree / "etc/ld.so.conf").exists():  # other libraries of C have no such cache
+        subprocess.run(["ldconfig", "-r", str(tree)], check=True)
     (tree / "var/cache/ldconfig/aux-cache").unlink(missing_ok=True)  # inode numbers and times, to make the cache anew sooner
     setuid, devices = special_files(tree)
     inspect(tree, {**request, "module_signatures": False}, {*setuid}, {*devices})
     return {"setuid": setuid, "os_release": (tree / "usr/lib/os-release").read_text()}
+
+
+def make_familiar(tree: Path) -> None:
+    """What is expected of a root, where one comes from elsewhere: a place for programs, who there is, and what it is called."""
+    for name in ("usr", "etc", "var", "opt", "srv", "dev", "home/app"):
+        place = tree / name
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            place.unlink()
+        place.mkdir(parents=True, exist_ok=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        if not (tree / name).is_symlink() and not (tree / name).exists():
+            (tree / name).symlink_to(f"usr/{name}")
+    for name, text in (("passwd", "root:x:0:0:root:/root:/bin/sh\n"), ("group", "root:x:0:\n")):
+        if not (tree / "etc" / name).is_file():
+            write(tree / "etc" / name, text.encode())
+    release, other = tree / "usr/lib/os-release", tree / "etc/os-release"
+    if not release.is_file():
+        write(release, other.read_bytes() if other.is_file() else b'ID="none"\n')
 
 
 def overlay(source: Path, tree: Path) -> None:
@@ -162,11 +185,12 @@ def identify(tree: Path, request: dict[str, Any]) -> None:
     write(tree / "etc/hosts", f"127.0.0.1 localhost{names}\n::1 localhost ip6-localhost ip6-loopback\n".encode())
     write(tree / "etc/locale.conf", f"LANG={request['locale']}\n".encode())
     zone = tree / "usr/share/zoneinfo" / request["timezone"]
-    if not zone.is_file():
-        refuse("timezone-unknown", f"timezone {request['timezone']!r} is not in the image: correct `timezone` in the spec")
     local = tree / "etc/localtime"
-    local.unlink(missing_ok=True)
-    local.symlink_to(f"/usr/share/zoneinfo/{request['timezone']}")
+    if zone.is_file():
+        local.unlink(missing_ok=True)
+        local.symlink_to(f"/usr/share/zoneinfo/{request['timezone']}")
+    elif "foreign" not in request or request["timezone"] != "UTC":  # without any, it is UTC
+        refuse("timezone-unknown", f"timezone {request['timezone']!r} is not in the image: correct `timezone` in the spec")
     (tree / "etc/fstab").unlink(missing_ok=True)  # mounts come from the image itself; see `start`
     if (tree / "usr/lib/systemd/system/systemd-resolved.service").exists():
         resolv = tree / "etc/resolv.conf"
