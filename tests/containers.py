@@ -7,7 +7,10 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from obelisk.system import zstream
 
 Entry = bytes | str | None
 """A program's bytes, the target of a link, or nothing: a directory where the path ends with a slash, else a mark that a file is gone."""
@@ -42,7 +45,7 @@ def image(
     layers: Sequence[bytes],
     settings: Mapping[str, Any],
     *,
-    compressed: bool = True,
+    compression: str = "gzip",
     docker: bool = False,
     architecture: str = "amd64",
 ) -> str:
@@ -58,20 +61,28 @@ def image(
     oci, old = "application/vnd.oci.image", "application/vnd.docker"
     rootfs = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(each).hexdigest()}" for each in layers]}
     config = json.dumps({"os": "linux", "architecture": architecture, "config": settings, "rootfs": rootfs}).encode()
-    kinds = (
-        (f"{old}.container.image.v1+json", f"{old}.image.rootfs.diff.tar.gzip")
-        if docker
-        else (f"{oci}.config.v1+json", f"{oci}.layer.v1.tar+gzip")
-    )
-    if not compressed:
-        kinds = (kinds[0], f"{oci}.layer.v1.tar")
-    packed = [kept(gzip.compress(each, mtime=0) if compressed else each, kinds[1]) for each in layers]
+    kinds = (f"{oci}.config.v1+json", f"{oci}.layer.v1.tar" + (f"+{compression}" if compression else ""))
+    if docker:
+        kinds = (f"{old}.container.image.v1+json", f"{old}.image.rootfs.diff.tar.gzip")
+    packed = [kept(_packed(each, compression), kinds[1]) for each in layers]
     form = f"{old}.distribution.manifest.v2+json" if docker else f"{oci}.manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": form, "config": kept(config, kinds[0]), "layers": packed}
     entry = kept(json.dumps(manifest).encode(), form)
     (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     return str(entry["digest"])
+
+
+def _packed(data: bytes, compression: str) -> bytes:
+    if compression == "gzip":
+        return gzip.compress(data, mtime=0)
+    if not compression:
+        return data
+    with TemporaryDirectory() as place:
+        plain, packed = Path(place, "plain"), Path(place, "packed")
+        plain.write_bytes(data)
+        zstream.compress(plain, packed, level=3, workers=1, on_bytes=lambda _count: None)
+        return packed.read_bytes()
 
 
 def archive(layout: Path, file: Path) -> None:

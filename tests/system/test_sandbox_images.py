@@ -93,7 +93,7 @@ def test_a_layout_becomes_an_application_that_starts_as_the_image_says(tool: Too
 def test_what_the_spec_says_goes_before_what_the_image_says(tool: Tool) -> None:
     text = '[app]\nimage = "shop"\ncommand = ["/bin/sh", "-c"]\nenvironment = ["WHO=me"]\ndirectory = "/srv"\ndata = ["/srv/data"]\n'
     app = spec(tool, "said", f"{text}[files]\n\"/app/more\" = {{ content = 'laid over' }}\n")
-    image(app.spec / "shop", [FIRST], SETTINGS, compressed=False)
+    image(app.spec / "shop", [FIRST], SETTINGS, compression="")
     app.run("lock", str(app.spec))
     app.build()
     assert said(app, "pwd; echo $WHO; cat /app/more; echo x >/srv/data/x && cat /srv/data/x") == "/srv\nme\nlaid overx\n"
@@ -101,7 +101,7 @@ def test_what_the_spec_says_goes_before_what_the_image_says(tool: Tool) -> None:
 
 def test_archives_are_read_and_the_lock_holds_what_they_were(tool: Tool) -> None:
     app = spec(tool, "archive", '[app]\nimage = "shop.tar"\n')
-    image(app.spec / "layout", [FIRST, SECOND], SETTINGS)
+    image(app.spec / "layout", [FIRST, SECOND], SETTINGS, compression="zstd")
     archive(app.spec / "layout", app.spec / "shop.tar")
     shutil.rmtree(app.spec / "layout")
     app.run("lock", str(app.spec))

@@ -23,7 +23,7 @@ from obelisk.model.lock import Blob, ImportedImage, Lock
 from obelisk.model.reference import Reference
 from obelisk.model.spec import Spec
 from obelisk.store import Store
-from obelisk.system import logins
+from obelisk.system import logins, zstream
 from obelisk.system.bubblewrap import Room, read_only, writable
 from obelisk.system.files import hash_file
 from obelisk.system.registry import INDEX, MANIFEST, Registry
@@ -43,6 +43,7 @@ _HUB, _HUB_AT = "docker.io", "registry-1.docker.io"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = "image"
+_MOST_BYTES = 64 << 30  # a layer that is more than this is there to fill the disk
 
 
 def resolve(spec: Spec, old: ImportedImage | None, room: Room, store: Store, sink: Sink, *, update: bool) -> ImportedImage:
@@ -301,18 +302,29 @@ def _registry(place: Reference) -> Registry:
     return Registry(host, place.name, login=logins.find(place.host))
 
 
+def _unpacked(layer: Blob, store: Store, blobs: Path) -> Blob:
+    """A layer without its compression, which umoci does not know."""
+    plain = blobs / "plain"
+    zstream.decompress(store.blob(layer.sha256), plain, limit=_MOST_BYTES)
+    sha256, size = hash_file(plain), plain.stat().st_size
+    plain.rename(blobs / sha256)
+    return Blob(sha256, size, _LAYER)
+
+
 def _lay_out(image: ImportedImage, store: Store, layout: Path) -> None:
     """A layout of one image, as umoci reads it, whatever those were that its layers came from."""
     blobs = layout / "blobs/sha256"
     blobs.mkdir(parents=True)
-    for blob in dict.fromkeys(image.blobs):
-        store.link_blob(blob.sha256, blobs / blob.sha256)
+    for blob in dict.fromkeys((image.config, *image.layers)):
+        if not blob.media_type.endswith("+zstd"):
+            store.link_blob(blob.sha256, blobs / blob.sha256)
+    layers = [_unpacked(layer, store, blobs) if layer.media_type.endswith("+zstd") else layer for layer in image.layers]
 
     def told(blob: Blob) -> dict[str, str | int]:
         return {"mediaType": blob.media_type, "digest": f"sha256:{blob.sha256}", "size": blob.size_bytes}
 
     document = json.dumps(
-        {"schemaVersion": 2, "mediaType": MANIFEST, "config": told(image.config), "layers": [told(layer) for layer in image.layers]}
+        {"schemaVersion": 2, "mediaType": MANIFEST, "config": told(image.config), "layers": [told(layer) for layer in layers]}
     ).encode()
     (blobs / "draft").write_bytes(document)
     sha256 = hash_file(blobs / "draft")

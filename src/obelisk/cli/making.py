@@ -46,9 +46,11 @@ def lock(arguments: Namespace) -> int:
     store = open_store(arguments)
     with reporting(json_wanted=arguments.json) as sink:
         found, changes = locking.lock(spec, store, sink, update=arguments.update)
-    total = size(sum(package.size_bytes for package in found.system.packages))
+    held = f"{len(found.system.packages)} packages ({size(sum(package.size_bytes for package in found.system.packages))})"
+    if found.image is not None:
+        held = f"{len(found.image.layers)} layers ({size(sum(layer.size_bytes for layer in found.image.layers))})"
     lines = list(changes) if len(changes) <= 40 or arguments.update is not None else []  # noqa: PLR2004 - a screenful
-    lines.append(f"{spec.lock_file}: {len(found.system.packages)} packages ({total}), {len(changes)} changes")
+    lines.append(f"{spec.lock_file}: {held}, {len(changes)} changes")
     answer("\n".join(lines), json_wanted=arguments.json, lock=str(spec.lock_file), changes=list(changes))
     return 0
 
