@@ -2,18 +2,27 @@
 
 import ast
 import json
+import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ordinary import UID
-from sandboxes import ROOT_USER, WITH_TUNNEL, Bare, places
+from sandboxes import ROOT_USER, WITH_TUNNEL, Bare, application, places
+from tool import Tool
 
-from obelisk.model.application import Application
-from obelisk.model.policy import Connect, Policy, Reach, policy
+from obelisk.model import service as instances
+from obelisk.model.application import Application, Service
+from obelisk.model.canonical import canonical
+from obelisk.model.policy import Connect, Listen, Policy, Reach, policy
+from obelisk.model.service import SERVICE_FILE, Terms
 from obelisk.sandbox import network
+from obelisk.sandbox.installed import State
 from obelisk.system import resolver as program
 from obelisk.system.confine import Owner
 
@@ -211,3 +220,48 @@ def test_the_resolver_ends_with_the_application(place: Path) -> None:
         with suppress(OSError):
             left += [status] if str(place).encode() in status.read_bytes() else []
     assert left == []
+
+
+def test_a_service_is_reached_by_its_name_and_nothing_else_of_the_loopback(applications: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of instances and an installed application; neither's port stands in the policy."""
+    asks = 'use IO::Socket::INET; for (@ARGV) { $s = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$_", Timeout => 5); '
+    asks += 'print $s ? scalar <$s> : "$!\\n" }'
+    with places() as place, ExitStack() as held:
+        there = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = [server.getsockname()[1] for server in there]
+        for number, server in enumerate(there):
+            threading.Thread(target=_greets, args=(server, f"number {number}\n".encode()), daemon=True).start()
+        monkeypatch.setenv("OBELISK_SERVICES", str(place / "services"))
+        _known(place, "shop", ports[0], "db", ports[1])
+        text = '[app]\ncommand = ["/usr/bin/perl", "-e"]\n[grants]\nconnect = ["service:shop", "service:db"]\n'
+        app = replace(application(applications, "caller", text), prefix=WITH_TUNNEL)
+        assert "opens connections to the service db of this machine" in app.run("app", "show", str(app.spec))
+        said = app.run("app", "run", str(app.spec), "--", asks, *map(str, ports)).splitlines()
+        assert said == ["number 0", "number 1", "Permission denied"]  # by Landlock, before there is nobody
+        # Its port changes, or it goes.
+        _known(place, "shop", ports[2], "db", ports[1])
+        assert app.run("app", "run", str(app.spec), "--", asks, str(ports[2])) == "number 2\n"
+        shutil.rmtree(place / "services")
+        error = app.refused("app", "ready", str(app.spec), status=5)
+        assert (error["code"], "the service shop" in error["message"]) == ("service-missing", True)
+        assert "proof: " in app.run("test", str(app.spec))
+
+
+def _greets(server: socket.socket, word: bytes) -> None:
+    with suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(word)
+
+
+def _known(place: Path, service: str, port: int, installed: str, other: int) -> None:
+    """What the machine knows of a service of instances, and of an application that is installed."""
+    terms = Terms(name=service, port=port, guest_port=80)
+    (place / "services" / service).mkdir(parents=True, exist_ok=True)
+    (place / "services" / service / SERVICE_FILE).write_bytes(canonical(instances.Service(terms).to_json()))
+    kept = place / "installed" / installed
+    (kept / "images/one").mkdir(parents=True, exist_ok=True)
+    (kept / "state.json").write_bytes(State("one").to_bytes())
+    app = Application(("/usr/bin/db",), policy=policy([Listen(other)]), service=Service())
+    (kept / "images/one/application.json").write_bytes(app.to_bytes())

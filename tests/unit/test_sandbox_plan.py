@@ -23,6 +23,7 @@ from obelisk.model.policy import (
     Call,
     Calls,
     Connect,
+    Contact,
     Device,
     Layer,
     Limits,
@@ -176,7 +177,7 @@ def test_every_policy_compiles_to_programs_of_one_form(one: Policy) -> None:
     assert [name for name, _content in compiled.beside] == ["beside-bus"] * uses_bus(one) + ["beside-screen"] * one.has(X11())
     for content in (compiled.start, compiled.confine, *dict(compiled.beside).values()):
         assert content.startswith(b"\x7fELF")
-    assert bool(compiled.rules) == bool(one.of(Listen) or one.of(Connect) or one.of(Reach))
+    assert bool(compiled.rules) == bool(one.of((Listen, Connect, Reach, Contact)))
 
 
 @pytest.mark.parametrize(

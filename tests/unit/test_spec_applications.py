@@ -120,6 +120,7 @@ def test_a_grant_makes_another_image_and_a_machine_none_of_it(tmp_path: Path) ->
         (APP.replace("/var/lib/calc", "/var/cache/calc"), "app.data[0]", "also listed in app.scratch"),
         (f'{APP}[grants]\nread = ["/etc/ssl"]', "grants.read[0]", "belongs to the image"),
         (f'{APP}[grants]\nconnect = ["10.0.0.1/8:80"]', "grants.connect[0]", "no destination"),
+        (f'{APP}[grants]\nconnect = ["service:Shop"]', "grants.connect[0]", "such as"),
         (f'{APP}[grants]\nconnect = ["10.0.0.0/8:70000"]', "grants.connect[0]", "no port"),
         (f'{APP}[grants]\nconnect = ["example.org:*"]', "grants.connect[0]", "no destination"),
         (f'{APP}[grants]\nconnect = ["example org:80"]', "grants.connect[0]", "a network or host name and a port"),

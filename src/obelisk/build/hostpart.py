@@ -68,6 +68,7 @@ _APPLICATIONS = (
     "sandbox/place.py",
     "sandbox/plan.py",
     "sandbox/ready.py",
+    "sandbox/services.py",
     "sandbox/units.py",
     "store/*.py",
     "system/bubblewrap.py",

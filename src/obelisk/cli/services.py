@@ -17,10 +17,9 @@ from obelisk.instance.lodging import Lodging
 from obelisk.instance.service import Means, Services
 from obelisk.instance.traffic import PacketFilter
 from obelisk.model.instance import parse_size
-from obelisk.model.service import ALL, Iteration, Phase, Service, Terms
+from obelisk.model.service import ALL, SERVICES, Iteration, Phase, Service, Terms
 from obelisk.store import StoredImage
 
-_SERVICES = Path("/var/lib/obelisk/services")
 _PERCENT = re.compile(r"([0-9]{1,3})%?")
 _PORTS = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?")
 _MINUTE_S, _HOUR_S = 60, 3600
@@ -104,7 +103,7 @@ def _retire(arguments: Namespace, services: Services) -> int:
 
 def _kept(arguments: Namespace, sink: Sink) -> Services:
     """The services of this machine, with instances by the embedded engine."""
-    place = Path(os.environ.get("OBELISK_SERVICES") or _SERVICES).absolute()
+    place = Path(os.environ.get("OBELISK_SERVICES") or SERVICES).absolute()
     return Services(place, Means(Lodging(engine(arguments, sink)), PacketFilter(), lambda: int(time.time())), sink)
 
 

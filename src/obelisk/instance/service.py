@@ -23,12 +23,11 @@ from obelisk.instance.traffic import Traffic
 from obelisk.model import rollout
 from obelisk.model.canonical import canonical
 from obelisk.model.rollout import Create, Forget, Healthy, Prove, Restore, Retire, Save, Shift, Step
-from obelisk.model.service import ALL, Iteration, Phase, Service, Terms, check_terms
+from obelisk.model.service import ALL, SERVICE_FILE, Iteration, Phase, Service, Terms, check_terms
 from obelisk.system.files import locked, sync_directory, write_durably
 from obelisk.system.namespace import remove_tree
 
 SCHEMA = "obelisk.service/1"
-_FILE = "service.json"
 
 
 class Instances(Protocol):
@@ -77,7 +76,7 @@ class Services:
 
     def names(self) -> tuple[str, ...]:
         """All services, in the order of their names."""
-        return tuple(sorted(file.parent.name for file in self._place.glob(f"*/{_FILE}")))
+        return tuple(sorted(file.parent.name for file in self._place.glob(f"*/{SERVICE_FILE}")))
 
     def look(self, name: str) -> Service:
         """What is known of a service, at once, whoever works on it.
@@ -87,7 +86,7 @@ class Services:
             TrustError: what is stored is none.
         """
         try:
-            raw = json.loads((self._place / name / _FILE).read_bytes())
+            raw = json.loads((self._place / name / SERVICE_FILE).read_bytes())
             if raw["schema"] != SCHEMA:
                 raise TrustError(f"{name} was stored by another version of obelisk", code="service-schema", hint="use that version")
             return Service.from_json(raw)
@@ -102,7 +101,7 @@ class Services:
             raise TrustError(
                 f"what is stored of the service {name} is damaged: {error!r}",
                 code="service-damaged",
-                hint=f"bring {self._place / name / _FILE} back from a backup",
+                hint=f"bring {self._place / name / SERVICE_FILE} back from a backup",
             ) from error
 
     def create(self, terms: Terms) -> Service:
@@ -336,12 +335,12 @@ class Services:
         if left:
             raise StateError(f"{left[0]} could not be removed", code="service-instances", hint="see to that, and retire the service again")
         place = self._place / service.terms.name
-        (place / _FILE).unlink()
+        (place / SERVICE_FILE).unlink()
         sync_directory(place)
         remove_tree(place)
 
     def _store(self, service: Service) -> Service:
-        file = self._place / service.terms.name / _FILE
+        file = self._place / service.terms.name / SERVICE_FILE
         data = canonical({"schema": SCHEMA, **service.to_json()})
         if not file.exists() or file.read_bytes() != data:
             write_durably(file, data)

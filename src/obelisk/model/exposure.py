@@ -11,6 +11,7 @@ from obelisk.model.policy import (
     Call,
     Calls,
     Connect,
+    Contact,
     Device,
     Layer,
     Limits,
@@ -84,6 +85,8 @@ def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
             return f"opens connections to {where}{family}, " + (f"port {port}" if port else "any port")
         case Reach(name, port):
             return f"opens connections to the addresses that {name} has, port {port}"
+        case Contact(name):
+            return f"opens connections to the service {name} of this machine"
         case Call(calls):
             return _CALLS[calls]
         case Talk(name):
@@ -119,7 +122,7 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
             return 40 if path == "~" or path.count("/") == 1 else 10
         case Use(device):
             return 25 if device in {Device.KVM, Device.GPU} else 15
-        case Listen() | Reach() | Ask():
+        case Listen() | Reach() | Contact() | Ask():
             return 5
         case Connect(network, port):
             return (20 if _is_everywhere(network) else 5) + (0 if port else 5)

@@ -23,7 +23,7 @@ from obelisk.model.canonical import Json, canonical, digest
 E = TypeVar("E", bound=StrEnum)
 
 SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2", "obelisk.policy/3", "obelisk.policy/4")
-"""The second has the powers of desktop programs, the third portals, the fourth the limit of data."""
+"""The second has the powers of desktop programs, the third portals, the fourth services by name and the limit of data."""
 NO_LIMIT = (1 << 63) - 1
 """Above everything that a limit can be."""
 LEAST_DATA_BYTES = 16 << 20
@@ -60,6 +60,7 @@ _CLOSED_NAMES = {"org.freedesktop.DBus": "", "org.freedesktop.portal": "; `porta
 # A host's, in lower case, with a letter in its last part, which no address has.
 _NAME = re.compile(r"(?!-)([a-z0-9_-]{1,63}(?<!-)\.)*(?!-)(?=[0-9-]*[a-z])[a-z0-9-]{1,63}(?<!-)")
 _LONGEST_NAME = 253
+_SERVICE, _SERVICE_NAME = "service:", re.compile(r"(?=[0-9-]*[a-z])[a-z0-9-]{1,63}")  # a host may be called service too
 
 
 class Device(StrEnum):
@@ -151,6 +152,16 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class Contact:
+    """Opens connections to a service of this machine, by its name, whatever port that has; the application finds it at localhost."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"{_SERVICE}{self.name}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Call:
     """Makes the system calls of a group."""
 
@@ -203,7 +214,7 @@ class Terminal:
     """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
 
 
-Power = Read | Write | Use | Listen | Connect | Reach | Call | Talk | Own | Ask | X11 | Wayland | WriteExecute | Nest | Terminal
+Power = Read | Write | Use | Listen | Connect | Reach | Contact | Call | Talk | Own | Ask | X11 | Wayland | WriteExecute | Nest | Terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +268,7 @@ class Policy:
 
     @property
     def _schema(self) -> str:
-        if self.limits.data_bytes != NO_LIMIT or Layer.VOLUME in self.may_miss:
+        if self.limits.data_bytes != NO_LIMIT or Layer.VOLUME in self.may_miss or self.of(Contact):
             return SCHEMAS[3]
         if self.of(Ask):
             return SCHEMAS[2]
@@ -288,7 +299,7 @@ _LISTS: Mapping[str, type | tuple[type, ...]] = {
     "write": Write,
     "devices": Use,
     "listen": Listen,
-    "connect": (Connect, Reach),
+    "connect": (Connect, Reach, Contact),
     "syscalls": Call,
     "dbus_talk": Talk,
     "dbus_own": Own,
@@ -465,7 +476,9 @@ def _path(path: str) -> str:
     return path
 
 
-def _destination(text: str) -> Connect | Reach:
+def _destination(text: str) -> Connect | Reach | Contact:
+    if text.startswith(_SERVICE) and _SERVICE_NAME.fullmatch(text.removeprefix(_SERVICE)):
+        return Contact(text.removeprefix(_SERVICE))
     address, _, port = text.rpartition(":")
     bare = address.removeprefix("[").removesuffix("]")
     if _NAME.fullmatch(address) and len(address) <= _LONGEST_NAME and port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT:
@@ -473,7 +486,7 @@ def _destination(text: str) -> Connect | Reach:
     try:
         network = ipaddress.ip_network(bare)
     except ValueError as error:
-        examples = "10.0.0.0/8:5432, [2001:db8::/32]:443, 192.0.2.1/32:* or example.org:443"
+        examples = "10.0.0.0/8:5432, [2001:db8::/32]:443, 192.0.2.1/32:*, example.org:443 or service:shop"
         raise ValueError(f"{text!r} is no destination such as {examples}") from error
     if port != "*" and not (port.isascii() and port.isdigit() and 1 <= int(port) <= _HIGHEST_PORT):
         raise ValueError(f"{text!r} has no port from 1 to {_HIGHEST_PORT}, nor `*` for any")
@@ -512,7 +525,7 @@ def _value(power: Any) -> Any:  # noqa: ANN401 - of any of the kinds that have o
     if isinstance(power, Connect):
         network = f"[{power.network}]" if ":" in power.network else power.network
         return f"{network}:{power.port or '*'}"
-    if isinstance(power, Reach):
+    if isinstance(power, Reach | Contact):
         return str(power)
     value = getattr(power, fields(power)[0].name)
     return value.value if isinstance(value, StrEnum) else value

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from obelisk.errors import InputError
 from obelisk.model.canonical import Json
@@ -14,6 +15,8 @@ from obelisk.model.canonical import Json
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _LAST_PORT = 65535
 _MOST_INSTANCES = 50
+SERVICES, SERVICE_FILE = Path("/var/lib/obelisk/services"), "service.json"
+"""Where a machine keeps what is known of its services, unless $OBELISK_SERVICES says otherwise: a directory for each, with that file."""
 ALL = 100
 """Shares are per cent of new connections."""
 REMEMBERED = 20

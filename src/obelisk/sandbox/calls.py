@@ -7,7 +7,7 @@ into other processes, or is a large interface that few programs need (io_uring, 
 import errno
 from typing import Final
 
-from obelisk.model.policy import Call, Calls, Connect, Listen, Nest, Policy, Power, Reach, WriteExecute
+from obelisk.model.policy import Call, Calls, Connect, Contact, Listen, Nest, Policy, Power, Reach, WriteExecute
 from obelisk.system.seccomp import Check, Filter
 from obelisk.system.syscalls import NUMBERS
 
@@ -127,7 +127,7 @@ def _memory(*, executable: bool) -> dict[str, tuple[Check, ...]]:
 
 def _sockets(policy: Policy) -> tuple[Check, ...]:
     """Local ones; with a grant of network the internet's, and netlink as far as it tells which addresses there are."""
-    if not (policy.of(Listen) or policy.of(Connect) or policy.of(Reach)):
+    if not policy.of((Listen, Connect, Reach, Contact)):
         return (Check(0, (_AF_UNIX,), errno.EAFNOSUPPORT),)
     return (
         Check(0, (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK), errno.EAFNOSUPPORT),

@@ -1,8 +1,9 @@
 """A network of the application's own: pasta connects it to the machine's, nftables keeps it to what is granted. Pure.
 
 pasta needs no rights: it speaks for the application with sockets of whoever started it. Its own ways around are closed: nothing of the
-machine's loopback is reachable, neither by the gateway's address nor by ports. The rules are loaded before the application exists, in a
-network that belongs to a user namespace above the application's, which therefore cannot change them.
+machine's loopback is reachable, neither by the gateway's address nor by ports, but for services that are granted by name. The rules are
+loaded before the application exists, in a network that belongs to a user namespace above the application's, which therefore cannot change
+them.
 
 Source: passt(1), nft(8).
 """
@@ -10,7 +11,7 @@ Source: passt(1), nft(8).
 import ipaddress
 from collections.abc import Sequence
 
-from obelisk.model.policy import Connect, Listen, Policy, Reach
+from obelisk.model.policy import Connect, Contact, Listen, Policy, Reach
 from obelisk.system.resolver import MARK
 
 # $0 holds the rules, $1 is nft, $2 the first port that can be listened at without privileges.
@@ -32,7 +33,7 @@ RESOLVER = "nameserver 127.0.0.1\n"
 
 def is_wanted(policy: Policy) -> bool:
     """Whether the policy grants any network."""
-    return bool(policy.of(Listen) or policy.of(Connect) or policy.of(Reach))
+    return bool(policy.of((Listen, Connect, Reach, Contact)))
 
 
 def rules(policy: Policy) -> str:
@@ -80,13 +81,18 @@ def rules(policy: Policy) -> str:
     )
 
 
-def words(policy: Policy, rules_file: str, nft: str, command: Sequence[str], *, resolver: Sequence[str] = ()) -> tuple[str, ...]:
-    """The words of the pasta that runs `command` in the network; `resolver` is the program that answers for granted names."""
+def words(
+    policy: Policy, rules_file: str, nft: str, command: Sequence[str], *, resolver: Sequence[str] = (), services: Sequence[int] = ()
+) -> tuple[str, ...]:
+    """The words of the pasta that runs `command` in the network; `resolver` is the program that answers for granted names.
+
+    `services` are ports of this machine's loopback that are those of the application's as well.
+    """
     listens = [power.port for power in policy.of(Listen)]
     ports = ",".join(map(str, listens)) or "none"
     first = min((_FIRST_FREE_PORT, *listens))
     settings: tuple[str, ...] = ("--config-net", "--quiet", "--foreground", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
-    closed = ("--tcp-ports", ports, "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none")
+    closed = ("--tcp-ports", ports, "--udp-ports", "none", "--tcp-ns", ",".join(map(str, services)) or "none", "--udp-ns", "none")
     names = [str(power) for power in policy.of(Reach)]
     if names:
         settings = (*settings, "--dns-forward", UPSTREAM)

@@ -76,7 +76,7 @@ class Ground:
             units=units,
             programs=programs,
             entries=Path(environment.get("XDG_DATA_HOME") or home / ".local/share") / "applications",
-            kept=state / "installed",
+            kept=directories.installed,
             obelisk=("/usr/bin/obelisk",) if generated else ("/usr/bin/env", *passed, *_OBELISK),
             policy_of=policy_of,
             room=room,

@@ -22,6 +22,7 @@ from obelisk.model.policy import (
     X11,
     Ask,
     Connect,
+    Contact,
     Layer,
     Listen,
     Nest,
@@ -86,7 +87,8 @@ class Place:
     `directories` of nodes. `home` is what `~` means.
     `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one;
     `credentials` are names of secrets, and the files that hold them. `session` is what the desktop of whoever launches has, and
-    `system` directories and files of /sys that the devices' drivers look into, with links that lead to them. `top` is what the root has.
+    `system` directories and files of /sys that the devices' drivers look into, with links that lead to them. `top` is what the root has,
+    `services` are the ports of those that are granted by name.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Place:
     system: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     top: Top = field(default_factory=Top)
+    services: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,7 @@ def compile_plan(
     steps += [] if network.is_wanted(policy) else confine.no_new_privileges()
     outside = assemble(steps, _bubblewrap(policy, place, machine))
     mounts = tuple(_mounts(app, policy, place))
-    within = _inside(app, mounts, policy, machine, _shown_top(policy, place), listener=listener)
+    within = _inside(app, mounts, policy, machine, place, listener=listener)
     within = [*confine.take_signals(), *within] if guard is not None else within
     variables = environment_of(app, policy, guard, observed=listener is not None)
     inside = assemble(within, Execute(app.command[0], app.command, variables))
@@ -432,13 +435,18 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
     return Execute(
         machine.pasta,
         network.words(
-            policy, rules, machine.nft, (machine.bubblewrap, *words[1:]), resolver=(machine.python, "-I", str(place.plan / "resolver.py"))
+            policy,
+            rules,
+            machine.nft,
+            (machine.bubblewrap, *words[1:]),
+            resolver=(machine.python, "-I", str(place.plan / "resolver.py")),
+            services=place.services,
         ),
     )
 
 
 def _inside(
-    app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, top: Top, *, listener: int | None
+    app: Application, mounts: tuple[_Mount, ...], policy: Policy, machine: Machine, place: Place, *, listener: int | None
 ) -> list[Call]:
     """What `confine` does. The filter comes last: the steps before it use calls that it refuses."""
     limits = policy.limits
@@ -449,7 +457,7 @@ def _inside(
     calls += confine.change_directory(app.directory)
     calls += confine.no_new_privileges()
     if machine.landlock:
-        calls += _ruleset(mounts, policy, top).calls(machine.landlock)
+        calls += _ruleset(mounts, policy, _shown_top(policy, place), place.services).calls(machine.landlock)
     if machine.no_write_execute and not policy.has(WriteExecute()):
         calls += confine.refuse_write_execute()
     return calls + confine.filtered(
@@ -457,7 +465,7 @@ def _inside(
     )
 
 
-def _ruleset(mounts: tuple[_Mount, ...], policy: Policy, top: Top) -> Ruleset:
+def _ruleset(mounts: tuple[_Mount, ...], policy: Policy, top: Top, services: Collection[int]) -> Ruleset:
     run = Files.EXECUTE if policy.has(WriteExecute()) else Files(0)
     rules = [Rule(place, READ | (Files.EXECUTE if runs else Files(0))) for place, runs in _IMAGE.items()]
     rules += [Rule(f"/{name}", READ | Files.EXECUTE, is_file=name in top.files) for name in (*top.directories, *top.files)]
@@ -468,7 +476,7 @@ def _ruleset(mounts: tuple[_Mount, ...], policy: Policy, top: Top) -> Ruleset:
         rights = READ | run | (CHANGE if mount.writable else Files(0))
         rules.append(Rule(mount.inside, rights, is_file=mount.is_file))
     listens = tuple(power.port for power in policy.of(Listen))
-    connects = tuple(power.port for power in policy.of(Connect) + policy.of(Reach))
+    connects = (*(power.port for power in policy.of(Connect) + policy.of(Reach)), *services)
     # To its own ports it may talk: they are in its own network.
     return Ruleset(tuple(rules), bind=listens, connect=None if 0 in connects else (*listens, *connects))
 
@@ -479,7 +487,7 @@ def handed_sockets(policy: Policy) -> Policy:
     Raises:
         MissingFeatureError: it opens connections as well, and pasta, which would give it the network for that, passes no sockets on.
     """
-    if policy.of(Connect) or policy.of(Reach):
+    if policy.of((Connect, Reach, Contact)):
         raise MissingFeatureError(
             "it is handed its sockets by systemd, and cannot be given a network for connections as well",
             code="sockets-and-network",

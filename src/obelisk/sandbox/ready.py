@@ -22,8 +22,9 @@ from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind, parse_manifest
 from obelisk.model.policy import NO_LIMIT, Ask, Device, Policy, Reach, Read, Use, Write
+from obelisk.model.service import SERVICES
 from obelisk.release.client import hashtree
-from obelisk.sandbox import network
+from obelisk.sandbox import network, services
 from obelisk.sandbox.data import Data
 from obelisk.sandbox.desktop import NAMED, Session, is_wanted, named, session_of, sockets
 from obelisk.sandbox.machine import Machine
@@ -89,13 +90,16 @@ _ABOUT = ("vendor", "device", "subsystem_vendor", "subsystem_device", "revision"
 class Directories:
     """Where running applications lie, where their data does, and where operators put their secrets, in a directory for each application.
 
-    `given` is a directory of secrets for this one start, as systemd makes it for a service; it comes first.
+    `given` is a directory of secrets for this one start, as systemd makes it for a service; it comes first. `services` has what is known of
+    those of instances, `installed` the applications that are.
     """
 
     run: Path
     data: Path
     credentials: Path = _CREDENTIALS
     given: Path | None = None
+    services: Path = SERVICES
+    installed: Path = Path("/var/lib/obelisk/installed")
 
     @classmethod
     def of(cls, environment: Mapping[str, str], *, root: bool) -> "Directories":
@@ -108,11 +112,14 @@ class Directories:
             data = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "obelisk/apps"
         own = Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "obelisk/credentials"
         given = environment.get("CREDENTIALS_DIRECTORY")
+        kept = Path(environment.get("OBELISK_DATA") or data)
         return cls(
             Path(environment.get("OBELISK_RUN") or run),
-            Path(environment.get("OBELISK_DATA") or data),
+            kept,
             _CREDENTIALS if root else own,
             Path(given) if given else None,
+            Path(environment.get("OBELISK_SERVICES") or SERVICES),
+            kept.parent / "installed",
         )
 
     def credential(self, app: str, name: str) -> Path:
@@ -217,7 +224,8 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     system, links = _about(policy)
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
     group = group_of(name, place)
-    looked_up = (listener, credentials, guard, session, system)
+    ports = services.ports(policy, directories.services, directories.installed, is_root=machine.is_root)
+    looked_up = (listener, credentials, guard, session, system, ports)
     key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), repr(looked_up)])[:16]
     names = place / key / "resolv.conf" if policy.of(Reach) else Path("/etc/resolv.conf")
     if policy.of(Reach):
@@ -242,6 +250,7 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         system=system,
         links=links,
         top=top_of(place / "root"),
+        services=ports,
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)

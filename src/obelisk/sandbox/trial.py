@@ -13,6 +13,7 @@ from obelisk.events import Sink, task
 from obelisk.model.application import CONFINED, SOUND
 from obelisk.model.policy import Layer, Policy
 from obelisk.model.spec import TestCase
+from obelisk.sandbox import services
 from obelisk.sandbox.data import Data
 from obelisk.sandbox.machine import this_machine
 from obelisk.sandbox.ready import Directories, application_of, clear, home_of_user, make_ready
@@ -63,7 +64,7 @@ def tried(policy: Policy) -> Policy:
 
 
 def _scenarios(image: StoredImage, cases: Mapping[str, TestCase], room: Room, sink: Sink, directories: Directories) -> Iterator[Found]:
-    policy = tried(application_of(image).policy)
+    policy = services.without_missing(tried(application_of(image).policy), directories.services, directories.installed)
 
     def start(*words: str) -> Path:
         ready = make_ready(image, policy, this_machine(), directories=directories, home=home_of_user(), room=lambda: room, command=words)

@@ -9,6 +9,7 @@ from obelisk.model.policy import (
     LISTS,
     NO_LIMIT,
     Connect,
+    Contact,
     Layer,
     Limits,
     Listen,
@@ -79,7 +80,7 @@ def _service(app: Table, granted: Policy, findings: Findings) -> Service | None:
             )
         return None
     ports = {power.port for power in granted.of(Listen)}
-    if said.sockets and (not ports or granted.of(Connect) or granted.of(Reach)):
+    if said.sockets and (not ports or granted.of((Connect, Reach, Contact))):
         message = "a service that is handed its sockets has `listen` among its grants, and no `connect`"
         findings.report(app.at("sockets"), message, code="spec-conflict", hint="[grants], listen = [8080]")
     if said.health and int(said.health.removeprefix("http://localhost:").partition("/")[0]) not in ports:

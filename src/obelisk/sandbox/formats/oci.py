@@ -17,7 +17,22 @@ from obelisk.errors import InputError
 from obelisk.model.application import CREDENTIALS, Application
 from obelisk.model.canonical import Json
 from obelisk.model.exposure import explain
-from obelisk.model.policy import NO_LIMIT, Connect, Device, Limits, Listen, Power, Reach, Read, Terminal, Use, Write, WriteExecute, policy
+from obelisk.model.policy import (
+    NO_LIMIT,
+    Connect,
+    Contact,
+    Device,
+    Limits,
+    Listen,
+    Power,
+    Reach,
+    Read,
+    Terminal,
+    Use,
+    Write,
+    WriteExecute,
+    policy,
+)
 from obelisk.sandbox import desktop
 from obelisk.sandbox.calls import filter_of
 from obelisk.sandbox.formats.calls import as_oci, room_of
@@ -146,7 +161,7 @@ def _mounts(subject: Subject) -> Iterator[Json]:
 def _notes(subject: Subject) -> Iterator[str]:
     files = f"obelisk export {subject.name} --format erofs"
     yield f"the files of {subject.name} have to be in `rootfs` beside the configuration: `{files}` has them"
-    for power in subject.policy.of(Listen) + subject.policy.of(Connect) + subject.policy.of(Reach):
+    for power in subject.policy.of((Listen, Connect, Reach, Contact)):
         yield f"not in it: {explain(power)}. The network of the container is empty; whatever connects it decides what it reaches"
     for power in subject.policy.of(desktop.SESSION):
         yield f"not in it: {explain(power)}. A container is started without a session"

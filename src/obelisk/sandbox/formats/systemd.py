@@ -16,6 +16,7 @@ from obelisk.model.policy import (
     Call,
     Calls,
     Connect,
+    Contact,
     Device,
     Listen,
     Nest,
@@ -219,6 +220,8 @@ def _notes_on_network(held: Policy) -> Iterator[str]:
     for power in held.of(Listen):
         yield f"not in it: {explain(power)}. A socket unit with ListenStream={power.port} hands it the socket and no network"
         yield f"wider by far, where it cannot take that: {_OPEN}, SocketBindAllow=tcp:{power.port}"
+    for power in held.of(Contact):
+        yield f"not in it: {explain(power)}. Its port is one of the machine's loopback: {_OPEN}"
     for power in held.of(Reach):
         yield f"not in it: {explain(power)}, which systemd knows no names of"
     for power in held.of(Connect):
