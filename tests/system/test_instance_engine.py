@@ -1,5 +1,7 @@
 """The embedded engine with machines in which nothing runs: the contract of engines, and hundreds of operations, many of them killed."""
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ from machines import Story
 from tool import Tool
 
 from obelisk.cli.making import tools_room
+from obelisk.errors import CommandError
 from obelisk.events import silent
 from obelisk.model.instance import Copy, Kind, Port, Wanted
 from obelisk.store import Store
@@ -61,6 +64,24 @@ def test_a_copy_has_its_own_name_also_when_it_boots_again(ground: Hollow) -> Non
     (copy,) = engine.fork("web", [Copy("web-1")])
     for made in (copy, engine.restore_as("web", kept.id, Copy("again"))):
         assert made.wish.credentials == (("mail.password", "s"), ("system.hostname", made.name))
+    ground.clear()
+
+
+def test_a_machine_that_ends_while_it_is_looked_at_is_started(ground: Hollow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that a command ended which was killed then: it is there until its lock is gone, and its monitor no more."""
+    ground.engine.create(ground.wish("web"))
+    ground.engine.start("web")
+    (before,) = ground.processes()
+    real = Resident.monitor
+
+    def ending(_machine: Resident) -> Monitor:
+        monkeypatch.setattr(Resident, "monitor", real)
+        os.kill(before, signal.SIGKILL)
+        raise CommandError(("qemu-monitor", "connect"), 1, "Connection reset by peer", code="monitor-failed")
+
+    monkeypatch.setattr(Resident, "monitor", ending)
+    assert ground.engine.start("web").running
+    assert ground.processes() != [before]
     ground.clear()
 
 

@@ -64,6 +64,7 @@ _PRESS_AGAIN_S = 10.0
 _IDENTITY_S = 120.0
 _LISTENING_S = 3.0
 _POLL_S = 0.02
+_ENDING_S = 5.0
 _AT_ONCE = 4
 _MANY_LAYERS = 16
 """Of so many, a start makes one; while it runs, an instance may have"""
@@ -263,13 +264,12 @@ class Embedded:
         if record.restoring and gently:
             record = self._bring_back(place, record)
         elif gently and place.machine.is_running():
-            with place.machine.monitor() as monitor:
-                if not monitor.saved().ended:
-                    monitor.cancel_saving()
-                place.machine.thaw(monitor)
-                if monitor.run_state() in _STANDING:
-                    monitor.resume()
-                monitor.drop_unused_layers(STATE, f"{LAYER}-")
+            try:
+                _calm(place.machine)
+            except CommandError:
+                # Whoever was killed may have ended it just before: then its lock is the last of it to go.
+                if not place.machine.wait_until_off(_ENDING_S):
+                    raise
         place.remove_drafts()
         return record
 
@@ -531,6 +531,17 @@ def _only_here(place: Place, layer: str) -> bool:
 
 def _put_over(monitor: Monitor, layer: str) -> None:
     monitor.put_layer_over(STATE, f"layers/{layer}.qcow2", f"{LAYER}-{layer}")
+
+
+def _calm(machine: Resident) -> None:
+    """Have a running machine go on that a killed command has left standing, frozen, or half saved."""
+    with machine.monitor() as monitor:
+        if not monitor.saved().ended:
+            monitor.cancel_saving()
+        machine.thaw(monitor)
+        if monitor.run_state() in _STANDING:
+            monitor.resume()
+        monitor.drop_unused_layers(STATE, f"{LAYER}-")
 
 
 def _power_off(machine: Resident, timeout_s: float) -> bool:
