@@ -170,7 +170,8 @@ def test_a_canary_gets_its_share_of_new_connections_and_instances_get_equal_ones
 def test_an_iteration_drains_until_its_last_connection_has_ended(place: Street) -> None:
     place.ok("create")
     place.ok("deploy", "v1")
-    lasting = slow(place, 45)
+    asks = "input(); s.sendall(b'GET / HTTP/1.1\\r\\nConnection: close\\r\\n\\r\\n'); print(s.makefile().read().split()[-1])"
+    lasting = begun(place, f"import socket; s = socket.create_connection(('{MACHINE}', {PORT})); print(flush=True); {asks}")
     place.ok("deploy", "v2")
     time.sleep(2)
     place.ok("tend")
@@ -178,7 +179,7 @@ def test_an_iteration_drains_until_its_last_connection_has_ended(place: Street) 
     assert place.look("shop-1-1").running
     counted = inside(place.machine, sys.executable, "-I", "-c", _COUNT, str(place.top), str(ROOT / "tests"))
     assert counted.split() == ["1", "0"]
-    assert lasting.communicate(timeout=60)[0].strip() == "v1"
+    assert lasting.communicate("\n", timeout=60)[0].strip() == "v1"
     deadline = time.monotonic() + 10  # the other end has to close it too
     while place.look("shop-1-1").running:
         assert time.monotonic() < deadline
