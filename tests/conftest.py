@@ -20,7 +20,7 @@ from xdist.workermanage import NodeManager  # type: ignore[import-untyped]
 HERE = Path(__file__).parent
 _PR_SET_PDEATHSIG = 1
 _FIXTURES_S = 60  # what processes that share a run have to clean up in, once they are told to stop
-TIMEOUT_S = {"lint": 300, "unit": 120, "system": 600, "vm": 1800, "browser": 900}
+TIMEOUT_S = {"lint": 300, "unit": 120, "system": 600, "vm": 1800}
 
 # Seconds are for ./bench: on a busy machine a deadline fails examples that are right.
 _EXAMPLES = DirectoryBasedExampleDatabase(HERE.parent / ".cache" / "hypothesis")

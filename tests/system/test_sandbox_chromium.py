@@ -1,4 +1,4 @@
-"""Chromium, the hard case of desktop programs. Its image takes minutes, so it is tried only when it is asked for: `./test browser`."""
+"""Chromium, the hard case of desktop programs: sandboxes of its own inside of ours, and a compiler that runs what it writes."""
 
 from collections.abc import Iterator
 
