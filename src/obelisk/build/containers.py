@@ -39,7 +39,7 @@ _LAYERS = {
     for suffix in ("", "+gzip", ".gzip", "+zstd")
 }
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
-_HUB, _HUB_AT = "docker.io", "registry-1.docker.io"
+_HUB, _HUB_AT, _HUB_LOGIN = "docker.io", "registry-1.docker.io", "index.docker.io"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = "image"
@@ -298,8 +298,11 @@ def _wrong(place: str, why: str) -> TrustError:
 
 
 def _registry(place: Reference) -> Registry:
-    host = _HUB_AT if place.host == _HUB else place.host
-    return Registry(host, place.name, login=logins.find(place.host))
+    if place.host != _HUB:
+        return Registry(place.host, place.name, login=logins.find(place.host))
+    # People and their logins call it otherwise than it is reached, and leave out the name of its own part.
+    name = place.name if "/" in place.name else f"library/{place.name}"
+    return Registry(_HUB_AT, name, login=logins.find(_HUB) or logins.find(_HUB_LOGIN))
 
 
 def _unpacked(layer: Blob, store: Store, blobs: Path) -> Blob:
