@@ -168,19 +168,19 @@ def test_a_limit_of_all_processes_wants_control_groups_or_the_operators_word(app
 def test_what_it_keeps_has_a_bound_that_can_be_moved_and_lifted(applications: Tool) -> None:
     text = '[app]\ncommand = ["/bin/sh", "-c"]\ndata = ["/var/lib/kept"]\n'
     with places() as place:
-        app = application(applications, "bounded", text)
+        app = application(applications, "keeping", text)
         said(app, "echo one >/var/lib/kept/one")
-        app = application(applications, "bounded", f'{text}[limits]\ndata = "32M"\n')
+        app = application(applications, "keeping", f'{text}[limits]\ndata = "32M"\n')
         assert "its directories of data hold, all together: 32 MiB" in " ".join(app.run("app", "show", str(app.spec)).split())
         # What was there has moved, and another 32 MiB have no room beside it.
         fill = "head -c 32M /dev/zero >/var/lib/kept/more"
         assert "No space left on device" in said(app, f"cat /var/lib/kept/one; {fill}", status=1)
         assert said(app, "cat /var/lib/kept/one; ls /var/lib/kept; stat -c %U /var/lib/kept/one") == "one\nmore\none\napp\n"
-        told(place, "bounded", "[allow]\nlimits = { data_bytes = 16777216 }\n")
+        told(place, "keeping", "[allow]\nlimits = { data_bytes = 16777216 }\n")
         assert app.refused("app", "ready", str(app.spec), status=5)["code"] == "volume-full"
-        told(place, "bounded", "[override]\nlimits = { data_bytes = 67108864 }\n")
+        told(place, "keeping", "[override]\nlimits = { data_bytes = 67108864 }\n")
         assert said(app, f"{fill} && cat /var/lib/kept/one") == "one\n"
-        told(place, "bounded", '[override]\nlimits = { data_bytes = "none" }\n')
+        told(place, "keeping", '[override]\nlimits = { data_bytes = "none" }\n')
         assert said(app, "cat /var/lib/kept/one && wc -c </var/lib/kept/more") == f"one\n{32 << 20}\n"
         assert not list((place / "data/.volumes").glob("[!.]*"))
 

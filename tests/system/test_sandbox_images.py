@@ -71,7 +71,7 @@ def said(tool: Tool, *words: str, status: int = 0) -> str:
 
 
 def test_a_layout_becomes_an_application_that_starts_as_the_image_says(tool: Tool) -> None:
-    app = spec(tool, "layout", '[app]\nimage = "shop"\n[tests.it]\ncommand = "cat /app/new"\nexpect = "new"\n')
+    app = spec(tool, "oci-layout", '[app]\nimage = "shop"\n[tests.it]\ncommand = "cat /app/new"\nexpect = "new"\n')
     image(app.spec / "shop", [FIRST, SECOND], SETTINGS)
     app.run("lock", str(app.spec))
     first = app.build()
@@ -92,7 +92,7 @@ def test_a_layout_becomes_an_application_that_starts_as_the_image_says(tool: Too
 
 def test_what_the_spec_says_goes_before_what_the_image_says(tool: Tool) -> None:
     text = '[app]\nimage = "shop"\ncommand = ["/bin/sh", "-c"]\nenvironment = ["WHO=me"]\ndirectory = "/srv"\ndata = ["/srv/data"]\n'
-    app = spec(tool, "said", f"{text}[files]\n\"/app/more\" = {{ content = 'laid over' }}\n")
+    app = spec(tool, "oci-said", f"{text}[files]\n\"/app/more\" = {{ content = 'laid over' }}\n")
     image(app.spec / "shop", [FIRST], SETTINGS, compression="")
     app.run("lock", str(app.spec))
     app.build()
@@ -100,7 +100,7 @@ def test_what_the_spec_says_goes_before_what_the_image_says(tool: Tool) -> None:
 
 
 def test_archives_are_read_and_the_lock_holds_what_they_were(tool: Tool) -> None:
-    app = spec(tool, "archive", '[app]\nimage = "shop.tar"\n')
+    app = spec(tool, "oci-archive", '[app]\nimage = "shop.tar"\n')
     image(app.spec / "layout", [FIRST, SECOND], SETTINGS, compression="zstd")
     archive(app.spec / "layout", app.spec / "shop.tar")
     shutil.rmtree(app.spec / "layout")
@@ -116,7 +116,7 @@ def test_archives_are_read_and_the_lock_holds_what_they_were(tool: Tool) -> None
 
 
 def test_an_archive_of_docker_save_is_read(tool: Tool) -> None:
-    app = spec(tool, "saved", '[app]\nimage = "shop.tar"\n')
+    app = spec(tool, "oci-saved", '[app]\nimage = "shop.tar"\n')
     place = app.spec / "saved"
     (place / "one").mkdir(parents=True)
     (place / "one/layer.tar").write_bytes(FIRST)
@@ -156,7 +156,7 @@ def send(registry: Registry, layout: Path, tag: str, *, others: bool = False) ->
 
 
 def test_a_tag_of_a_registry_is_pinned_and_had_again_by_its_digests(tool: Tool, registry: Registry) -> None:
-    app = spec(tool, "tagged", f'[app]\nimage = "{registry.host}/team/shop:1"\n')
+    app = spec(tool, "oci-tagged", f'[app]\nimage = "{registry.host}/team/shop:1"\n')
     image(tool.home / "one", [FIRST, SECOND], SETTINGS, docker=True)
     send(registry, tool.home / "one", "1", others=True)
     app.run("lock", str(app.spec))
@@ -175,7 +175,7 @@ def test_a_tag_of_a_registry_is_pinned_and_had_again_by_its_digests(tool: Tool, 
 
 
 def test_a_directory_is_a_root_of_its_own(tool: Tool) -> None:
-    app = spec(tool, "bare", '[app]\nroot = "rootfs"\ncommand = ["/bin/busybox"]\n')
+    app = spec(tool, "rootfs", '[app]\nroot = "rootfs"\ncommand = ["/bin/busybox"]\n')
     (app.spec / "rootfs/bin").mkdir(parents=True)
     (app.spec / "rootfs/bin/busybox").write_bytes(BUSYBOX)
     (app.spec / "rootfs/bin/busybox").chmod(0o755)
@@ -203,7 +203,7 @@ def test_a_directory_is_a_root_of_its_own(tool: Tool) -> None:
     ],
 )
 def test_what_cannot_be_a_root_is_named(tool: Tool, registry: Registry, text: str, lays: str, code: str) -> None:
-    name = f"bad-{hashlib.sha256(f'{text}{lays}'.encode()).hexdigest()[:8]}"
+    name = f"oci-bad-{hashlib.sha256(f'{text}{lays}'.encode()).hexdigest()[:8]}"
     app = spec(tool, name, text.replace("REGISTRY", registry.host))
     if lays == "text":
         (app.spec / "text").write_text("no archive")
