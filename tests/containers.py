@@ -17,7 +17,7 @@ Entry = bytes | str | None
 
 
 def layer(entries: Mapping[str, Entry], *, owner: int = 0) -> bytes:
-    """A layer as a tar archive. `name=` makes a hard link to what is called so."""
+    """A layer as a tar archive. `=name` makes a hard link to what is called so."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
         for path, content in entries.items():

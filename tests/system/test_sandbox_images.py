@@ -37,7 +37,6 @@ FIRST = layer(
         "home/": None,
         "home/node/": None,
         "home/node/file": b"from the image\n",
-        "bin/set-id": b"",
     }
 )
 SECOND = layer({"app/old": None, "app/new": b"new\n", "app/all/.wh..wh..opq": b"", "app/all/two": b"2"}, owner=70)
@@ -52,7 +51,7 @@ def tool(applications: Tool) -> Iterator[Tool]:
 
 
 def spec(tool: Tool, name: str, text: str) -> Tool:
-    """An application with this in its spec, not locked yet; what `lay` puts beside it comes first."""
+    """An application with this in its spec, not locked yet."""
     place = tool.home / name
     place.mkdir(exist_ok=True)
     (place / "obelisk.toml").write_text(f'name = "{name}"\nrole = "app"\n{text}')

@@ -259,7 +259,7 @@ def _known(place: Path, service: str, port: int, installed: str, other: int) -> 
     """What the machine knows of a service of instances, and of an application that is installed."""
     terms = Terms(name=service, port=port, guest_port=80)
     (place / "services" / service).mkdir(parents=True, exist_ok=True)
-    (place / "services" / service / SERVICE_FILE).write_bytes(canonical(instances.Service(terms).to_json()))
+    (place / "services" / service / SERVICE_FILE).write_bytes(canonical({"schema": instances.SCHEMA, **instances.Service(terms).to_json()}))
     kept = place / "installed" / installed
     (kept / "images/one").mkdir(parents=True, exist_ok=True)
     (kept / "state.json").write_bytes(State("one").to_bytes())

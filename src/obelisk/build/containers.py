@@ -7,6 +7,7 @@ skopeo.
 Source: OCI Image Format Specification 1.1; skopeo(1), umoci-raw-unpack(1).
 """
 
+import hashlib
 import json
 import re
 import tarfile
@@ -43,6 +44,7 @@ _HUB, _HUB_AT, _HUB_LOGIN = "docker.io", "registry-1.docker.io", "index.docker.i
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = "image"
+_RESULT = json.dumps({"kernel": "", "users": {}, "groups": {}})  # nobody was installed
 _MOST_BYTES = 64 << 30  # a layer that is more than this is there to fill the disk
 
 
@@ -57,14 +59,14 @@ def resolve(spec: Spec, old: ImportedImage | None, room: Room, store: Store, sin
         found = old
         fetch(spec, found, room, store, sink)
     else:
-        with task(sink, "image", f"Resolving {_name(spec)}") as running:
+        with task(sink, "image", f"Resolving {origin(spec)}") as running:
             found = _of(spec, room, store)
             running.detail = found.sha256[:12]
         fetch(spec, found, room, store, sink)
         found = _with_settings(found, store)
     if not completed(spec, found).command:
         raise InputError(
-            f"{_name(spec)} does not say what is to be started", code="image-command", hint='[app], command = ["/usr/bin/program"]'
+            f"{origin(spec)} does not say what is to be started", code="image-command", hint='[app], command = ["/usr/bin/program"]'
         )
     return found
 
@@ -81,12 +83,12 @@ def fetch(spec: Spec, image: ImportedImage, room: Room, store: Store, sink: Sink
     if not missing:
         return
     if not isinstance(spec.image, Reference):
-        if _of(spec, room, store).sha256 != image.sha256 or any(store.find_blob(blob.sha256) is None for blob in missing):
-            raise InputError(f"{_name(spec)} is another image than the lock names", code="image-moved", hint="obelisk lock --update")
+        if _of(spec, room, store).sha256 != image.sha256:
+            raise InputError(f"{origin(spec)} is another image than the lock names", code="image-moved", hint="obelisk lock --update")
         return
     total = sum(blob.size_bytes for blob in missing)
     with (
-        task(sink, "fetch-image", f"Fetching {_name(spec)}", total=total, unit="bytes") as running,
+        task(sink, "fetch-image", f"Fetching {origin(spec)}", total=total, unit="bytes") as running,
         store.workspace() as scratch,
         _registry(spec.image) as registry,
     ):
@@ -112,10 +114,10 @@ def foundation(spec: Spec, lock: Lock, tools: Step, store: Store, sink: Sink) ->
                 room.run(command, binds=[writable(work, "/step")], on_line=running.output, durable=False)
             except CommandError as error:
                 raise TrustError(
-                    f"{_name(spec)} cannot be unpacked: {error.output.strip()[-500:]}", code="image-damaged", hint="see what made it"
+                    f"{origin(spec)} cannot be unpacked: {error.output.strip()[-500:]}", code="image-damaged", hint="see what made it"
                 ) from error
             room.run(["rm", "-rf", "/step/layout"], binds=[writable(work, "/step")])
-        (work / "result.json").write_text(json.dumps({"kernel": "", "users": {}, "groups": {}}))
+        (work / "result.json").write_text(_RESULT)
 
     options = {"image": None if image is None else [image.sha256, *(blob.sha256 for blob in image.blobs)]}
     return Step("foundation", "Root of the image" if image else "Empty root", options, (tools,), produce)
@@ -126,7 +128,7 @@ def base(foundation: Step, tools: Step) -> Step:
 
     def produce(work: Path, _needs: Mapping[str, Path], _running: Task) -> None:
         (work / "upper").mkdir(mode=0o755)
-        (work / "result.json").write_text(json.dumps({"kernel": "", "users": {}, "groups": {}}))
+        (work / "result.json").write_text(_RESULT)
 
     return Step("base", "Base tree", {}, (foundation, tools), produce)
 
@@ -143,7 +145,8 @@ def completed(spec: Spec, image: ImportedImage | None) -> Application:
     return replace(said, command=said.command or image.command, environment=environment, directory=directory)
 
 
-def _name(spec: Spec) -> str:
+def origin(spec: Spec) -> str:
+    """What people call the OCI image that the root is made of."""
     return spec.image.name if isinstance(spec.image, Path) else str(spec.image)
 
 
@@ -239,8 +242,6 @@ def _for_this_architecture(raw: Mapping[str, Any], place: str) -> str:
 
 
 def _image(document: bytes, place: str) -> ImportedImage:
-    from hashlib import sha256  # noqa: PLC0415 - one document
-
     raw = _parsed(document, place)
     try:
         layers = tuple(_blob(each, _LAYERS.get(each["mediaType"], "")) for each in raw["layers"])
@@ -253,7 +254,7 @@ def _image(document: bytes, place: str) -> ImportedImage:
             code="image-format",
             hint="name an image of a container",
         )
-    return ImportedImage(sha256(document).hexdigest(), config, layers)
+    return ImportedImage(hashlib.sha256(document).hexdigest(), config, layers)
 
 
 def _blob(raw: Mapping[str, Any], media_type: str) -> Blob:

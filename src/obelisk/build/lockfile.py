@@ -3,7 +3,6 @@
 What is read has the form that `obelisk lock` writes, whoever wrote it: its words become parts of addresses, paths and scripts.
 """
 
-import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from obelisk.errors import InputError
+from obelisk.model import toml
 from obelisk.model.lock import Account, Blob, ImportedImage, Lock, Package, PackageSet, Pinned
 from obelisk.system.files import write_durably, written_by_name
 
@@ -83,16 +83,11 @@ def write_lock(path: Path, lock: Lock) -> None:
 
 def _image_lines(image: ImportedImage) -> Iterator[str]:
     yield f'\n[image]\nsha256 = "{image.sha256}"\n'
-    yield f"command = [{', '.join(map(_text_of, image.command))}]\n"
-    yield f"environment = [{', '.join(_text_of(f'{name}={value}') for name, value in image.environment)}]\n"
-    yield f"directory = {_text_of(image.directory)}\nconfig = {_blob_line(image.config)}\nlayers = [\n"
+    yield f"command = {toml.strings(image.command)}\n"
+    yield f"environment = {toml.strings(f'{name}={value}' for name, value in image.environment)}\n"
+    yield f"directory = {toml.string(image.directory)}\nconfig = {_blob_line(image.config)}\nlayers = [\n"
     yield from (f"  {_blob_line(layer)},\n" for layer in image.layers)
     yield "]\n"
-
-
-def _text_of(text: str) -> str:
-    """Any text as TOML, whose escapes are JSON's but for one character."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _blob_line(blob: Blob) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid5
 
+from obelisk.build import containers
 from obelisk.build.graph import Step
 from obelisk.events import Task
 from obelisk.model.lock import Lock, Package
@@ -53,7 +54,7 @@ def cyclonedx(spec: Spec, lock: Lock) -> str:
     if lock.image is not None:
         bom.components.add(
             Component(
-                name=_origin(spec),
+                name=containers.origin(spec),
                 version=f"sha256:{lock.image.sha256}",
                 type=ComponentType.CONTAINER,
                 bom_ref=f"oci:{lock.image.sha256}",
@@ -114,7 +115,7 @@ def spdx(spec: Spec, lock: Lock) -> str:
         packages.append(
             SpdxPackage(
                 spdx_id="SPDXRef-Image",
-                name=_origin(spec),
+                name=containers.origin(spec),
                 version=f"sha256:{lock.image.sha256}",
                 download_location=SpdxNoAssertion(),
                 files_analyzed=False,
@@ -124,11 +125,6 @@ def spdx(spec: Spec, lock: Lock) -> str:
         relationships.append(Relationship("SPDXRef-DOCUMENT", RelationshipType.DESCRIBES, "SPDXRef-Image"))
     document = Document(created, packages=packages, relationships=relationships)
     return json.dumps(DocumentConverter().convert(document), indent=1, sort_keys=True)
-
-
-def _origin(spec: Spec) -> str:
-    """What people call the OCI image that the root is made of."""
-    return spec.image.name if isinstance(spec.image, Path) else str(spec.image)
 
 
 def purl(spec: Spec, package: Package) -> str:

@@ -8,14 +8,13 @@ A command that is killed leaves the value of before or after a step, never anyth
 makes of it what `recovered` says. Nothing runs between commands: connections are led by the kernel.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from obelisk.errors import InputError, ObeliskError, StateError, TrustError
+from obelisk.errors import InputError, ObeliskError, StateError
 from obelisk.events import Note, Sink, task
 from obelisk.instance import proving
 from obelisk.instance.proving import Answers, Seen
@@ -23,11 +22,9 @@ from obelisk.instance.traffic import Traffic
 from obelisk.model import rollout
 from obelisk.model.canonical import canonical
 from obelisk.model.rollout import Create, Forget, Healthy, Prove, Restore, Retire, Save, Shift, Step
-from obelisk.model.service import ALL, SERVICE_FILE, Iteration, Phase, Service, Terms, check_terms
+from obelisk.model.service import ALL, SCHEMA, SERVICE_FILE, Iteration, Phase, Service, Terms, check_terms, parse_service
 from obelisk.system.files import locked, sync_directory, write_durably
 from obelisk.system.namespace import remove_tree
-
-SCHEMA = "obelisk.service/1"
 
 
 class Instances(Protocol):
@@ -85,23 +82,15 @@ class Services:
             InputError: there is none.
             TrustError: what is stored is none.
         """
+        file = self._place / name / SERVICE_FILE
         try:
-            raw = json.loads((self._place / name / SERVICE_FILE).read_bytes())
-            if raw["schema"] != SCHEMA:
-                raise TrustError(f"{name} was stored by another version of obelisk", code="service-schema", hint="use that version")
-            return Service.from_json(raw)
+            return parse_service(file.read_bytes(), file)
         except (FileNotFoundError, NotADirectoryError) as error:
             known = ", ".join(self.names())
             raise InputError(
                 f"there is no service {name}",
                 code="service-missing",
                 hint=f"there are {known}" if known else f"obelisk service create {name}",
-            ) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise TrustError(
-                f"what is stored of the service {name} is damaged: {error!r}",
-                code="service-damaged",
-                hint=f"bring {self._place / name / SERVICE_FILE} back from a backup",
             ) from error
 
     def create(self, terms: Terms) -> Service:

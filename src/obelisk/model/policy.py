@@ -512,7 +512,7 @@ def _member(kind: type[E], value: str, what: str) -> E:
 def _limits_of(raw: Mapping[str, Any]) -> Limits:
     _refuse_unknown(raw, [each.name for each in fields(Limits)], "limit")
     # JSON has a word for no limit, which TOML has not.
-    found = {key: NO_LIMIT if value in {None, "none"} and key in _UNLIMITED else value for key, value in raw.items()}
+    found = {key: NO_LIMIT if key in _UNLIMITED and (value is None or value == "none") else value for key, value in raw.items()}
     for key, value in found.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"the limit {key} must be a whole number above 0")

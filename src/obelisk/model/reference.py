@@ -13,6 +13,11 @@ _REFERENCE = re.compile(
 )
 
 
+def is_host(text: str) -> bool:
+    """Whether the beginning of a place is meant for a registry, and not for a part of a name or a path."""
+    return "." in text or ":" in text or text == "localhost"
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """Where an image is or goes: `host[:port]/name` and a tag or a digest."""
@@ -29,7 +34,7 @@ class Reference:
             InputError: it is none, or has neither a tag nor a digest.
         """
         found = _REFERENCE.fullmatch(text.removeprefix("docker://").removeprefix("oci://"))
-        if found is None or not ("." in found["host"] or ":" in found["host"] or found["host"] == "localhost"):
+        if found is None or not is_host(found["host"]):
             raise InputError(
                 f"{text!r} is no place in a registry",
                 code="registry-reference",

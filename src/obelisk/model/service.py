@@ -3,13 +3,14 @@
 A value of `Service` is the whole truth about a service, and is what is stored; `obelisk.model.rollout` says what becomes of it.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from obelisk.errors import InputError
+from obelisk.errors import InputError, TrustError
 from obelisk.model.canonical import Json
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
@@ -21,6 +22,9 @@ ALL = 100
 """Shares are per cent of new connections."""
 REMEMBERED = 20
 """So many iterations that are gone are remembered, with the reasons."""
+
+
+SCHEMA = "obelisk.service/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +247,21 @@ def _int(raw: object) -> int:
     if not isinstance(raw, int):
         raise TypeError
     return raw
+
+
+def parse_service(data: bytes, file: Path) -> Service:
+    """The service in the stored bytes of a file.
+
+    Raises:
+        TrustError: they are none that this version reads.
+    """
+    name = file.parent.name
+    try:
+        raw = json.loads(data)
+        if raw["schema"] != SCHEMA:
+            raise TrustError(f"{name} was stored by another version of obelisk", code="service-schema", hint="use that version")
+        return Service.from_json(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrustError(
+            f"what is stored of the service {name} is damaged: {error!r}", code="service-damaged", hint=f"bring {file} back from a backup"
+        ) from error

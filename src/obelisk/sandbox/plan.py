@@ -75,8 +75,9 @@ class Top:
 
     def without(self, names: Collection[str]) -> "Top":
         """What is left of it where the machine's own is shown under these names."""
-        kept = [tuple(each for each in kind if each not in names) for kind in (self.directories, self.files)]
-        return Top(kept[0], kept[1], tuple(link for link in self.links if link[0] not in names))
+        directories = tuple(name for name in self.directories if name not in names)
+        files = tuple(name for name in self.files if name not in names)
+        return Top(directories, files, tuple(link for link in self.links if link[0] not in names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """Services of this machine that applications are granted by name: what `obelisk service` leads to instances, and installed applications."""
 
-import json
 from pathlib import Path
 
-from obelisk.errors import StateError, TrustError
+from obelisk.errors import StateError
 from obelisk.model.application import parse_application
 from obelisk.model.policy import Contact, Listen, Policy
-from obelisk.model.service import SERVICE_FILE, Service
+from obelisk.model.service import SERVICE_FILE, parse_service
+from obelisk.sandbox.installed import parse_state
 
 
 def ports(policy: Policy, services: Path, installed: Path, *, is_root: bool) -> tuple[int, ...]:
@@ -51,21 +51,17 @@ def _port_of(name: str, services: Path, installed: Path, *, is_root: bool) -> in
 
 def _of_instances(file: Path) -> int:
     try:
-        return Service.from_json(json.loads(file.read_bytes())).terms.port
+        return parse_service(file.read_bytes(), file).terms.port
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return 0
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrustError(f"{file} is damaged: {error!r}", code="service-damaged", hint="bring it back from a backup") from error
 
 
 def _of_application(place: Path) -> int:
     """The port of one that is installed as a service and listens at a single one; else 0."""
     try:
-        current = json.loads((place / "state.json").read_bytes())["current"]
+        current = parse_state((place / "state.json").read_bytes()).current
         app = parse_application((place / "images" / current / "application.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return 0
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrustError(f"{place} is damaged: {error!r}", code="installed-damaged", hint="install it again") from error
     listens = [power.port for power in app.policy.of(Listen)] if app.service is not None else []
     return listens[0] if len(listens) == 1 else 0

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from obelisk.errors import InputError
 from obelisk.model.partitions import LABEL_CHARACTERS
-from obelisk.model.reference import Reference
+from obelisk.model.reference import Reference, is_host
 from obelisk.model.spec import (
     Allowed,
     AptSource,
@@ -192,20 +192,14 @@ def _image(app: Table, beside: _Beside) -> Path | Reference | None:
     name = app.find("image", str)
     if name is None:
         return None
+    host, slash, _ = name.partition("/")
+    if (beside.directory / name).exists() or not slash or host.startswith(".") or not is_host(host):
+        return beside.find(app.at("image"), name, "OCI image", lambda path: path.is_file() or (path / "oci-layout").is_file())
     try:
-        return Reference.parse(name) if not (beside.directory / name).exists() and _is_reference(name) else _image_beside(app, name, beside)
+        return Reference.parse(name)
     except InputError as error:
         beside.findings.report(app.at("image"), error.message, code="spec-value", hint=error.hint)
         return None
-
-
-def _is_reference(name: str) -> bool:
-    host, _, rest = name.partition("/")
-    return bool(rest) and ("." in host[1:] or ":" in host or host == "localhost") and not name.startswith((".", "/"))
-
-
-def _image_beside(app: Table, name: str, beside: _Beside) -> Path | None:
-    return beside.find(app.at("image"), name, "OCI image", lambda path: path.is_file() or (path / "oci-layout").is_file())
 
 
 def _tree(root: Table, beside: _Beside, key: KeyPath) -> Path | None:

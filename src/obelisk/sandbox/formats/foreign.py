@@ -1,11 +1,11 @@
 """What every format has in common: what is written down, and what came of reading."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from pathlib import Path
 
+from obelisk.model import toml
 from obelisk.model.application import WRITABLE, Application
 from obelisk.model.exposure import sorted_powers
 from obelisk.model.policy import LEAST_DATA_BYTES, NO_LIMIT, Limits, Policy, Power, power_of, spelled
@@ -103,10 +103,10 @@ class Foreign:
         lines = [f"# From {_one_line(source)}."]
         for title, told in (("Left out:", self.left_out), ("Wider than there:", self.wider)):
             lines += [f"# {title}", *(f"#   {_one_line(line)}" for line in told)] if told else []
-        lines += ["", "[app]", f"command = {_strings(app.command)}"]
-        lines += [f"environment = {_strings(tuple(f'{name}={value}' for name, value in app.environment))}"] if app.environment else []
-        lines += [f"directory = {_string(app.directory)}"] if app.directory != "/" else []
-        lines += [f"{key} = {_strings(paths)}" for key, paths in (("scratch", app.scratch), ("data", app.data)) if paths]
+        lines += ["", "[app]", f"command = {toml.strings(app.command)}"]
+        lines += [f"environment = {toml.strings(tuple(f'{name}={value}' for name, value in app.environment))}"] if app.environment else []
+        lines += [f"directory = {toml.string(app.directory)}"] if app.directory != "/" else []
+        lines += [f"{key} = {toml.strings(paths)}" for key, paths in (("scratch", app.scratch), ("data", app.data)) if paths]
         lines += ["", "[grants]", *_grants(app.policy)] if app.policy.powers else []
         lines += ["", "[limits]", f'memory = "{_size(limits.memory_bytes)[0]}"', f"processes = {limits.processes}"]
         lines += [f"open_files = {limits.open_files}", f'scratch = "{_size(limits.scratch_bytes)[0]}"']
@@ -150,15 +150,6 @@ def is_own_place(path: str) -> bool:
     """Whether an application can have a directory of its own at `path`."""
     parts = path.split("/")[1:]
     return path.startswith(WRITABLE) and path not in MEMORY and not ({"", ".", ".."} & {*parts}) and path.isprintable()
-
-
-def _string(text: str) -> str:
-    """A basic string of TOML, which JSON's are but for one character."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _strings(values: tuple[str, ...]) -> str:
-    return f"[{', '.join(map(_string, values))}]"
 
 
 def _one_line(text: str) -> str:
