@@ -104,7 +104,7 @@ class Fat:
         sector = read(0, 512)
         self._sector, self._per_cluster, reserved, copies = struct.unpack_from("<HBHB", sector, 11)
         self._fat_sectors, self._root = struct.unpack_from("<I", sector, 36)[0], struct.unpack_from("<I", sector, 44)[0]
-        self._fat = reserved * self._sector
+        self._next = memoryview(read(reserved * self._sector, self._fat_sectors * self._sector)).cast("I")
         self._data = (reserved + copies * self._fat_sectors) * self._sector
         self.cluster_bytes = self._sector * self._per_cluster
 
@@ -124,9 +124,14 @@ class Fat:
 
     def _chain(self, cluster: int, limit: int) -> bytes:
         pieces: list[bytes] = []
-        while 2 <= cluster < 0x0FFFFFF8 and len(pieces) * self.cluster_bytes < limit:
-            pieces.append(self._read(self._data + (cluster - 2) * self.cluster_bytes, self.cluster_bytes))
-            cluster = struct.unpack("<I", self._read(self._fat + cluster * 4, 4))[0] & 0x0FFFFFFF
+        left = -(-limit // self.cluster_bytes)
+        while 2 <= cluster < min(0x0FFFFFF8, len(self._next)) and left > 0:
+            first, count = cluster, 0
+            # What follows each other on the disk is read at once.
+            while cluster == first + count and count < left:
+                cluster, count = self._next[cluster] & 0x0FFFFFFF, count + 1
+            pieces.append(self._read(self._data + (first - 2) * self.cluster_bytes, count * self.cluster_bytes))
+            left -= count
         return b"".join(pieces)
 
     def _entries(self, cluster: int) -> dict[str, tuple[int, int]]:

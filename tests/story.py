@@ -54,7 +54,7 @@ def tell(rack: Rack) -> Story:
     variables = rack.variables()
     # The firmware gets its keys on another disk: that has nothing to do with this one.
     with rack.host(rack.disk(images["1"], "enrolment.qcow2"), variables) as host:
-        host.machine.wait_for("Linux|obelisk:|login:", timeout_s=300)
+        host.machine.wait_for(f"(?s)enrolled.*{_FIRMWARE}", timeout_s=300)
     before, log = rack.place / "before.raw", rack.place / "log"
     rack.as_raw(rack.disk(images["1"]), before)
     disk = rack.place / "recorded.raw"

@@ -65,7 +65,7 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     tool.run("keys", "init")
     tool.run("repo", "init", str(home / "repo"))
     shutil.copyfile(home / "repo/metadata/1.root.json", tool.spec / "root.json")
-    build_versions(tool, [Version("1", spec=_HOST, programs={"slim.sh": _SLIM})])
+    build_versions(tool, [Version("1", network=True, spec=_HOST, programs={"slim.sh": _SLIM})])
     spec = home / "shop"
     (spec / "tree/usr/lib").mkdir(parents=True)
     (spec / "tree/usr/share/shop").mkdir(parents=True)

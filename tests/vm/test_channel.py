@@ -36,11 +36,11 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     tool.run("repo", "init", str(home / "repo"))
     shutil.copyfile(home / "repo/metadata/1.root.json", tool.spec / "root.json")
     versions = [
-        Version("1", spec=_BY_ITSELF),
-        Version("2", spec=_BY_ITSELF),
-        Version("3", spec=_BY_ITSELF + _FAILS),
-        Version("4", spec=_FOLLOWS),
-        Version("5", spec=_FOLLOWS, files={"usr/share/more": _MORE}),
+        Version("1", network=True, spec=_BY_ITSELF),
+        Version("2", network=True, spec=_BY_ITSELF),
+        Version("3", network=True, spec=_BY_ITSELF + _FAILS),
+        Version("4", network=True, spec=_FOLLOWS),
+        Version("5", network=True, spec=_FOLLOWS, files={"usr/share/more": _MORE}),
     ]
     build_versions(tool, versions)
     place = home / "rack"

@@ -40,7 +40,7 @@ _ESP = "/run/esp/loader/credentials"
 def host(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     home = tmp_path_factory.mktemp("credentials")
     tool = workshop.copied_to(home)
-    build_versions(tool, [Version("1", files=_FILES)])
+    build_versions(tool, [Version("1", network=True, files=_FILES)])
     (home / "rack").mkdir()
     rack = Rack(tool, home / "rack")
     with rack.host(rack.disk(rack.image("host@1")), rack.variables(), credentials=_GIVEN | _CODE) as machine:

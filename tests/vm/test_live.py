@@ -31,7 +31,7 @@ def test_a_live_image_installs_itself_onto_another_disk(rack: Rack) -> None:
         assert "is in use" in live.run("obelisk install host /dev/vda --erase vda 2>&1", status=5)
         assert "a host of host_1 needs" in live.run("obelisk install host /dev/vdc --erase vdc 2>&1", status=5)
         # What an older system left on the disk is none of the new one's business.
-        live.run("head -c 64M /dev/urandom >/dev/vdb; sync")
+        live.run("head -c 8M /dev/urandom >/dev/vdb; sync")
         said = json.loads(live.run("obelisk install host /dev/vdb --erase vdb --json").splitlines()[-1])
         assert (said["image"], said["target"]) == ("host_1", "/dev/vdb")
         live.run("mkdir -p /run/look; mount -o ro /dev/vdb1 /run/look")
