@@ -1,7 +1,7 @@
 """A machine with services on it, whose instances, network and time are played, and which can be cut at any instant."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,8 +152,8 @@ class World:
         assert terms == self.terms
         return self.shares == shares
 
-    def open_connections(self) -> Mapping[str, int]:
-        return self.open
+    def open_connections(self, addresses: Collection[str]) -> Mapping[str, int]:
+        return {address: self.open.get(address, 0) for address in addresses}
 
     def release(self, address: str, *, open_too: bool) -> None:
         assert not open_too or address not in {each.address for each in self.there.values()}, "connections of an instance that lives end"

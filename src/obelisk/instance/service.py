@@ -182,8 +182,8 @@ class Services:
 
     def open_connections(self, service: Service) -> dict[int, int]:
         """How many connections are open at each iteration that has instances, by its number."""
-        counted = self._means.traffic.open_connections()
-        there = (iteration for iteration in service.iterations if iteration.phase is not Phase.GONE)
+        there = [iteration for iteration in service.iterations if iteration.phase is not Phase.GONE]
+        counted = self._means.traffic.open_connections([address for each in there for address in each.addresses])
         return {each.number: sum(counted.get(address, 0) for address in each.addresses) for each in there}
 
     # One command's work
@@ -237,7 +237,9 @@ class Services:
         """The service after time, and other programs, have had their way."""
         if service.applied is not None and not self._means.traffic.leads(service.terms, service.applied):
             service = replace(service, applied=None)
-        return self._store(rollout.aged(service, self._means.traffic.open_connections(), now=self._means.now()))
+        ending = [address for each in service.iterations if each.phase is Phase.DRAINING for address in each.addresses]
+        open_connections = self._means.traffic.open_connections(ending) if ending else {}
+        return self._store(rollout.aged(service, open_connections, now=self._means.now()))
 
     def _run(self, service: Service) -> Service:
         """Do all that is to be done. What cannot be removed now is told, and stays to be removed."""

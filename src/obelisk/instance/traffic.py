@@ -16,7 +16,7 @@ Source: nft(8), sections "NAT statements", "numgen expression", "Map statements"
 """
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -51,8 +51,8 @@ class Traffic(Protocol):
     def leads(self, terms: Terms, shares: Shares) -> bool:
         """Whether it is so now."""
 
-    def open_connections(self) -> Mapping[str, int]:
-        """How many connections are open, by the `address:port` that answers."""
+    def open_connections(self, addresses: Collection[str]) -> Mapping[str, int]:
+        """How many connections are open, by the `address:port`, of those given, that answers."""
 
     def release(self, address: str, *, open_too: bool) -> None:
         """Lead nobody to that `address:port` because of a connection of before; without `open_too`, of one that both ends have closed.
@@ -92,9 +92,9 @@ class PacketFilter:
         found = nft.elements(table(terms), "homes")
         return found == (dict(enumerate(slots(shares))) if shares else None)
 
-    def open_connections(self) -> Mapping[str, int]:
+    def open_connections(self, addresses: Collection[str]) -> Mapping[str, int]:
         """See `Traffic.open_connections`."""
-        return conntrack.open_connections()
+        return conntrack.open_connections(addresses)
 
     def release(self, address: str, *, open_too: bool) -> None:
         """See `Traffic.release`."""

@@ -175,7 +175,7 @@ def withdrawn(service: Service, number: int, reason: str, *, now: int) -> Servic
 
 
 def aged(service: Service, open_connections: Mapping[str, int], *, now: int) -> Service:
-    """The service after time has gone by; `open_connections` are counted by address."""
+    """The service after time has gone by; `open_connections` of those that drain are counted by address."""
     for iteration in service.iterations:
         if iteration.phase is Phase.KEPT and iteration.until <= now:
             service = _put(service, _draining(service, iteration, now, iteration.reason))
