@@ -445,6 +445,13 @@ def test_who_only_listens_opens_no_connection_and_none_has_to_be_followed() -> N
         *(f"tcp sport {port} tcp flags & (syn | ack) != syn accept" for port in (80, 443)),
     ]
     assert not [line for line in lines if "ct state" in line or "notrack" in line]
+    # What comes in is looked at where it comes in, which the application's own loopback is not.
+    assert [line for line in lines if "hook" in line] == [
+        'type filter hook ingress device "net0" priority 0; policy drop;',
+        "type filter hook output priority 0; policy drop;",
+    ]
+    given = words(policy([Listen(80)]))
+    assert given[given.index("--ns-ifname") + 1] == "net0"
 
 
 NAMED = policy([Reach("db.example.org", 5432), Reach("example.org", 443)])

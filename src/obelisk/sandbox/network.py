@@ -17,6 +17,8 @@ from obelisk.system.resolver import MARK
 # $0 holds the rules, $1 is nft, $2 the first port that can be listened at without privileges.
 _GUARD = '"$1" -f "$0"; echo "$2" >/proc/sys/net/ipv4/ip_unprivileged_port_start; shift 2; exec "$@"'
 _FIRST_FREE_PORT = 1024
+_LINK = "net0"
+"""The device in the application's network. Its name says nothing of the machine's own."""
 _KINDS = {"names4": "ipv4_addr", "names6": "ipv6_addr"}
 _SETS = {4: "ip daddr . meta l4proto . th dport @names4", 6: "ip6 daddr . meta l4proto . th dport @names6"}
 # Neighbours have to find each other before anything else can be said.
@@ -44,29 +46,21 @@ def rules(policy: Policy) -> str:
     into = [f"    tcp dport {port} accept" for port in listens]
     out = [f"    {line} accept" for power in policy.of(Connect) for line in _destination(power)]
     named = bool(policy.of(Reach))
-    both = [_NEIGHBOURS]
     followed = bool(out) or named
-    if followed:
-        both.append("    ct state established,related accept")
-    else:
+    if not followed:
         # Whoever only listens never sends the packet that opens a connection: with that one withheld, nobody has to remember those that are
         # open, which costs time for each packet, and a table that others could fill.
         out = [f"    tcp sport {port} tcp flags & (syn | ack) != syn accept" for port in listens]
+    both = [_NEIGHBOURS, *(["    ct state established,related accept"] if followed else [])]
     # Nobody but the resolver speaks with the machine's, and nobody speaks in its name: a socket may be bound to any address.
     if named:
         out = [f"    ip daddr {UPSTREAM} udp dport 53 accept", *(f"    {_SETS[family]} accept" for family in _SETS), *out]
     return "\n".join(
         (
+            *(() if followed else _at_the_device(into)),
             "table inet obelisk {",
             *(f"  set {name} {{ type {kind} . inet_proto . inet_service; flags timeout; }}" for name, kind in _KINDS.items() if named),
-            *(_UNTRACKED if followed else ()),
-            "  chain input {",
-            "    type filter hook input priority 0; policy drop;",
-            *([f'    iif "lo" ip saddr {UPSTREAM} drop'] if named else []),
-            '    iif "lo" accept',
-            *both,
-            *into,
-            "  }",
+            *((*_UNTRACKED, *_following(both, into, named=named)) if followed else ()),
             "  chain output {",
             "    type filter hook output priority 0; policy drop;",
             *([f"    ip saddr {UPSTREAM} drop", f"    ip daddr {UPSTREAM} meta mark != {MARK:#x} drop"] if named else []),
@@ -81,6 +75,19 @@ def rules(policy: Policy) -> str:
     )
 
 
+def _following(both: Sequence[str], into: Sequence[str], *, named: bool) -> tuple[str, ...]:
+    """What may come in where connections are followed."""
+    own = [f'    iif "lo" ip saddr {UPSTREAM} drop'] if named else []
+    head = ("  chain input {", "    type filter hook input priority 0; policy drop;")
+    return (*head, *own, '    iif "lo" accept', *both, *into, "  }")
+
+
+def _at_the_device(into: Sequence[str]) -> tuple[str, ...]:
+    """What may come in where nobody follows connections: asked at the device, so that what never leaves is not asked about."""
+    head = ("table netdev obelisk {", "  chain input {", f'    type filter hook ingress device "{_LINK}" priority 0; policy drop;')
+    return (*head, "    meta protocol arp accept", _NEIGHBOURS, *into, "  }", "}")
+
+
 def words(
     policy: Policy, rules_file: str, nft: str, command: Sequence[str], *, resolver: Sequence[str] = (), services: Sequence[int] = ()
 ) -> tuple[str, ...]:
@@ -91,13 +98,13 @@ def words(
     listens = [power.port for power in policy.of(Listen)]
     ports = ",".join(map(str, listens)) or "none"
     first = min((_FIRST_FREE_PORT, *listens))
-    settings: tuple[str, ...] = ("--config-net", "--quiet", "--foreground", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
+    settings: tuple[str, ...] = ("--ns-ifname", _LINK, "--config-net", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
     closed = ("--tcp-ports", ports, "--udp-ports", "none", "--tcp-ns", ",".join(map(str, services)) or "none", "--udp-ns", "none")
     names = [str(power) for power in policy.of(Reach)]
     if names:
         settings = (*settings, "--dns-forward", UPSTREAM)
         command = (*resolver, nft, UPSTREAM, *names, "--", *command)
-    return ("pasta", *settings, *closed, "--", "/bin/sh", "-euc", _GUARD, rules_file, nft, str(first), *command)
+    return ("pasta", "--quiet", "--foreground", *settings, *closed, "--", "/bin/sh", "-euc", _GUARD, rules_file, nft, str(first), *command)
 
 
 def _destination(power: Connect) -> tuple[str, ...]:
