@@ -71,7 +71,9 @@ def measured(place: Street, act: Callable[[Street, threading.Event], int]) -> di
     acts: list[int] = []
     doing = threading.Thread(target=lambda: acts.append(act(place, ending)))
     words = [*within(place.client), sys.executable, "-s", __file__, "load", str(ROUND_S), str(RATE)]
-    asked = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    # Whoever asks stands for somebody elsewhere: in a session of its own, it does not share its part of the processors (autogroups) with
+    # what deploys.
+    asked = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     doing.start()
     said = asked.communicate()[0]
     ending.set()

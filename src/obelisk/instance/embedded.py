@@ -5,8 +5,8 @@
               ──> it goes on ──> digests ──> description ──> one rename
     restore   digests are compared ──> record says `restoring` ──> process ends ──> new layer over the snapshot's ──> process, which
               loads memory ──> it is told who it is and what time it is ──> record says that this is done
-    fork      a snapshot that nobody sees ──> a machine that only loads it into a file of memory ──> as many that map this file, each for
-              itself ──> each is told who it is ──> only then ports lead to it
+    fork      a snapshot that nobody sees ──> a machine that only loads it into a file of memory, while those start that map this file, each
+              for itself ──> they load the rest ──> each is told who it is ──> only then ports lead to it
 
 A record names a new layer before anything is written to it: over the layer that was written until then it is always right, whether the
 machine has come to use it or not.
@@ -16,9 +16,9 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
@@ -219,8 +219,8 @@ class Embedded:
             with task(self.sink, f"restore/{copy.name}", f"Restoring {name} as {copy.name}"), self.records.coming(copy.name) as coming:
                 layers, home = moments.layers_of(wanted), place.snapshots / wanted.id
                 record = self._copied(place, coming, wanted.instance, wish, home, layers, origin=f"{name}/{wanted.id}")
-                self._load(coming, record, place.snapshots / wanted.id / moments.MEMORY)
-                self._introduce(coming, record, must=True)
+                with self._loaded(coming, record, place.snapshots / wanted.id / moments.MEMORY) as monitor:
+                    self._introduce(coming, record, monitor, must=True)
         return record.instance
 
     def fork(self, name: str, copies: Sequence[Copy]) -> tuple[Instance, ...]:
@@ -242,18 +242,30 @@ class Embedded:
             running = stack.enter_context(task(self.sink, f"fork/{name}", f"Forking {name}", unit="B"))
             draft = stack.enter_context(moments.scratch(place))
             self._still(place, record, Wanted(), draft, running)
-            empty = self._template(place, draft, record)
+            empty = self._mould(place, draft, record)
             coming = [stack.enter_context(self.records.coming(wish.name)) for wish in wishes]
             memory = Memory(draft / _RAM, shared=False)
 
-            def branch(at: Place, wish: Wish) -> Instance:
+            def begin(at: Place, wish: Wish) -> Record:
                 made = self._copied(place, at, record.instance, wish, place.layers, record.layers, origin=name, empty=empty)
-                self._load(at, made, draft / _DEVICES, memory=memory)
-                self._introduce(at, made, must=True)
+                at.machine.start(self.room(), replace(self._setup(at, made), load=draft / _DEVICES, memory=memory))
+                return made
+
+            def finish(at: Place, begun: Future[Record]) -> Instance:
+                made = begun.result()
+                with self._received(at, memory) as monitor:
+                    self._introduce(at, made, monitor, must=True)
                 return made.instance
 
             with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-                made = list(pool.map(branch, coming, wishes))
+                # They start while what they are to load is made.
+                starting = [pool.submit(begin, *each) for each in zip(coming, wishes, strict=True)]
+                try:
+                    self._template(draft, record, empty)
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+                made = list(pool.map(finish, coming, starting))
         return tuple(made)
 
     # Steps
@@ -331,8 +343,8 @@ class Embedded:
         place.write(record)
         try:
             if wanted.kind is Kind.MEMORY:
-                self._load(place, record, place.snapshots / wanted.id / moments.MEMORY)
-                self._introduce(place, record, must=False)
+                with self._loaded(place, record, place.snapshots / wanted.id / moments.MEMORY) as monitor:
+                    self._introduce(place, record, monitor, must=False)
             elif instance.on:
                 place.machine.start(self.room(), self._setup(place, record))
         except ObeliskError:
@@ -343,24 +355,29 @@ class Embedded:
         place.write(record)
         return record
 
-    def _template(self, place: Place, draft: Path, record: Record) -> Path:
-        """Turn saved memory into a file that machines can map, and their devices into another; an empty layer, as copies need one each."""
+    def _mould(self, place: Place, draft: Path, record: Record) -> Path:
+        """What a template will fill, so that copies can have it as their own before; an empty layer, as each of them needs one."""
         at = Place(draft / TEMPLATE)
         at.layers.mkdir(parents=True)
         at.link_layers(place.layers, record.layers)
-        layer = self._layer(at, record.instance.wish.state_bytes, record.layers)
         at.link_image(place)
+        (draft / _DEVICES).touch(mode=0o600)
+        with (draft / _RAM).open("xb") as ram:
+            ram.truncate(record.instance.wish.memory_bytes)
+        return at.layers / f"{self._layer(at, record.instance.wish.state_bytes, record.layers)}.qcow2"
+
+    def _template(self, draft: Path, record: Record, empty: Path) -> None:
+        """Turn saved memory into a file that machines can map, and their devices into another."""
+        at = Place(draft / TEMPLATE)
+        layer = self._layer(at, record.instance.wish.state_bytes, record.layers, like=empty)
+        loading = replace(record, layers=(*record.layers, layer))
         try:
-            self._load(
-                at, replace(record, layers=(*record.layers, layer)), draft / moments.MEMORY, memory=Memory(draft / _RAM, shared=True)
-            )
-            with at.machine.monitor() as monitor:
+            with self._loaded(at, loading, draft / moments.MEMORY, memory=Memory(draft / _RAM, shared=True)) as monitor:
                 monitor.set_capabilities(mapped_ram=False, x_ignore_shared=True)
                 monitor.save(_DEVICES, _unseen)
         finally:
             at.machine.end()
-        (at.directory / _DEVICES).rename(draft / _DEVICES)
-        return at.layers / f"{layer}.qcow2"  # this machine never ran
+        shutil.copyfile(at.directory / _DEVICES, draft / _DEVICES)
 
     def _copied(  # noqa: PLR0913 - where from, where to, and what
         self,
@@ -388,20 +405,28 @@ class Embedded:
         coming.write(record)
         return record
 
-    def _load(self, place: Place, record: Record, file: Path, *, memory: Memory | None = None) -> None:
-        """Start a machine that stands still with what the file holds."""
-        setup = replace(self._setup(place, record), load=file, memory=memory)
-        place.machine.start(self.room(), setup)
-        try:
-            with place.machine.monitor() as monitor:
+    @contextmanager
+    def _loaded(self, place: Place, record: Record, file: Path, *, memory: Memory | None = None) -> Iterator[Monitor]:
+        """Start a machine that stands still with what the file holds; its monitor."""
+        place.machine.start(self.room(), replace(self._setup(place, record), load=file, memory=memory))
+        with self._received(place, memory) as monitor:
+            yield monitor
+
+    @contextmanager
+    def _received(self, place: Place, memory: Memory | None) -> Iterator[Monitor]:
+        """Have a machine that was started for it load its file; its monitor."""
+        with ExitStack() as talking:
+            try:
+                monitor = talking.enter_context(place.machine.monitor())
                 mapped = memory is None or memory.shared
                 monitor.set_capabilities(mapped_ram=mapped, x_ignore_shared=not mapped)
                 monitor.load(LOADED)
-        except CommandError as error:
-            said = (place.directory / "qemu.log").read_text(errors="replace")
-            raise CommandError(error.argv, error.status, f"{said}\n{error.output}", code="machine-failed") from error
+            except CommandError as error:
+                said = (place.directory / "qemu.log").read_text(errors="replace")
+                raise CommandError(error.argv, error.status, f"{said}\n{error.output}", code="machine-failed") from error
+            yield monitor
 
-    def _introduce(self, place: Place, record: Record, *, must: bool) -> None:
+    def _introduce(self, place: Place, record: Record, monitor: Monitor, *, must: bool) -> None:
         """Have a machine that was loaded run, tell it who it is and what time it is, and only then have ports lead to it.
 
         Raises:
@@ -409,19 +434,17 @@ class Embedded:
         """
         instance = record.instance
         identity = Identity(instance.name, instance.uuid, instance.mac, secrets.token_hex(32))
-        with place.machine.monitor() as monitor:
-            monitor.resume()
-            deadline = time.monotonic() + _LISTENING_S
-            while not (listens := monitor.is_open(IDENTITY)) and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+        monitor.resume()
+        deadline = time.monotonic() + _LISTENING_S
+        while not (listens := monitor.is_open(IDENTITY)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         said = place.machine.tell_identity(identity.to_line(self.now()), timeout_s=_IDENTITY_S) if listens else ""
         if not said and must:
             raise _silent(instance.name)
         if not said:
             self.sink(Note(f"{instance.name} does not listen on {IDENTITY_PORT}: its clock is that of the snapshot"))
-        with place.machine.monitor() as monitor:
-            for port in instance.wish.ports:
-                monitor.forward(NETWORK, forward_words(port, _address_in(said)))
+        for port in instance.wish.ports:
+            monitor.forward(NETWORK, forward_words(port, _address_in(said)))
 
     def _setup(self, place: Place, record: Record) -> Setup:
         root = "image/disk.raw" if (place.directory / "image/disk.raw").exists() else None

@@ -19,7 +19,7 @@ from obelisk.errors import CommandError, StateError
 
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
-_POLL_S = 0.01
+_POLL_S, _POLL_MOST_S = 0.01, 0.1
 _SAVE_S = 600.0
 _Answer = TypeVar("_Answer")
 _NO_SPACE = "No space left on device"
@@ -171,13 +171,14 @@ class Monitor:
             raise CommandError(("qemu-monitor", "hostfwd_add"), 1, said, code="port-taken")
 
     def _wait(self, what: str, on_progress: Callable[[int, int], None]) -> Saved:
-        deadline = time.monotonic() + _SAVE_S
+        began = time.monotonic()
         while not (now := self.saved()).ended:
             on_progress(now.done_bytes, now.total_bytes)
-            if time.monotonic() > deadline:
+            if (gone := time.monotonic() - began) > _SAVE_S:
                 self.cancel_saving()
                 raise CommandError(("qemu-monitor", what), 1, f"not done after {_SAVE_S:.0f} s", code="monitor-failed")
-            time.sleep(_POLL_S)
+            # Each look costs the machine, and this one, some of what is left for the work.
+            time.sleep(min(max(_POLL_S, gone / 5), _POLL_MOST_S))
         if now.status != "completed":
             if _NO_SPACE in now.error:
                 raise StateError(f"the disk is full: cannot {what}", code="no-space", hint="free some space, and try again")
