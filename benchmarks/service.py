@@ -4,8 +4,9 @@ A machine, a client and the instances are network namespaces, instances small HT
 connections are led and what a deploy does on the machine, not how long a VM boots.
 
 First, requests come at a fixed rate, each on a connection of its own: without a deploy; while nothing but the lead changes, ten times a
-second; and while iterations are made, proven, take over and are removed again, one after the other; in turns. A request counts from the
-moment that it was due, so what waits behind another one counts too. Then wrk asks as fast as it can through deploys and rollbacks.
+second; while instances are made and removed, one after the other, that no service has to do with; and while iterations are made, proven,
+take over and are removed again; in turns. A request counts from the moment that it was due, so what waits behind another one counts too.
+Then wrk asks as fast as it can through deploys and rollbacks.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ def main() -> int:
     with workplace("service") as top, street(top) as place:
         place.ok("create", terms=replace(SHOP, keep_s=KEEP_S))
         place.ok("deploy", "v0")
-        ways: dict[str, Callable[[Street, threading.Event], int]] = {"nothing": rest, "leading": lead, "deploys": deploy}
+        ways: dict[str, Callable[[Street, threading.Event], int]] = {"nothing": rest, "leading": lead, "instances": come_and_go, "deploys": deploy}
         times: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         failed = 0
         for _round in range(ROUNDS):
@@ -60,6 +61,7 @@ def main() -> int:
         Goal("failed requests", failed + lost, 0),
         Goal("p99 through changes of the lead, of that without", figures["leading"]["p99"] / figures["nothing"]["p99"], LIMIT_P99),
         Goal("p99 through deploys, of that without", figures["deploys"]["p99"] / figures["nothing"]["p99"], LIMIT_P99),
+        Goal("the same, of that while instances come and go", figures["deploys"]["p99"] / figures["instances"]["p99"], LIMIT_P99),
     ]
     more = {"rate": RATE, "round_s": ROUND_S, "full_load": {"answered": answered, "failed": lost}, "milliseconds": figures}
     return conclude("service", more, goals)
@@ -103,6 +105,16 @@ def lead(place: Street, ending: threading.Event) -> int:
     while not ending.wait(0.1):
         inside(place.machine, "nft", "-f", script)
         count += 1
+    return count
+
+
+def come_and_go(place: Street, ending: threading.Event) -> int:
+    """What any start and end of an instance costs its neighbours: processes and namespaces on the same processors."""
+    count = 0
+    while not ending.is_set():
+        count += 1
+        place.ok("pass", f"passing-{count}")
+        ending.wait(1.0)
     return count
 
 

@@ -36,6 +36,7 @@ MACHINE, CLIENT, BRIDGE = "192.168.77.1", "192.168.77.2", "10.77.0.1"
 SHOP = Terms("shop", PORT, 80, check="/health", health_s=30, keep_s=0, drain_s=20)
 _HERE = Path(__file__)
 _END_S = 5.0
+_PASSING_S = 0.2  # about as long as one that is deployed takes to serve
 _PREFIX = "obelisk-homes-"
 
 
@@ -332,6 +333,11 @@ def keep(top: Path, terms: Terms, words: Sequence[str]) -> int:
                 services.rollback("shop", with_state=bool(with_state))
             case ["tend"]:
                 services.tend("shop")
+            case ["pass", name]:  # an instance comes and goes, and no service has to do with it
+                instances = instances_of(top)
+                instances.create(name, name, terms, state=None)
+                time.sleep(_PASSING_S)
+                instances.retire(name)
             case ["lead", address]:
                 PacketFilter().lead(SHOP, (Share(address, 100),))
             case ["retire"]:
