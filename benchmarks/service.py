@@ -44,7 +44,12 @@ def main() -> int:
     with workplace("service") as top, street(top) as place:
         place.ok("create", terms=replace(SHOP, keep_s=KEEP_S))
         place.ok("deploy", "v0")
-        ways: dict[str, Callable[[Street, threading.Event], int]] = {"nothing": rest, "leading": lead, "instances": come_and_go, "deploys": deploy}
+        ways: dict[str, Callable[[Street, threading.Event], int]] = {
+            "nothing": rest,
+            "leading": lead,
+            "instances": come_and_go,
+            "deploys": deploy,
+        }
         times: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         failed = 0
         for _round in range(ROUNDS):
