@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,10 +15,12 @@ from tool import Tool
 from obelisk.cli.making import tools_room
 from obelisk.errors import CommandError
 from obelisk.events import silent
-from obelisk.model.instance import Copy, Kind, Port, Wanted
+from obelisk.instance.embedded import Embedded
+from obelisk.model.instance import Copy, Kind, Phase, Port, Wanted
 from obelisk.store import Store
+from obelisk.system.bubblewrap import Room
 from obelisk.system.monitor import Monitor
-from obelisk.system.resident import Resident
+from obelisk.system.resident import Resident, Setup
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,35 @@ def test_a_copy_has_its_own_name_also_when_it_boots_again(ground: Hollow) -> Non
     (copy,) = engine.fork("web", [Copy("web-1")])
     for made in (copy, engine.restore_as("web", kept.id, Copy("again"))):
         assert made.wish.credentials == (("mail.password", "s"), ("system.hostname", made.name))
+    ground.clear()
+
+
+def test_a_fork_that_fails_leaves_nothing_of_the_copies_that_have_started(ground: Hollow, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ground.engine
+    ground.running("web", memory="one", state="first")
+    started: list[Resident] = []
+    start = Resident.start
+
+    def note(machine: Resident, room: Room, setup: Setup) -> None:
+        start(machine, room, setup)
+        started.append(machine)
+
+    def fail(*_: object) -> None:
+        deadline = time.monotonic() + 30
+        while not started:
+            assert time.monotonic() < deadline, "copies wait for what they are to load"
+            time.sleep(0.01)
+        raise CommandError(("qemu",), 1, "no template")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Resident, "start", note)
+        patch.setattr(Embedded, "_template", fail)
+        with pytest.raises(CommandError, match="no template"):
+            engine.fork("web", [Copy(f"web-{number}") for number in range(6)])
+    assert [instance.name for instance in engine.instances()] == ["web"]
+    assert not any(machine.is_running() for machine in started)
+    assert engine.status("web").phase is Phase.RUNNING
+    assert len(engine.fork("web", [Copy("web-1")])) == 1
     ground.clear()
 
 
