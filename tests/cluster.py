@@ -52,6 +52,8 @@ PACKAGES = (
 )
 CLIENT = "10.77.0.9"
 GUEST = "10.77.0.50"
+_PEER_CLIENT = "10.78.0.9"
+_VXLAN_BYTES = 50  # what it adds to each frame
 _CLONE_NEWNET = 0x40000000
 _UP_S = 30
 
@@ -216,6 +218,29 @@ class Cluster:
     def cut(self, host: Host, *, cut: bool = True) -> None:
         """Cut the host from its peers, or join it again."""
         self._ip("link", "set", f"peer{host.number}", "down" if cut else "up")
+
+    @contextmanager
+    def by_vxlan(self) -> Iterator[None]:
+        """Have no switch for guests, but a VXLAN of all hosts and the client over the hosts' own network, as docs/migration.md tells."""
+        add = "link add vx0 type vxlan id 7 dstport 4789 local {} group 239.0.0.7 dev {}"
+        frame = str(1500 + _VXLAN_BYTES)
+        self._ip("address", "add", f"{_PEER_CLIENT}/24", "dev", "peers")
+        try:
+            for host in self.hosts:
+                self._ip("link", "set", f"peer{host.number}", "mtu", frame)
+                host.run("ip", "link", "set", "peer", "mtu", frame)
+                host.run("ip", *add.format(host.peer, "peer").split())
+                host.run("ip", "link", "set", "vx0", "master", "br0", "up")
+                self._ip("link", "set", f"lan{host.number}", "down")
+            self._ip(*add.format(_PEER_CLIENT, "peers").split())
+            self._ip("link", "set", "vx0", "master", "lan", "up")
+            yield
+        finally:
+            self._ip("address", "delete", f"{_PEER_CLIENT}/24", "dev", "peers")
+            self._ip("link", "delete", "vx0")
+            for host in self.hosts:
+                host.run("ip", "link", "delete", "vx0")
+                self._ip("link", "set", f"lan{host.number}", "up")
 
     def slow_down(self, host: Host, rate: str) -> None:
         """Have what the host sends to its peers go at `rate`, such as 40mbit."""

@@ -104,6 +104,14 @@ def test_to_and_fro_with_a_fault_in_every_third_migration(story: Story) -> None:
     assert tally.broken == 0
 
 
+def test_connections_stay_open_where_nothing_but_a_vxlan_joins_the_hosts(story: Story) -> None:
+    with story.cluster.by_vxlan():
+        for _ in range(2):
+            assert isinstance(story.migrate(), Moved)
+    assert story.tally.wrong == []
+    assert isinstance(story.migrate(), Moved)  # and by the switch again
+
+
 def test_a_host_is_emptied_and_filled_again(story: Story) -> None:
     first, other = story.here, story.other
     planned = obelisk(story, "drain", first.name, "--plan")
