@@ -87,8 +87,12 @@ class EngineContract(ABC):
         assert engine.start("web").process == status.process  # it runs already
         engine.stop("web", timeout_s=30)
         assert (engine.status("web").phase, engine.instance("web").on) == (Phase.STOPPED, False)
+        engine.stop("web", to_return=True)
+        assert not engine.instance("web").on  # it was off, and nobody has it return
         engine.start("web")
         assert subject.words("web") == ("", "s")
+        engine.stop("web", timeout_s=30, to_return=True)
+        assert (engine.status("web").phase, engine.instance("web").on) == (Phase.STOPPED, True)
         engine.retire("web")
         assert engine.instances() == ()
 

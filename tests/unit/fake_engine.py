@@ -105,10 +105,10 @@ class FakeEngine:
                 held.instance = replace(held.instance, on=True)
         return self.status(name)
 
-    def stop(self, name: str, *, timeout_s: float = 90.0) -> bool:  # noqa: ARG002 - as the protocol has it
+    def stop(self, name: str, *, timeout_s: float = 90.0, to_return: bool = False) -> bool:  # noqa: ARG002 - as the protocol has it
         with self.owned(name) as held:
             held.words.memory = None
-            held.instance = replace(held.instance, on=False)
+            held.instance = replace(held.instance, on=to_return and held.instance.on)
         return True
 
     def retire(self, name: str) -> None:

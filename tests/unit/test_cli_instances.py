@@ -147,3 +147,36 @@ def test_only_one_command_at_a_time(world: World) -> None:
     with world.engine.owned("web"), pytest.raises(StateError) as caught:
         world.run("snapshot", "web")
     assert caught.value.code == "instance-busy"
+
+
+def test_all_that_ran_go_down_with_the_machine_and_come_back_with_it(world: World) -> None:
+    for name in ("web", "till"):
+        world.run("create", name, "--image", "shop")
+    world.run("create", "spare", "--image", "shop", "--off")
+    assert world.run("start", "--all") == "nothing is to be started\n"
+    assert world.run("stop", "--all") == "till is stopped\nweb is stopped\n"
+    assert world.json("stop", "--all")["stopped"] == []
+    assert world.json("start", "--all")["started"] == ["till", "web"]
+    world.run("stop", "web")
+    world.run("stop", "--all")
+    assert world.json("start", "--all")["started"] == ["till"]
+
+
+def test_one_that_cannot_start_keeps_no_other_from_it(world: World) -> None:
+    notes: list[object] = []
+    vars(world.engine)["sink"] = notes.append
+    for name in ("a", "b", "c"):
+        world.run("create", name, "--image", "shop")
+    world.run("stop", "--all")
+    with world.engine.owned("b"):
+        refused = world.refused("start", "--all")
+    assert (refused.code, refused.message) == ("instances-failed", "of 3 instances, 1 could not be started: b")
+    assert [str(note) for note in notes if "b: " in str(note)] != []
+    assert [each["phase"] for each in world.json("list")["instances"]] == ["running", "stopped", "running"]
+    assert world.json("start", "--all")["started"] == ["b"]
+
+
+@pytest.mark.parametrize("words", [("start",), ("stop",), ("start", "web", "--all"), ("stop", "web", "--all")])
+def test_either_one_is_named_or_all_are_meant(world: World, words: tuple[str, ...]) -> None:
+    world.run("create", "web", "--image", "shop")
+    assert world.refused(*words).code == "instance-which"

@@ -12,8 +12,16 @@ _INSTANCE_COMMANDS = {
     ),
     "list": ("the instances, where they are, and how", "obelisk instance list"),
     "show": ("one of them; what a command that was killed has left of it is put right", "obelisk instance show web"),
-    "start": ("switch one on", "obelisk instance start web"),
-    "stop": ("switch one off", "obelisk instance stop web"),
+    "start": (
+        "switch one on",
+        """obelisk instance start web
+         obelisk instance start --all      # when this machine has started""",
+    ),
+    "stop": (
+        "switch one off",
+        """obelisk instance stop web
+         obelisk instance stop --all       # before it goes down""",
+    ),
     "retire": ("take one away, with its state and its snapshots", "obelisk instance retire web"),
     "console": ("what one shows, and a keyboard for it; leave with Ctrl-]", "obelisk instance console web"),
     "snapshot": ("keep this moment of one: memory and state, or state alone", "obelisk instance snapshot web --name before-import"),
@@ -33,6 +41,10 @@ _INSTANCE_COMMANDS = {
     ),
 }
 _INSTANCE_NOT_BY_NAME = ("list", "hosts")
+_INSTANCE_ALL = {
+    "start": "all of this machine that were on and do not run, as after its restart",
+    "stop": "all of this machine, at once; `start --all` has those run again that ran",
+}
 DRAIN_COMMANDS = {
     "drain": ("move away all instances that run on a host, and let nothing new come to it", "obelisk host drain north --plan"),
     "undrain": ("let instances come to a host again, and bring back those that left it", "obelisk host undrain north"),
@@ -64,7 +76,8 @@ def instance_arguments(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--json", action="store_true", help=JSON)
         each.add_argument("--store", metavar="DIR", help="use this store")
         if name not in _INSTANCE_NOT_BY_NAME:
-            each.add_argument("name", metavar="NAME", help="the name of the instance")
+            many = "?" if name in _INSTANCE_ALL else None
+            each.add_argument("name", metavar="NAME", nargs=many, help="the name of the instance")
     create = parsers["create"]
     create.add_argument("--image", required=True, metavar="IMAGE", help=IMAGE)
     create.add_argument("--host", metavar="HOST", help="a host by its name (default: this machine); see `obelisk instance hosts`")
@@ -81,6 +94,8 @@ def instance_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--cpus", type=int, default=1, metavar="N", help="(default: 1)")
     create.add_argument("--state", default="2G", metavar="SIZE", help="how large its state may become (default: 2G)")
     create.add_argument("--credential", action="append", default=[], metavar="NAME=VALUE", help="one for the machine; may be given again")
+    for name, what in _INSTANCE_ALL.items():
+        parsers[name].add_argument("--all", action="store_true", help=what)
     for name in ("stop", "retire"):
         parsers[name].add_argument("--now", action="store_true", help="as a power cut does")
     parsers["stop"].add_argument(

@@ -2,10 +2,11 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from obelisk.build.image import disk_of
@@ -13,8 +14,8 @@ from obelisk.cli import migrating
 from obelisk.cli.making import tools_room
 from obelisk.cli.places import find_machine, instances_directory, open_store
 from obelisk.cli.terminal import answer, reporting, size
-from obelisk.errors import InputError, StateError
-from obelisk.events import Sink
+from obelisk.errors import InputError, ObeliskError, StateError
+from obelisk.events import Note, Sink
 from obelisk.instance.embedded import Embedded
 from obelisk.instance.placement import Placements
 from obelisk.instance.records import Bootable, Records
@@ -35,6 +36,12 @@ _EITHER = {"show", "start", "stop", "retire"}
 def instance(arguments: Namespace) -> int:
     """Run one of the commands about instances."""
     action = arguments.action
+    if action in _ALL:
+        if bool(arguments.name) is arguments.all:
+            raise InputError("name one instance, or say --all", code="instance-which", hint="obelisk instance list names them")
+        if arguments.all:
+            with reporting(json_wanted=arguments.json) as sink:
+                return _ALL[action](arguments, engine(arguments, sink))
     if action in _ON_HOSTS or (action == "create" and arguments.host) or (action in _EITHER and _is_on_host(arguments.name)):
         return migrating.instance(arguments)
     with reporting(json_wanted=arguments.json) as sink:
@@ -149,6 +156,44 @@ def _stop(arguments: Namespace, instances: Embedded) -> int:
     by_itself = instances.stop(arguments.name, timeout_s=0 if arguments.now else arguments.timeout)
     how = "" if by_itself else "; it did not go down by itself"
     answer(f"{arguments.name} is off{how}", json_wanted=arguments.json, name=arguments.name, by_itself=by_itself)
+    return 0
+
+
+def _start_all(arguments: Namespace, instances: Embedded) -> int:
+    due = [each.name for each in instances.instances() if each.on and not instances.status(each.name).running]
+    return _each(arguments, instances.sink, due, instances.start, "started", at_once=1)
+
+
+def _stop_all(arguments: Namespace, instances: Embedded) -> int:
+    running = [each.name for each in instances.instances() if instances.status(each.name).running]
+    stop = partial(instances.stop, timeout_s=0 if arguments.now else arguments.timeout, to_return=True)
+    return _each(arguments, instances.sink, running, stop, "stopped", at_once=max(len(running), 1))
+
+
+def _each(arguments: Namespace, sink: Sink, names: Sequence[str], do: Callable[[str], object], word: str, *, at_once: int) -> int:
+    """Do it to each of them, whatever becomes of the others.
+
+    Raises:
+        StateError: `instances-failed`: it could not be done to some.
+    """
+
+    def tried(name: str) -> bool:
+        try:
+            do(name)
+        except ObeliskError as error:
+            sink(Note(f"{name}: {error.message}"))
+            return False
+        return True
+
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
+        done = dict(zip(names, pool.map(tried, names), strict=True))
+    if failed := [name for name, well in done.items() if not well]:
+        raise StateError(
+            f"of {len(names)} instances, {len(failed)} could not be {word}: {', '.join(failed)}",
+            code="instances-failed",
+            hint="why is said above, of each; the others are done",
+        )
+    answer("\n".join(f"{name} is {word}" for name in names) or f"nothing is to be {word}", json_wanted=arguments.json, **{word: names})
     return 0
 
 
@@ -287,6 +332,7 @@ def _plain_snapshot(made: Snapshot) -> dict[str, object]:
     }
 
 
+_ALL = {"start": _start_all, "stop": _stop_all}
 _ACTIONS = {
     "create": _create,
     "list": _list,

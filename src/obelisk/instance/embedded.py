@@ -133,7 +133,7 @@ class Embedded:
                     place.machine.start(self.room(), self._setup(place, record))
         return self.status(name)
 
-    def stop(self, name: str, *, timeout_s: float = 90.0) -> bool:
+    def stop(self, name: str, *, timeout_s: float = 90.0, to_return: bool = False) -> bool:
         """See `Engine`."""
         with self.records.owned(name) as place:
             record = self._settled(place, gently=timeout_s > 0)
@@ -143,7 +143,7 @@ class Embedded:
                     by_itself = timeout_s > 0 and _power_off(place.machine, timeout_s)
                     place.machine.end()
                     running.detail = "" if by_itself else "by force"
-            place.set_on(record, on=False)
+            place.set_on(record, on=to_return and record.instance.on)
         return by_itself
 
     def retire(self, name: str) -> None:

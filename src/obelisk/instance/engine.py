@@ -50,10 +50,10 @@ class Engine(Protocol):
             CommandError: `machine-failed`: it ended at once.
         """
 
-    def stop(self, name: str, *, timeout_s: float = 90.0) -> bool:
+    def stop(self, name: str, *, timeout_s: float = 90.0, to_return: bool = False) -> bool:
         """Have it not run: by its power button, and after `timeout_s` by force (0: at once). Whether it went down by itself.
 
-        Nothing changes when it does not run; that is True.
+        Nothing changes when it does not run; that is True. With `to_return`, it stays one that is to be `on`.
         """
 
     def retire(self, name: str) -> None:
