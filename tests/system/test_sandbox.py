@@ -129,6 +129,46 @@ def test_an_operator_narrows_what_an_image_asks_for_and_widens_it_by_saying_so(a
         assert app.refused("app", "ready", str(app.spec), status=5)["code"] == "grant-missing"
 
 
+# A machine of its own devices, with two more: 1-1 is everybody's, 1-2 is root's alone.
+_PLUGGED = """\
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mkdir /mnt/dev /mnt/sys
+for each in /dev/*; do
+    if [ -L "$each" ]; then cp -P "$each" /mnt/dev; continue; fi
+    if [ -d "$each" ]; then mkdir "/mnt$each"; else touch "/mnt$each"; fi
+    mount --rbind "$each" "/mnt$each"
+done
+mkdir -p /mnt/dev/bus/usb/001
+plug() {
+    mkdir -p "/mnt/sys/usb/devices/$1"
+    for each in "idVendor $2" "idProduct $3" "busnum 1" "devnum $4"; do echo "${each#* }" >"/mnt/sys/usb/devices/$1/${each% *}"; done
+    mknod -m "$5" "/mnt/dev/bus/usb/001/00$4" c 1 5
+}
+plug 1-1 046d c31c 4 666
+plug 1-2 1d6b 0003 5 660
+mount --rbind /mnt/dev /dev
+mount --bind /mnt/sys /sys/bus
+exec "$@"
+"""
+
+
+def test_of_what_is_plugged_in_it_has_the_products_that_are_granted(applications: Tool) -> None:
+    with places() as place:
+        app = application(
+            applications, "plugs", '[app]\ncommand = ["/bin/sh", "-c"]\n[grants]\ndevices = ["usb:046d:c31c", "usb:ffff:ffff"]\n'
+        )
+        app = replace(app, prefix=(*PRIVATE, "sh", "-euc", _PLUGGED, "sh"))
+        seen = "ls /dev/bus/usb/001 2>&1 | tail -n 1; head -c 3 /dev/bus/usb/001/004 2>/dev/null | wc -c"
+        assert said(app, seen) == "004\n3\n"
+        assert "uses what is plugged in by USB as 046d:c31c" in app.run("app", "show", str(app.spec))
+        told(place, "plugs", '[allow.grants]\ndevices = ["usb:ffff:ffff"]\n')
+        assert said(app, seen).endswith("No such file or directory\n0\n")
+        assert "usb:046d:c31c" in app.run("app", "audit", str(app.spec), "--", "cat /dev/bus/usb/001/004 || :")
+        told(place, "plugs", '[override.grants]\ndevices = ["usb:1d6b:0003"]\n')
+        refused = app.refused("app", "ready", str(app.spec), status=5)
+        assert (refused["code"], "ATTR{idProduct}==" in refused["hint"]) == ("device-closed", True)
+
+
 def test_secrets_come_from_the_operator_and_one_that_is_missing_is_named(applications: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     with places() as place:
         text = '[app]\ncommand = ["/bin/sh", "-c"]\n'

@@ -20,6 +20,7 @@ from obelisk.model.policy import (
     Call,
     Calls,
     Connect,
+    Contact,
     Device,
     Layer,
     Limits,
@@ -30,6 +31,7 @@ from obelisk.model.policy import (
     Power,
     Read,
     Talk,
+    Usb,
     Use,
     Wayland,
     Write,
@@ -258,7 +260,7 @@ def test_limits_and_layers_that_do_not_exist_are_refused(raw: dict[str, Any], sa
 
 
 def test_bytes_of_another_schema_are_no_policy() -> None:
-    for data in (b"", b"[]", b"{}", b'{"schema":"obelisk.policy/5"}', b'{"schema":["obelisk.policy/1"]}'):
+    for data in (b"", b"[]", b"{}", b'{"schema":"obelisk.policy/6"}', b'{"schema":["obelisk.policy/1"]}'):
         with pytest.raises(InputError, match="no policy that this version reads"):
             parse(data)
 
@@ -272,6 +274,17 @@ def test_a_policy_names_the_first_schema_that_has_words_for_it() -> None:
     for new in (Talk("org.example.Mail"), Own("org.example.Mail"), Wayland(), Use(Device.GPU)):
         assert schema(Read("/data"), new) == "obelisk.policy/2"
     assert schema(Ask(Portal.FILE_CHOOSER)) == schema(Wayland(), Ask(Portal.FILE_CHOOSER)) == "obelisk.policy/3"
+    assert schema(Contact("shop")) == "obelisk.policy/4"
+    assert schema(Usb("046d", "c31c"), Contact("shop")) == "obelisk.policy/5"
+
+
+def test_what_is_plugged_in_is_named_by_its_numbers() -> None:
+    held = from_json({"grants": {"devices": ["usb:046d:c31c", "audio"]}})
+    assert held.powers == {Usb("046d", "c31c"), Use(Device.AUDIO)}
+    assert json.loads(held.to_bytes())["grants"] == {"devices": ["audio", "usb:046d:c31c"]}
+    for wrong in ("usb:", "usb:046D:C31C", "usb:46d:c31c", "usb:046d:c31c:1", "usb:046d"):
+        with pytest.raises(InputError, match="lsusb tells the numbers"):
+            from_json({"grants": {"devices": [wrong]}})
 
 
 def test_every_network_sample_is_spelled_as_policies_spell_it() -> None:

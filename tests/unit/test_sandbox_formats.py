@@ -35,6 +35,7 @@ from obelisk.model.policy import (
     Read,
     Talk,
     Terminal,
+    Usb,
     Use,
     Wayland,
     Write,
@@ -69,7 +70,7 @@ def test_nothing_is_wider_after_the_way_there_and_back(form: str, one: Subject) 
 @given(subjects)
 def test_oci_brings_back_all_but_the_network_the_session_and_what_may_be_missing(one: Subject) -> None:
     found = there_and_back(one, "oci").app
-    gone = Listen | Connect | Reach | Contact | Wayland | X11 | Talk | Own | Ask
+    gone = Listen | Connect | Reach | Contact | Wayland | X11 | Talk | Own | Ask | Usb  # of the last, no node is there
     assert found.policy == policy((p for p in one.policy.powers if not isinstance(p, gone)), one.policy.limits)
     assert (found.command, found.directory) == (one.app.command, one.app.directory)
     assert ({*found.data}, {*found.scratch}) == ({*one.app.data}, {*one.app.scratch})

@@ -25,6 +25,7 @@ from obelisk.model.policy import (
     Read,
     Talk,
     Terminal,
+    Usb,
     Use,
     Wayland,
     Write,
@@ -68,7 +69,7 @@ def sorted_powers(one: Policy) -> tuple[Power, ...]:
     return tuple(sorted(one.powers, key=lambda power: (kinds.index(type(power)), str(power))))
 
 
-def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
+def explain(power: Power) -> str:  # noqa: C901, PLR0911, PLR0912 - a line for each kind
     """What a power means, in plain words."""
     match power:
         case Read(path):
@@ -77,6 +78,8 @@ def explain(power: Power) -> str:  # noqa: C901, PLR0911 - a line for each kind
             return f"reads and changes {_place(path)} of this machine"
         case Use(device):
             return _DEVICES[device]
+        case Usb(maker, product):
+            return f"uses what is plugged in by USB as {maker}:{product}, past its drivers"
         case Listen(port):
             return f"accepts connections at TCP port {port} of this machine"
         case Connect(network, port):
@@ -122,6 +125,8 @@ def _weight(power: Power) -> int:  # noqa: PLR0911 - a line for each kind
             return 40 if path == "~" or path.count("/") == 1 else 10
         case Use(device):
             return 25 if device in {Device.KVM, Device.GPU} else 15
+        case Usb():
+            return 15
         case Listen() | Reach() | Contact() | Ask():
             return 5
         case Connect(network, port):

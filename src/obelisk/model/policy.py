@@ -22,7 +22,7 @@ from obelisk.model.canonical import Json, canonical, digest
 
 E = TypeVar("E", bound=StrEnum)
 
-SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2", "obelisk.policy/3", "obelisk.policy/4")
+SCHEMAS = ("obelisk.policy/1", "obelisk.policy/2", "obelisk.policy/3", "obelisk.policy/4", "obelisk.policy/5")
 """The second has the powers of desktop programs, the third portals, the fourth services by name and the limit of data."""
 NO_LIMIT = (1 << 63) - 1
 """Above everything that a limit can be."""
@@ -60,6 +60,7 @@ _CLOSED_NAMES = {"org.freedesktop.DBus": "", "org.freedesktop.portal": "; `porta
 # A host's, in lower case, with a letter in its last part, which no address has.
 _NAME = re.compile(r"(?!-)([a-z0-9_-]{1,63}(?<!-)\.)*(?!-)(?=[0-9-]*[a-z])[a-z0-9-]{1,63}(?<!-)")
 _LONGEST_NAME = 253
+_USB, _USB_ID = "usb:", re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 _SERVICE, _SERVICE_NAME = "service:", re.compile(r"(?=[0-9-]*[a-z])[a-z0-9-]{1,63}")  # a host may be called service too
 
 
@@ -120,6 +121,17 @@ class Use:
     """Uses the host's devices of a class."""
 
     device: Device
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Usb:
+    """Uses what is plugged in by USB, of one product: the numbers of its maker and its own, in four hexadecimal digits each."""
+
+    maker: str
+    product: str
+
+    def __str__(self) -> str:
+        return f"{_USB}{self.maker}:{self.product}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -214,7 +226,9 @@ class Terminal:
     """Shares the session of the terminal that it was started from, and has pseudo-terminals."""
 
 
-Power = Read | Write | Use | Listen | Connect | Reach | Contact | Call | Talk | Own | Ask | X11 | Wayland | WriteExecute | Nest | Terminal
+Power = (
+    Read | Write | Use | Usb | Listen | Connect | Reach | Contact | Call | Talk | Own | Ask | X11 | Wayland | WriteExecute | Nest | Terminal
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +282,8 @@ class Policy:
 
     @property
     def _schema(self) -> str:
+        if self.of(Usb):
+            return SCHEMAS[4]
         if self.limits.data_bytes != NO_LIMIT or Layer.VOLUME in self.may_miss or self.of(Contact):
             return SCHEMAS[3]
         if self.of(Ask):
@@ -297,7 +313,7 @@ _UNLIMITED = frozenset(each.name for each in fields(Limits) if each.default == N
 _LISTS: Mapping[str, type | tuple[type, ...]] = {
     "read": Read,
     "write": Write,
-    "devices": Use,
+    "devices": (Use, Usb),
     "listen": Listen,
     "connect": (Connect, Reach, Contact),
     "syscalls": Call,
@@ -450,7 +466,7 @@ def power_of(key: str, value: object) -> Power:  # noqa: PLR0911 - a line for ea
         case "write", str():
             return Write(_path(value))
         case "devices", str():
-            return Use(_member(Device, value, "class of devices"))
+            return _device(value)
         case "listen", int() if type(value) is int and 1 <= value <= _HIGHEST_PORT:
             return Listen(value)
         case "connect", str():
@@ -474,6 +490,15 @@ def _path(path: str) -> str:
     if top in _CLOSED or _is_below(path, _OWN_HOME) or path == "/home":
         raise ValueError(f"{path!r} cannot be granted: what is there in the sandbox belongs to the image or to the kernel")
     return path
+
+
+def _device(text: str) -> Use | Usb:
+    bare = text.removeprefix(_USB)
+    if bare == text:
+        return Use(_member(Device, text, f"class of devices, nor {_USB}MAKER:PRODUCT"))
+    if not _USB_ID.fullmatch(bare):
+        raise ValueError(f"{text!r} does not name what is plugged in by USB, as usb:046d:c31c does: lsusb tells the numbers")
+    return Usb(*bare.split(":"))
 
 
 def _destination(text: str) -> Connect | Reach | Contact:
@@ -525,7 +550,7 @@ def _value(power: Any) -> Any:  # noqa: ANN401 - of any of the kinds that have o
     if isinstance(power, Connect):
         network = f"[{power.network}]" if ":" in power.network else power.network
         return f"{network}:{power.port or '*'}"
-    if isinstance(power, Reach | Contact):
+    if isinstance(power, Reach | Contact | Usb):
         return str(power)
     value = getattr(power, fields(power)[0].name)
     return value.value if isinstance(value, StrEnum) else value

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from obelisk.model.application import CREDENTIALS, Application
-from obelisk.model.policy import X11, Connect, Listen, Policy, Power, Reach, Read, Use, Wayland, Write, WriteExecute, power_of
+from obelisk.model.policy import X11, Connect, Listen, Policy, Power, Reach, Read, Wayland, Write, WriteExecute, power_of
 from obelisk.sandbox.calls import CHANGING, LOOKING, OPENING, filter_of, power_for
 from obelisk.sandbox.desktop import BUS, COMPOSITOR, SCREENS, uses_bus
 from obelisk.sandbox.plan import HOME, MEMORY, inside_path
-from obelisk.sandbox.ready import class_of
+from obelisk.sandbox.ready import device_at
 from obelisk.system.notices import Notice
 from obelisk.system.syscalls import NUMBERS
 
@@ -98,8 +98,8 @@ class Observer:
 
     def _file(self, notice: Notice, path: str, *, writing: bool) -> Iterator[Refusal]:
         inside = Path(f"/proc/{notice.thread}/root{path}")
-        if (device := class_of(path)) and not _is_there(inside) and Path(path).exists():
-            yield Refusal("files", f"the device {path}", Use(device))
+        if (device := device_at(path)) and not _is_there(inside) and Path(path).exists():
+            yield Refusal("files", f"the device {path}", device)
         if not path.startswith("/") or path.startswith(_OWN):
             return
         host = _on_host(path, self.home)

@@ -21,7 +21,7 @@ from obelisk.errors import InputError, StateError, TrustError
 from obelisk.model.application import Application, parse_application
 from obelisk.model.canonical import digest
 from obelisk.model.image import PartKind, parse_manifest
-from obelisk.model.policy import NO_LIMIT, Ask, Device, Policy, Reach, Read, Use, Write
+from obelisk.model.policy import NO_LIMIT, Ask, Device, Policy, Reach, Read, Usb, Use, Write
 from obelisk.model.service import SERVICES
 from obelisk.release.client import hashtree
 from obelisk.sandbox import network, services
@@ -43,7 +43,7 @@ from obelisk.sandbox.plan import (
 )
 from obelisk.store import StoredImage
 from obelisk.store.images import MANIFEST
-from obelisk.system import cgroups, confine, erofs, resolver, systemd_veritysetup
+from obelisk.system import cgroups, confine, erofs, resolver, systemd_veritysetup, usb
 from obelisk.system.blocks import BLOCK_BYTES, BlockDevice
 from obelisk.system.bubblewrap import Room
 from obelisk.system.confine import Owner
@@ -220,9 +220,10 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     session = session_of(os.environ, home) if is_wanted(policy) else Session()
     if machine.is_root:
         _check_admission(policy, session, owner)
+        _refuse_closed(policy)
     nodes = nodes_of(policy)
     system, links = _about(policy)
-    groups = tuple(sorted({Path(node).stat().st_gid for node in nodes})) if machine.is_root else ()
+    groups = tuple(sorted({Path(node).stat().st_gid for node in nodes} - {0})) if machine.is_root else ()
     group = group_of(name, place)
     ports = services.ports(policy, directories.services, directories.installed, is_root=machine.is_root)
     looked_up = (listener, credentials, guard, session, system, ports)
@@ -399,7 +400,22 @@ def _check_admission(policy: Policy, session: Session, owner: Owner) -> None:
 def nodes_of(policy: Policy) -> tuple[str, ...]:
     """The device nodes of this machine that are granted."""
     wanted = (pattern for power in policy.of(Use) for pattern in NODES[power.device])
-    return tuple(sorted(str(path) for pattern in wanted for path in Path("/dev").glob(pattern)))
+    plugged = (node for power in policy.of(Usb) for node in usb.nodes(power.maker, power.product))
+    return tuple(sorted({*(str(path) for pattern in wanted for path in Path("/dev").glob(pattern)), *plugged}))
+
+
+def _refuse_closed(policy: Policy) -> None:
+    """Root starts an application as another user, who would be let in by the group of root alone. That is nobody's but root's.
+
+    Raises:
+        StateError: a USB device is root's.
+    """
+    for power in policy.of(Usb):
+        for node in usb.nodes(power.maker, power.product):
+            status = Path(node).stat()
+            if status.st_gid == 0 and not status.st_mode & stat.S_IWOTH:
+                rule = f'SUBSYSTEM=="usb", ATTR{{idVendor}}=="{power.maker}", ATTR{{idProduct}}=="{power.product}", GROUP="plugdev"'
+                raise StateError(f"{node}, which is {power}, belongs to root alone", code="device-closed", hint=f"a rule for udev: {rule}")
 
 
 def _about(policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -433,6 +449,15 @@ def class_of(node: str) -> Device | None:
             if PurePath(*inside.parts[:depth]).match(str(pattern)) or (depth > 1 and inside == pattern.parent):
                 return device
     return None
+
+
+def device_at(node: str) -> Use | Usb | None:
+    """The power to use what a path leads to, if that is a device which can be granted."""
+    device = class_of(node)
+    if device is not None:
+        return Use(device)
+    plugged = usb.numbers(node)
+    return None if plugged is None else Usb(*plugged)
 
 
 def home_of_user() -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obelisk.model.application import Application, Service
-from obelisk.model.policy import Listen, Policy, Read, Use, Write, WriteExecute
+from obelisk.model.policy import Listen, Policy, Read, Usb, Use, Write, WriteExecute
 from obelisk.sandbox import desktop, network
 from obelisk.sandbox.calls import granted_calls
 from obelisk.sandbox.plan import Guard, bounds_of, handed_sockets, host_path
@@ -188,7 +188,7 @@ def _by_root(seat: Seat, app: Application, policy: Policy, *, networked: bool) -
         f"CapabilityBoundingSet={_CAPABILITIES}{' CAP_CHOWN' if app.credentials else ''}",
         f"ReadWritePaths={' '.join(_word(f'-{place}') for place in written)}",
         *([] if at_home else ["ProtectHome=yes"]),
-        *([] if networked or policy.of(Use) else ["PrivateDevices=yes"]),
+        *([] if networked or policy.of((Use, Usb)) else ["PrivateDevices=yes"]),
     ]
 
 

@@ -28,6 +28,7 @@ from obelisk.model.policy import (
     Reach,
     Read,
     Terminal,
+    Usb,
     Use,
     Write,
     WriteExecute,
@@ -41,6 +42,7 @@ from obelisk.sandbox.formats.reading import elements, items, member, number, tex
 from obelisk.sandbox.machine import MASKED
 from obelisk.sandbox.plan import ENVIRONMENT, HOME, MEMORY, data_directory, environment_of, host_path, inside_path
 from obelisk.sandbox.ready import NODES, class_of
+from obelisk.system import usb
 
 _VERSION = "1.0.2"
 _RLIMITS = {"RLIMIT_DATA": "memory_bytes", "RLIMIT_NPROC": "processes", "RLIMIT_NOFILE": "open_files"}
@@ -167,6 +169,8 @@ def _notes(subject: Subject) -> Iterator[str]:
         yield f"not in it: {explain(power)}. A container is started without a session"
     if subject.policy.has(Use(Device.GPU)):
         yield "not in it: what /sys tells of the graphics processors, by which drivers find them"
+    if subject.policy.of(Usb):
+        yield "what is plugged in by USB has another node each time: export again then"
     for name in sorted(subject.app.credentials):
         yield f"not in it: the credential {name}, a file for the user {subject.owner.uid} alone to read, at {CREDENTIALS}/{name}"
     if subject.policy.limits.data_bytes != NO_LIMIT:
@@ -353,6 +357,8 @@ def _devices(linux: Mapping[str, Any], found: _Found) -> None:
         device = class_of(path)
         if device is not None:
             classes.setdefault(device, []).append(path)
+        elif plugged := usb.numbers(path):
+            found.powers.add(Usb(*plugged))
         elif path not in _PLAIN_NODES:
             found.left_out.append(f"the device {path}: there is no class for it")
     for device, nodes in classes.items():

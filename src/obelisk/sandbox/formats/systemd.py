@@ -24,6 +24,7 @@ from obelisk.model.policy import (
     Reach,
     Read,
     Terminal,
+    Usb,
     Use,
     Write,
     WriteExecute,
@@ -168,10 +169,13 @@ def _kept(path: str) -> tuple[str, str] | None:
 
 def _devices(subject: Subject) -> Iterator[tuple[str, str]]:
     used = subject.policy.of(Use)
-    yield "PrivateDevices", "no" if used else "yes"
+    plugged = subject.policy.of(Usb)
+    yield "PrivateDevices", "no" if used or plugged else "yes"
     yield "DevicePolicy", "closed"
     for power in used:
         yield "DeviceAllow", f"{_DEVICES[power.device]} rw"
+    if plugged:
+        yield "DeviceAllow", "char-usb_device rw"
     if groups := sorted({node.group for node in subject.nodes}):
         yield "SupplementaryGroups", " ".join(map(str, groups))
 
@@ -206,6 +210,8 @@ def _notes(subject: Subject) -> Iterator[str]:
         yield f"not in it: {explain(power)}. A service is started without a session"
     for power in held.of(Use):
         yield f"wider: it sees the names of all devices; it uses those of `{power.device}`, and others that the same driver has"
+    if held.of(Usb):
+        yield "wider: of what is plugged in by USB it uses all that its groups may, not the granted products alone"
     for grant in held.of(Read) + held.of(Write):
         if not _has_place(grant):
             yield f"not in it: {explain(grant)}. There is a place for it below /mnt, /media and /home, under names without {_MARKS}"
