@@ -5,7 +5,6 @@
 Run as a program, it is the command line of a service on that machine: `homes.py TOP deploy|promote|rollback|tend|retire …`.
 """
 
-import asyncio
 import fcntl
 import json
 import os
@@ -71,7 +70,7 @@ class Homes:
             ("route", "add", "default", "via", BRIDGE),
         ):
             inside(space, "ip", *words)
-        server = [*within(space), sys.executable, "-I", str(_HERE), "serve", image, str(terms.guest_port), str(place)]
+        server = [*within(space), sys.executable, "-I", str(_HERE.with_name("home.py")), image, str(terms.guest_port), str(place)]
         with (place / "log").open("ab") as log:
             fcntl.flock(log, fcntl.LOCK_EX)
             subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -150,7 +149,7 @@ class Street(Homes):
     def words(self, *words: str, terms: Terms = SHOP) -> list[str]:
         """The words of such a process."""
         told = json.dumps(terms.to_json())
-        return [*within(self.machine), sys.executable, "-I", str(_HERE), "keep", str(self.top), told, *words]
+        return [*within(self.machine), sys.executable, "-I", str(_HERE), str(self.top), told, *words]
 
     def services(self) -> Services:
         """What is stored, for reading."""
@@ -235,66 +234,6 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-class Answering(asyncio.Protocol):
-    """One connection to an instance. `/` has the image's name; `/slow/TENTHS` the same, in so many letters, ten a second."""
-
-    image = ""
-    open: "set[Answering]" = set()  # noqa: RUF012 - all of the process
-    ending = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.data = b""
-        self.open.add(self)
-
-    def connection_lost(self, _why: Exception | None) -> None:
-        self.open.discard(self)
-        if Answering.ending and not self.open:
-            asyncio.get_running_loop().stop()
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        while b"\r\n\r\n" in self.data:
-            head, _, self.data = self.data.partition(b"\r\n\r\n")
-            path = head.split(b" ", 2)[1].decode()
-            close = Answering.ending or b"connection: close" in head.lower()
-            if path.startswith("/slow/"):
-                self.slowly = asyncio.ensure_future(self.drip(int(path[6:])))
-                return
-            status = "503 No" if path == "/health" and self.image.startswith("bad") else "200 OK"
-            body = self.image.encode()
-            more = "Connection: close\r\n" if close else ""
-            self.transport.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body)
-            if close:
-                self.transport.close()
-
-    async def drip(self, tenths: int) -> None:
-        body = self.image.ljust(tenths).encode()
-        self.transport.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode())
-        for letter in body:
-            self.transport.write(bytes([letter]))
-            await asyncio.sleep(0.1)
-        self.transport.close()
-
-
-def serve(image: str, port: int) -> None:
-    """An instance: it answers until it is told to end, and then until its connections have ended."""
-    if image.startswith("dead"):
-        sys.exit(1)
-    Answering.image = image
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(loop.create_server(Answering, "", port, backlog=1024))
-
-    def end() -> None:
-        Answering.ending = True
-        if not Answering.open:
-            loop.stop()
-
-    loop.add_signal_handler(signal.SIGTERM, end)
-    loop.run_forever()
-
-
 @dataclass(frozen=True)
 class Machines:
     """In the place of namespaces: virtual machines, which all start from `bootable`, by the tools in `room`."""
@@ -351,10 +290,7 @@ def keep(top: Path, terms: Terms, words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(sys.argv[2], int(sys.argv[3]))
-    else:
-        sys.path.insert(0, str(_HERE.parent))
-        import homes  # what was pickled is of this module by its name
+    sys.path.insert(0, str(_HERE.parent))
+    import homes  # what was pickled is of this module by its name
 
-        sys.exit(homes.keep(Path(sys.argv[2]), Terms.from_json(json.loads(sys.argv[3])), sys.argv[4:]))
+    sys.exit(homes.keep(Path(sys.argv[1]), Terms.from_json(json.loads(sys.argv[2])), sys.argv[3:]))

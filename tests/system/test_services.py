@@ -295,7 +295,7 @@ def test_an_instance_at_an_address_of_the_machine_is_reached_by_the_service_alon
     """As engines have it that lead ports of the machine into instances."""
     place.ok("create")
     inside(place.client, "ip", "route", "add", HOME, "via", MACHINE)
-    engine = [*within(place.machine), sys.executable, "-I", str(ROOT / "tests/homes.py"), "serve", "v1", "9998", "at-home"]
+    engine = [*within(place.machine), sys.executable, "-I", str(ROOT / "tests/home.py"), "v1", "9998", "at-home"]
     forward = subprocess.Popen(engine)
     try:
         wait_for_listener(place, "9998")
