@@ -83,6 +83,7 @@ _APPLICATIONS = (
     "system/syscalls.py",
     "system/systemctl.py",
     "system/systemd_veritysetup.py",
+    "system/usb.py",
     "system/volumes.py",
 )
 """What goes with it where the spec says that hosts have applications."""
