@@ -990,10 +990,11 @@ def _screens() -> list[int]:
     found = []
     for path in {*map(str, Path(SCREENS).glob("X*")), FACTS["screen"], "\0" + FACTS["screen"], f"\0{SCREENS}/X0"}:
         with contextlib.suppress(OSError, struct.error), socket.socket(socket.AF_UNIX) as server:
-            server.settimeout(2)
+            server.settimeout(30)  # whoever can be reached answers, on a busy machine later
             server.connect(path)
             server.sendall(struct.pack("<BxHHHHxx", ord("l"), 11, 0, 0, 0))
-            reply = server.recv(65536)
+            reply = server.recv(8, socket.MSG_WAITALL)
+            reply += server.recv(4 * struct.unpack_from("<H", reply, 6)[0], socket.MSG_WAITALL)
             vendor, formats = struct.unpack_from("<H", reply, 24)[0], reply[29]
             if reply[0] == 1:
                 found.append(struct.unpack_from("<H", reply, 40 + vendor + -vendor % 4 + 8 * formats + 20)[0])
