@@ -1,6 +1,6 @@
 """What a deploy costs those who use the service meanwhile: ./bench service, as root.
 
-A machine, a client and the instances are network namespaces, instances small HTTP servers (tests/homes.py), so what is measured is how
+A machine, a client and the instances are network namespaces, instances small HTTP servers (tests/home.py), so what is measured is how
 connections are led and what a deploy does on the machine, not how long a VM boots.
 
 First, requests come at a fixed rate, each on a connection of its own: without a deploy; while nothing but the lead changes, ten times a
@@ -115,19 +115,19 @@ def lead(place: Street, ending: threading.Event) -> int:
 
 def come_and_go(place: Street, ending: threading.Event) -> int:
     """What any start and end of an instance costs its neighbours: processes and namespaces on the same processors."""
-    count = 0
-    while not ending.is_set():
-        count += 1
-        place.ok("pass", f"passing-{count}")
-        ending.wait(1.0)
-    return count
+    return again(place, ending, "pass", "passing-")
 
 
 def deploy(place: Street, ending: threading.Event) -> int:
+    return again(place, ending, "deploy", "v")
+
+
+def again(place: Street, ending: threading.Event, command: str, prefix: str) -> int:
+    """Do it, each time with another name; how often that was."""
     count = 0
     while not ending.is_set():
         count += 1
-        place.ok("deploy", f"v{count}")
+        place.ok(command, f"{prefix}{count}")
         ending.wait(1.0)
     return count
 

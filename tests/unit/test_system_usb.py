@@ -15,14 +15,14 @@ def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     known, nodes = tmp_path / "sys", tmp_path / "bus"
     monkeypatch.setattr(usb, "_KNOWN", known)
     monkeypatch.setattr(usb, "_NODES", nodes)
-    for name, maker, product, number in (
+    for name, vendor, product, number in (
         ("usb1", "1d6b", "0002", 1),
         ("1-4", "046d", "c31c", 12),
         ("1-5", "046d", "c31c", 3),
         ("1-6", "1", "2", 9),
     ):
         (known / name).mkdir(parents=True)
-        for file, text in (("idVendor", maker), ("idProduct", product), ("busnum", "1"), ("devnum", str(number))):
+        for file, text in (("idVendor", vendor), ("idProduct", product), ("busnum", "1"), ("devnum", str(number))):
             (known / name / file).write_text(f"{text}\n")
     (known / "1-4:1.0").mkdir()  # an interface
     (nodes / "001").mkdir(parents=True)

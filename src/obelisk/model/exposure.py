@@ -78,8 +78,8 @@ def explain(power: Power) -> str:  # noqa: C901, PLR0911, PLR0912 - a line for e
             return f"reads and changes {_place(path)} of this machine"
         case Use(device):
             return _DEVICES[device]
-        case Usb(maker, product):
-            return f"uses what is plugged in by USB as {maker}:{product}, past its drivers"
+        case Usb(vendor, product):
+            return f"uses what is plugged in by USB as {vendor}:{product}, past its drivers"
         case Listen(port):
             return f"accepts connections at TCP port {port} of this machine"
         case Connect(network, port):

@@ -125,13 +125,13 @@ class Use:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Usb:
-    """Uses what is plugged in by USB, of one product: the numbers of its maker and its own, in four hexadecimal digits each."""
+    """Uses what is plugged in by USB, of one product: the numbers of its vendor and its own, in four hexadecimal digits each."""
 
-    maker: str
+    vendor: str
     product: str
 
     def __str__(self) -> str:
-        return f"{_USB}{self.maker}:{self.product}"
+        return f"{_USB}{self.vendor}:{self.product}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -495,7 +495,7 @@ def _path(path: str) -> str:
 def _device(text: str) -> Use | Usb:
     bare = text.removeprefix(_USB)
     if bare == text:
-        return Use(_member(Device, text, f"class of devices, nor {_USB}MAKER:PRODUCT"))
+        return Use(_member(Device, text, f"class of devices, nor {_USB}VENDOR:PRODUCT"))
     if not _USB_ID.fullmatch(bare):
         raise ValueError(f"{text!r} does not name what is plugged in by USB, as usb:046d:c31c does: lsusb tells the numbers")
     return Usb(*bare.split(":"))

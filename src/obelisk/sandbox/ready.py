@@ -400,7 +400,7 @@ def _check_admission(policy: Policy, session: Session, owner: Owner) -> None:
 def nodes_of(policy: Policy) -> tuple[str, ...]:
     """The device nodes of this machine that are granted."""
     wanted = (pattern for power in policy.of(Use) for pattern in NODES[power.device])
-    plugged = (node for power in policy.of(Usb) for node in usb.nodes(power.maker, power.product))
+    plugged = (node for power in policy.of(Usb) for node in usb.nodes(power.vendor, power.product))
     return tuple(sorted({*(str(path) for pattern in wanted for path in Path("/dev").glob(pattern)), *plugged}))
 
 
@@ -411,10 +411,10 @@ def _refuse_closed(policy: Policy) -> None:
         StateError: a USB device is root's.
     """
     for power in policy.of(Usb):
-        for node in usb.nodes(power.maker, power.product):
+        for node in usb.nodes(power.vendor, power.product):
             status = Path(node).stat()
             if status.st_gid == 0 and not status.st_mode & stat.S_IWOTH:
-                rule = f'SUBSYSTEM=="usb", ATTR{{idVendor}}=="{power.maker}", ATTR{{idProduct}}=="{power.product}", GROUP="plugdev"'
+                rule = f'SUBSYSTEM=="usb", ATTR{{idVendor}}=="{power.vendor}", ATTR{{idProduct}}=="{power.product}", GROUP="plugdev"'
                 raise StateError(f"{node}, which is {power}, belongs to root alone", code="device-closed", hint=f"a rule for udev: {rule}")
 
 

@@ -1,4 +1,4 @@
-"""Which nodes lead to USB devices, by the numbers of their makers and products.
+"""Which nodes lead to USB devices, by the numbers of their vendors and products.
 
 A device has another node each time that it is plugged in. Source: kernel documentation, ABI/testing/sysfs-bus-usb, and
 admin-guide/devices.txt (block 189).
@@ -10,9 +10,9 @@ _KNOWN = Path("/sys/bus/usb/devices")
 _NODES = Path("/dev/bus/usb")
 
 
-def nodes(maker: str, product: str) -> tuple[str, ...]:
+def nodes(vendor: str, product: str) -> tuple[str, ...]:
     """The nodes of all that are plugged in, with these numbers in four lower-case hexadecimal digits each."""
-    known = (_node(device) for device in sorted(_KNOWN.glob("*")) if _numbers(device) == (maker, product))
+    known = (_node(device) for device in sorted(_KNOWN.glob("*")) if _numbers(device) == (vendor, product))
     return tuple(node for node in known if node and Path(node).exists())
 
 
