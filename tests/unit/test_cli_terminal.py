@@ -1,5 +1,8 @@
 """What a terminal shows of work that goes by bytes."""
 
+import subprocess
+import sys
+
 import pytest
 
 from obelisk.cli import terminal
@@ -34,3 +37,9 @@ def test_a_line_moves_with_the_work(capsys: pytest.CaptureFixture[str]) -> None:
         "✓ Fetching (2.0 s, enough)",
         "✗ Writing",
     ]
+
+
+def test_an_answer_is_out_before_whatever_follows_ends_the_program() -> None:
+    code = "from obelisk.cli import terminal; import os; terminal.answer('ready', json_wanted=False); os.kill(os.getpid(), 15)"
+    ended = subprocess.run([sys.executable, "-I", "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    assert (ended.stdout, ended.returncode) == ("ready\n", -15)

@@ -33,11 +33,11 @@ def reporting(*, json_wanted: bool) -> Iterator[Sink]:
 
 
 def answer(text: str = "", *, json_wanted: bool, **result: object) -> None:
-    """Print what came of a command: `text` for people, `result` for programs."""
+    """Print what came of a command: `text` for people, `result` for programs. It is out when this returns: the next step may be the end."""
     if json_wanted:
         print(json.dumps({"event": "result", **result}), flush=True)
     elif text:
-        print(text)
+        print(text, flush=True)
 
 
 def _json_lines(event: Event) -> None:
