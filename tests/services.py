@@ -121,8 +121,10 @@ def installation(top: Path) -> Installation:
 
 @contextmanager
 def networked(top: Path, port: int) -> Iterator[None]:
-    """A service with a network of its own, by pasta, that greets at a port; its unit is what an installation writes."""
-    greets = "import socket, sys\ns = socket.create_server(('0.0.0.0', int(sys.argv[1])))\nwhile True: s.accept()[0].sendall(b'hello')"
+    """A service with a network of its own, by pasta, that tells its rights at a port; its unit is what an installation writes."""
+    greets = "import socket, sys\ns = socket.create_server(('0.0.0.0', int(sys.argv[1])))\n"
+    greets += "told = [line for line in open('/proc/self/status') if line.startswith('Cap')]\n"
+    greets += "while True: s.accept()[0].sendall(''.join(told).encode())"
     app = Application(("/usr/bin/python3", "-I", "-c", greets, str(port)), service=Service())
     granted = policy([Listen(port)])
     place = Place("greeter", top / "root", top / "plans/greeter", top / "data/greeter", Path("/root"), OWNER)

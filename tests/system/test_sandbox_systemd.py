@@ -181,14 +181,15 @@ def test_what_stands_around_a_service_is_confined_by_its_unit(top: Path) -> None
     assert (process / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
 
 
-def test_a_service_with_a_network_starts_and_is_reached_at_its_port(top: Path) -> None:
-    with networked(top, PORT):
+@pytest.mark.parametrize("port", [PORT, 857], ids=["any", "of root's"])
+def test_a_service_with_a_network_is_reached_at_its_port_and_has_no_rights(top: Path, port: int) -> None:
+    with networked(top, port):
         deadline, said = time.monotonic() + 20, b""
         while not said and time.monotonic() < deadline:
             try:
-                with socket.create_connection(("127.0.0.1", PORT), timeout=5) as connection:
-                    said = connection.recv(5)
+                with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                    said = connection.recv(1000)
             except OSError:
                 pass
             time.sleep(0.1)
-    assert said == b"hello"
+    assert {int(line.split()[1], 16) for line in said.splitlines()} == {0}, said

@@ -272,8 +272,15 @@ def test_a_network_that_the_machine_cannot_give_is_an_error_with_the_remedy() ->
     with pytest.raises(MissingFeatureError) as caught:
         compile_plan(APP, policy([Listen(8080)]), PLACE, without)
     assert caught.value.hint == "install passt"
+    somebody = dataclasses.replace(MACHINE, owner=Owner(1000, 1000))
     with pytest.raises(MissingFeatureError, match="kept for root"):
-        compile_plan(APP, policy([Listen(79)]), PLACE, MACHINE)
+        compile_plan(APP, policy([Listen(79)]), PLACE, somebody)
+    compile_plan(APP, policy([Listen(80)]), PLACE, somebody)
+
+
+def test_root_keeps_the_right_to_listen_for_ports_of_roots_and_no_other() -> None:
+    low, high = ({call.what for call in outside(policy([Listen(port)]))} for port in (79, 80))
+    assert low - high == {"keep a right", "give up all rights but the one to listen", "pass on the right to listen"}
 
 
 def test_bubblewrap_is_told_every_namespace_and_what_a_grant_takes_back() -> None:

@@ -169,12 +169,12 @@ def compile_plan(
             code="no-interpreter",
             hint="install python3 below /usr, or grant networks instead of names",
         )
-    for power in policy.of(Listen):
-        if power.port < machine.first_port:
+    for port in _kept_for_root(policy, machine):
+        if not machine.is_root:
             raise MissingFeatureError(
-                f"port {power.port} of this machine is kept for root",
+                f"port {port} of this machine is kept for root",
                 code="port-privileged",
-                hint=f"grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
+                hint=f"let root start it, grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
     helpers = desktop.helpers(policy, place.session, machine, place.name)
     grouped = is_grouped(policy, machine, guard)
@@ -199,6 +199,11 @@ def compile_plan(
         start, launch = assemble([], scope), outside
     beside = tuple((_file_of(helper), assemble(_inside_helper(helper, machine), helper.program)) for helper in helpers)
     return Plan(start, launch, inside, network.rules(policy), beside, desktop.identity(place.name), layers_of(policy, machine))
+
+
+def _kept_for_root(policy: Policy, machine: Machine) -> tuple[int, ...]:
+    """The ports that it listens at, and that the machine gives to root alone."""
+    return tuple(power.port for power in policy.of(Listen) if power.port < machine.first_port)
 
 
 def missing_layers(policy: Policy, machine: Machine) -> frozenset[Layer]:
@@ -311,7 +316,8 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -
     calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
     calls += confine.read_only(stage)
     if machine.is_root:
-        calls += confine.become(place.owner, place.groups)
+        # It is pasta that listens, in nobody's way before it has a namespace of its own: from there on, the right is for that alone.
+        calls += confine.become(place.owner, place.groups, listening=bool(_kept_for_root(policy, machine)))
     return calls
 
 

@@ -21,6 +21,7 @@ PREFIX = "obelisk-app-"
 _AROUND = 8  # bubblewrap twice, pasta, and what they start on the way
 # What `start` does as root: mounts, and the ids of the application.
 _CAPABILITIES = "CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_DAC_OVERRIDE CAP_FOWNER"
+_FIRST_FREE_PORT = 1024
 # Programs that are not by the C library bound themselves by it; the rest of @resources is granted or refused.
 _SETS_LIMITS = frozenset({"setrlimit"})
 # RestrictSUIDSGID is left out: it takes openat2 away, by which bubblewrap (from 0.11 on) opens what it mounts.
@@ -181,11 +182,14 @@ def _hardening(seat: Seat, policy: Policy, *, networked: bool) -> list[str]:
 def _by_root(seat: Seat, app: Application, policy: Policy, *, networked: bool) -> list[str]:
     places = [host_path(grant.path, seat.home) for grant in policy.of(Read) + policy.of(Write)]
     written = [seat.data, *(host_path(grant.path, seat.home) for grant in policy.of(Write))]
+    rights = [_CAPABILITIES]
+    rights += ["CAP_CHOWN"] if app.credentials else []
+    rights += ["CAP_NET_BIND_SERVICE"] if networked and any(power.port < _FIRST_FREE_PORT for power in policy.of(Listen)) else []
     at_home = any(str(place).startswith(("/home", "/root")) for place in places)
     return [
         *_HARDENING_BY_ROOT,
         *(() if networked else _NETWORKLESS_BY_ROOT),
-        f"CapabilityBoundingSet={_CAPABILITIES}{' CAP_CHOWN' if app.credentials else ''}",
+        f"CapabilityBoundingSet={' '.join(rights)}",
         f"ReadWritePaths={' '.join(_word(f'-{place}') for place in written)}",
         *([] if at_home else ["ProtectHome=yes"]),
         *([] if networked or policy.of((Use, Usb)) else ["PrivateDevices=yes"]),

@@ -1,6 +1,6 @@
 """Steps by which a process changes what it sees and gives up what it may, as system calls of a program (`obelisk.system.program`).
 
-Source: mount(2), mount_setattr(2), user_namespaces(7), prctl(2), seccomp(2), setrlimit(2).
+Source: mount(2), mount_setattr(2), user_namespaces(7), capabilities(7), capset(2), prctl(2), seccomp(2), setrlimit(2).
 """
 
 import ctypes
@@ -21,7 +21,8 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _WRITE_ONLY, _CREATE, _EXCLUSIVE, _TRUNCATE, _CLOSE_ON_EXEC = 1, 0o100, 0o200, 0o1000, 0o2000000
 _MOST_BYTES = 1 << 30
 _F_DUPFD = 0
-_PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 38, 65, 66
+_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_SET_MDWE, _PR_GET_MDWE = 8, 38, 47, 65, 66
+_CAPABILITY_VERSION, _RAISE, _CAP_NET_BIND_SERVICE = 0x20080522, 2, 10
 _SET_FILTER, _NEW_LISTENER = 1, 8
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
 _MOST_DESCRIPTORS = (1 << 32) - 1
@@ -175,12 +176,22 @@ def helped_by(execute: Execute, name: str, *, report: int, held: int, more: Sequ
     ]
 
 
-def become(owner: Owner, groups: Sequence[int]) -> list[Call]:
-    """Give up root's ids for these, and no others."""
-    return [
+def become(owner: Owner, groups: Sequence[int], *, listening: bool = False) -> list[Call]:
+    """Give up root's ids for these, and no others. With `listening`, the next program may still listen at every port."""
+    calls = [
         _call("setgroups", (len(groups), Data((struct.pack(f"<{len(groups)}I", *groups),))), "give up root's groups"),
         _call("setresgid", (owner.gid,) * 3, "give up root's group"),
         _call("setresuid", (owner.uid,) * 3, "give up root's rights"),
+    ]
+    if not listening:
+        return calls
+    right = 1 << _CAP_NET_BIND_SERVICE
+    only = Data((struct.pack("<6I", right, right, right, 0, 0, 0),))
+    return [
+        _call("prctl", (_PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep a right"),
+        *calls,
+        _call("capset", (Data((struct.pack("<II", _CAPABILITY_VERSION, 0),)), only), "give up all rights but the one to listen"),
+        _call("prctl", (_PR_CAP_AMBIENT, _RAISE, _CAP_NET_BIND_SERVICE, 0, 0), "pass on the right to listen"),
     ]
 
 
