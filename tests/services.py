@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from host_samples import tree_over
 from sandboxes import WITH_TUNNEL
@@ -27,11 +28,14 @@ from obelisk.model.policy import Listen, policy
 from obelisk.sandbox.health import wait_until_healthy
 from obelisk.sandbox.installed import Installation, Made, Places
 from obelisk.sandbox.machine import this_machine
+from obelisk.sandbox.network import LOOPBACK
 from obelisk.sandbox.plan import Place, compile_plan, data_directory
+from obelisk.sandbox.rehearsal import Stage
 from obelisk.sandbox.units import Seat, guard_of, program, texts
 from obelisk.store import StoredImage
 from obelisk.system import systemctl
 from obelisk.system.confine import Owner
+from obelisk.system.ports import free_for
 from obelisk.system.systemctl import Systemctl
 
 PORT = 18457
@@ -67,9 +71,9 @@ open("/var/lib/shop/ended", "a").write(version)
 """
 
 
-def version(top: Path, number: str, *, manner: str = "serves", steady_s: int = 1) -> StoredImage:
-    """An image in somebody's store; what it does stands in its root."""
-    content = json.dumps({"version": number, "manner": manner, "steady_s": steady_s}).encode().ljust(4096, b" ") * 2
+def version(top: Path, number: str, *, manner: str = "serves", steady_s: int = 1, keeps: bool = True) -> StoredImage:
+    """An image in somebody's store; what it does stands in its root. What it counts it `keeps`, or has in memory."""
+    content = json.dumps({"version": number, "manner": manner, "steady_s": steady_s, "keeps": keeps}).encode().ljust(4096, b" ") * 2
     tree, root_hash = tree_over(content)
     base = manifest_of(content, version=number)
     manifest = replace(base, root_hash=root_hash)
@@ -93,14 +97,23 @@ def installation(top: Path) -> Installation:
     seat = Seat("shop", top / "links/shop/start", top / "links/shop.moving", top / "data/shop", Path("/root"), by_root=True, obelisk=words)
 
     def make(image: StoredImage, *, in_use: bool = False) -> Made:  # noqa: ARG001 - its data has no bound
+        return made(image, seat, top / "data", {})
+
+    def beside(image: StoredImage, at: Seat, data: Path) -> Made | None:
+        return made(image, at, data, free_for([PORT], LOOPBACK))
+
+    def made(image: StoredImage, at: Seat, data: Path, ports: dict[int, int]) -> Made:
         said = json.loads(image.part_path(PartKind.ROOT).read_bytes()[:4096])
-        service = Service(sockets=True, health=f"http://localhost:{PORT}/", health_s=5, steady_s=said["steady_s"], stop_s=5)
+        service = Service(
+            sockets=True, health=f"http://localhost:{ports.get(PORT, PORT)}/", health_s=5, steady_s=said["steady_s"], stop_s=5
+        )
         command = ("/usr/bin/python3", "-I", "-c", _SERVER, said["version"], said["manner"])
-        app, granted = Application(command, data=(DATA,), service=service), policy([Listen(PORT)])
-        plan_at = top / "plans" / image.id
-        place = Place("shop", top / "root", plan_at, seat.data, Path("/root"), OWNER)
-        kept = data_directory(seat.data, DATA)
-        if not kept.exists():
+        kinds: dict[str, Any] = {"data" if said["keeps"] else "scratch": (DATA,)}
+        app, granted = Application(command, service=service, **kinds), policy([Listen(PORT)])
+        plan_at = top / "plans" / f"{image.id}{'-next' if ports else ''}"
+        place = Place("shop", top / "root", plan_at, data / "shop", Path("/root"), OWNER)
+        kept = data_directory(data / "shop", DATA)
+        if said["keeps"] and not kept.exists():
             kept.mkdir(parents=True)
             os.chown(kept, OWNER.uid, OWNER.gid)
         (plan_at / "stage").mkdir(parents=True, exist_ok=True)
@@ -109,25 +122,30 @@ def installation(top: Path) -> Installation:
             (plan_at / f"{name}.new").write_bytes(content)
             (plan_at / f"{name}.new").chmod(0o755)
             (plan_at / f"{name}.new").rename(plan_at / name)
-        return Made(plan_at, texts(seat, image.manifest.label, app, granted), program(seat, granted), service)
+        return Made(plan_at, texts(at, image.manifest.label, app, granted, elsewhere=ports), program(seat, granted), service)
 
-    def healthy(made: Made) -> None:
+    def healthy(made: Made, at: Seat = seat) -> None:
         assert made.service is not None
-        wait_until_healthy(made.service, lambda: systemd.look(seat.service))
+        wait_until_healthy(made.service, lambda: systemd.look(at.service))
 
     places = Places(top / "installed/shop", top / "units", top / "bin", top / "entries")
-    return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, sink=_nothing)
+    stage = Stage(seat, top / "forgotten", systemd, beside, healthy)
+    return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, rehearsals=stage, sink=_nothing)
 
 
 @contextmanager
-def networked(top: Path, port: int) -> Iterator[None]:
-    """A service with a network of its own, by pasta, that tells its rights at a port; its unit is what an installation writes."""
+def networked(top: Path, port: int, at: int) -> Iterator[None]:
+    """A service with a network of its own, by pasta, that tells its rights at a port; its unit is what an installation writes.
+
+    Where the machine has another port for it, that is one of the loopback.
+    """
     greets = "import socket, sys\ns = socket.create_server(('0.0.0.0', int(sys.argv[1])))\n"
     greets += "told = [line for line in open('/proc/self/status') if line.startswith('Cap')]\n"
     greets += "while True: s.accept()[0].sendall(''.join(told).encode())"
     app = Application(("/usr/bin/python3", "-I", "-c", greets, str(port)), service=Service())
     granted = policy([Listen(port)])
-    place = Place("greeter", top / "root", top / "plans/greeter", top / "data/greeter", Path("/root"), OWNER)
+    moved = ((port, at),) if port != at else ()
+    place = Place("greeter", top / "root", top / "plans/greeter", top / "data/greeter", Path("/root"), OWNER, elsewhere=moved)
     (place.plan / "stage").mkdir(parents=True)
     # Whether this machine can give a network is the tunnel's business, which the manager brings.
     plan = compile_plan(app, granted, place, replace(this_machine(), network=""), guard=guard_of(app, granted))
@@ -167,7 +185,7 @@ def systemd_of_its_own() -> Iterator[Path]:
     for group in groups:
         group.mkdir()
     before = dict(os.environ)
-    os.environ |= {"XDG_RUNTIME_DIR": f"{top}/runtime", "HOME": str(top), "SYSTEMD_UNIT_PATH": f"{top}/units"}
+    os.environ |= {"XDG_RUNTIME_DIR": f"{top}/runtime", "HOME": str(top), "SYSTEMD_UNIT_PATH": f"{top}/forgotten:{top}/units"}
     os.environ.pop("DBUS_SESSION_BUS_ADDRESS", None)
     join = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
     # What a system's own manager has made. Where /run is no mount, services are given an empty one.

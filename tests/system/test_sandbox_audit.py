@@ -1,8 +1,10 @@
 """What an application is refused is told with its remedy, and the remedy is one: with the grant, it works."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sandboxes import PRIVATE, application, places, told
@@ -67,6 +69,18 @@ def test_each_refusal_names_its_layer_how_often_and_the_grant_for_it(worker: Too
     }
     assert {what: (each["layer"], each["grant"]) for what, each in found.items()} == expected
     assert found["/mnt/desk/file, which it does not see"]["count"] == 3
+
+
+def test_each_refusal_tells_when_it_was_first_and_last(worker: Tool) -> None:
+    began = datetime.now(UTC)
+    commands = ("cat /mnt/desk/file", "sleep 0.5", "strace true", "cat /mnt/desk/file")
+    found = audit(worker, "; ".join(f"({command}) 2>/dev/null" for command in commands) + "; exit 1", status=1)
+    times = {what: [datetime.fromisoformat(str(each[when])) for when in ("first", "last")] for what, each in found.items()}
+    read, traced = times["/mnt/desk/file, which it does not see"], times["the system call ptrace"]
+    assert began - timedelta(milliseconds=1) < read[0] < traced[0] <= traced[1] < read[1] < datetime.now(UTC)
+    assert read[1] - read[0] > timedelta(seconds=0.5)
+    text = worker.run("app", "audit", str(worker.spec), "--", "strace true 2>/dev/null; exit 1", status=1)
+    assert re.search(r"it ended with status 1 after \d+\.\d\d s; refused were\n +\d+  seccomp  after \d\.\d\d .*ptrace: allowed by", text)
 
 
 def test_a_program_that_is_refused_nothing_is_told_so_and_runs_as_ever(worker: Tool) -> None:

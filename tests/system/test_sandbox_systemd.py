@@ -27,10 +27,10 @@ def top() -> Iterator[Path]:
         yield place
 
 
-def install(top: Path, number: str, *, manner: str = "serves") -> None:
+def install(top: Path, number: str, *, manner: str = "serves", keeps: bool = True) -> None:
     there = installation(top)
     with there.changing() as state:
-        there.install(version(top, number, manner=manner), state)
+        there.install(version(top, number, manner=manner, keeps=keeps), state)
 
 
 def asked() -> tuple[int, str]:
@@ -101,6 +101,47 @@ def test_versions_follow_each_other_and_no_connection_is_refused(top: Path) -> N
     assert kept(top, "ended") == "1222"
 
 
+def test_the_next_version_is_proven_beside_the_one_that_serves_which_knows_nothing_of_those_that_fail(top: Path) -> None:
+    install(top, "1", keeps=False)
+    with visitors() as seen:
+        for number, manner in (("2", "falls"), ("3", "ails")):
+            with pytest.raises(StateError, match="has gone on"):
+                install(top, number, manner=manner, keeps=False)
+        failed = len(seen.answers)
+        install(top, "4", keeps=False)
+        time.sleep(0.3)
+    assert seen.faults == []
+    assert set(seen.answers[:failed]) == {(200, "1")}
+    order = [text for number, (_, text) in enumerate(seen.answers) if not number or seen.answers[number - 1][1] != text]
+    assert order == ["1", "4"]
+    _nothing_beside(top)
+
+
+def test_who_is_killed_over_a_rehearsal_leaves_the_version_that_serves(top: Path) -> None:
+    install(top, "1", keeps=False)
+    installer = _installing(top, "'2', steady_s=60, keeps=False")
+    there = installation(top)
+    beside, deadline = there._rehearsals.next.service, time.monotonic() + 30
+    while there._systemd.look(beside).active != "active":
+        assert asked() == (200, "1")
+        time.sleep(0.05)
+        assert time.monotonic() < deadline
+    installer.send_signal(signal.SIGKILL)
+    installer.wait()
+    assert asked() == (200, "1")
+    with there.changing() as state:
+        assert (state.current, state.trial) == (version(top, "1", keeps=False).id, None)
+    assert asked() == (200, "1")
+    _nothing_beside(top)
+
+
+def _nothing_beside(top: Path) -> None:
+    assert not list((top / "forgotten").iterdir())
+    assert not [path for path in (top / "links").iterdir() if "next" in path.name]
+    there = installation(top)
+    assert there._systemd.look(there._rehearsals.next.service).active == "inactive"
+
+
 def test_a_version_that_fails_leaves_no_trace_in_the_data(top: Path) -> None:
     install(top, "1")
     for _ in range(5):
@@ -129,13 +170,7 @@ def test_after_a_restart_of_the_machine_the_unit_makes_the_installed_version_rea
 
 def test_who_is_killed_over_an_installation_leaves_the_version_before(top: Path) -> None:
     install(top, "1")
-    script = (
-        f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/unit')]!r}\n"
-        "from pathlib import Path; import services\n"
-        "top = Path(sys.argv[1]); there = services.installation(top)\n"
-        "with there.changing() as state: there.install(services.version(top, '2', steady_s=60), state)\n"
-    )
-    installer = subprocess.Popen([sys.executable, "-I", "-c", script, top], env=os.environ)
+    installer = _installing(top, "'2', steady_s=60")
     deadline, answered = time.monotonic() + 30, 0
     while asked()[1] != "2":
         answered += 1
@@ -150,6 +185,17 @@ def test_who_is_killed_over_an_installation_leaves_the_version_before(top: Path)
     assert asked() == (200, "1")
     # What the second had counted is gone, and nothing else: the first was asked once for its health, whenever it was installed.
     assert int(kept(top, "count")) == answered + asked_for_health + 1
+
+
+def _installing(top: Path, words: str) -> subprocess.Popen[bytes]:
+    """A process that installs the version that the words make."""
+    script = (
+        f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests/unit')]!r}\n"
+        "from pathlib import Path; import services\n"
+        "top = Path(sys.argv[1]); there = services.installation(top)\n"
+        f"with there.changing() as state: there.install(services.version(top, {words}), state)\n"
+    )
+    return subprocess.Popen([sys.executable, "-I", "-c", script, top], env=os.environ)
 
 
 def test_a_removed_service_is_gone_and_its_data_stays(top: Path) -> None:
@@ -181,13 +227,13 @@ def test_what_stands_around_a_service_is_confined_by_its_unit(top: Path) -> None
     assert (process / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
 
 
-@pytest.mark.parametrize("port", [PORT, 857], ids=["any", "of root's"])
-def test_a_service_with_a_network_is_reached_at_its_port_and_has_no_rights(top: Path, port: int) -> None:
-    with networked(top, port):
+@pytest.mark.parametrize(("port", "at"), [(PORT, PORT), (857, 857), (857, PORT)], ids=["any", "of root's", "elsewhere"])
+def test_a_service_with_a_network_is_reached_at_its_port_and_has_no_rights(top: Path, port: int, at: int) -> None:
+    with networked(top, port, at):
         deadline, said = time.monotonic() + 20, b""
         while not said and time.monotonic() < deadline:
             try:
-                with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                with socket.create_connection(("127.0.0.1", at), timeout=5) as connection:
                     said = connection.recv(1000)
             except OSError:
                 pass

@@ -1,6 +1,7 @@
 """A machine on which applications can be installed, in a directory, with a systemd that is played."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ class World:
         self.enabled: set[str] = set()
         self.listening = False
         self.unhealthy: set[str] = set()
+        self.rehearsed: list[str] = []
+        self.unfit: set[str] = set()  # to run beside another
         self.said: list[str] = []
         self.cleared: list[StoredImage] = []
         self.shown: entries.Description | None = None
@@ -82,6 +85,24 @@ class World:
     def look(self, _unit: str) -> Unit:
         return Unit("active" if self.running else "inactive", 0, "success")
 
+    # The part of rehearsals
+
+    @property
+    def next(self) -> Seat:
+        return replace(self.seat, name="shop:next")
+
+    def rehearse(self, image: StoredImage) -> bool:
+        assert self.running
+        if image.id in self.unfit:
+            return False
+        self.rehearsed.append(image.id)
+        if image.id in self.unhealthy:
+            raise StateError("it did not stay up", code="app-down")
+        return True
+
+    def clear(self) -> None:
+        self.said.append("clear")
+
     # What there is
 
     @property
@@ -121,12 +142,21 @@ class World:
 
     def installation(self) -> Installation:
         places = Places(self.top / "installed/shop", self.units, self.top / "bin", self.top / "entries")
-        return Installation(self.seat, places, self, make=self.made, clear=self.cleared.append, healthy=self.healthy, sink=_nothing)
+        return Installation(
+            self.seat,
+            places,
+            self,
+            make=self.made,
+            clear=self.cleared.append,
+            healthy=self.healthy,
+            rehearsals=self,
+            sink=_nothing,
+        )
 
-    def install(self, image: StoredImage) -> installed.Changed:
+    def install(self, image: StoredImage, *, rehearsed: bool = True) -> installed.Changed:
         installation = self.installation()
         with installation.changing() as state:
-            return installation.install(image, state)
+            return installation.install(image, state, rehearsed=rehearsed)
 
     def rollback(self, *, with_data: bool) -> installed.Changed:
         installation = self.installation()

@@ -58,6 +58,7 @@ def test_a_version_that_is_not_healthy_goes_and_the_one_before_comes_back_with_i
     one, two = world.image("1"), world.image("2")
     world.install(one)
     world.unhealthy.add(two.id)
+    world.unfit.add(two.id)
     with pytest.raises(StateError, match="what was installed before is again") as error:
         world.install(two)
     assert error.value.code == "app-unhealthy"
@@ -65,6 +66,32 @@ def test_a_version_that_is_not_healthy_goes_and_the_one_before_comes_back_with_i
     assert world.listening
     assert world.settled() == State(one.id, failed=(two.id,))
     assert not list((world.top / "data/.saved/shop").iterdir())
+
+
+def test_nothing_is_stopped_for_a_version_that_does_not_become_healthy_beside_the_one_that_runs(world: World) -> None:
+    one, two, three = (world.image(version) for version in "123")
+    world.install(one)
+    assert world.rehearsed == []  # there was nothing to be beside
+    world.unhealthy.add(two.id)
+    world.said.clear()
+    with pytest.raises(StateError, match="what was installed before has gone on") as error:
+        world.install(two)
+    assert (error.value.code, error.value.hint) == ("app-unhealthy", "journalctl --unit obelisk-app-shop:next.service")
+    assert set(world.said) == {"clear"}
+    assert world.settled() == State(one.id, failed=(two.id,))
+    assert [path.name for path in (world.top / "installed/shop/images").iterdir()] == [one.id]
+    world.install(three)
+    assert world.rehearsed == [two.id, three.id]
+
+
+def test_what_runs_already_is_not_rehearsed_to_go_back_to_it_nor_is_anything_when_it_is_not_to_be_or_nothing_runs(world: World) -> None:
+    one, two = world.image("1"), world.image("2")
+    world.install(one)
+    world.install(two, rehearsed=False)
+    world.rollback(with_data=False)
+    world.running = ""
+    world.install(two)
+    assert world.rehearsed == []
 
 
 def test_of_a_first_version_that_is_not_healthy_nothing_stays(world: World) -> None:
@@ -199,6 +226,11 @@ def _steps(monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[[int], Ite
 
 
 def _failing(world: World) -> None:
+    world.unfit.add(world.image("2").id)
+    _failing_beside(world)
+
+
+def _failing_beside(world: World) -> None:
     world.unhealthy.add(world.image("2").id)
     with pytest.raises(StateError):
         world.install(world.image("2"))
@@ -208,6 +240,7 @@ CHANGES: dict[str, Callable[[World], object]] = {
     "install": lambda world: world.install(world.image("2")),
     "rollback": lambda world: world.rollback(with_data=True),
     "fails": _failing,
+    "fails beside": _failing_beside,
 }
 
 
@@ -251,8 +284,8 @@ def test_cut_anywhere_one_version_is_installed_and_runs_with_its_own_data(
         if not cut:
             break
         shutil.rmtree(world.top)
-    assert step > 20
-    assert len(outcomes) == (1 if name == "fails" else 2)
+    assert step > (5 if name == "fails beside" else 20)
+    assert len(outcomes) == (1 if name.startswith("fails") else 2)
 
 
 def _restart(world: World) -> None:

@@ -1,6 +1,6 @@
 """A host that has an application from a channel, on one disk and in this order: each test goes on where the one before has left it.
 
-Versions 1 and 2 of the application serve, 3 ends at once. What 1 keeps has no bound, what the others keep has one.
+Versions 1 and 3 of the application serve, 2 and 4 end at once. What 1 and 2 keep has no bound, what the others keep has one.
 """
 
 import json
@@ -54,6 +54,7 @@ stop_timeout = "5s"
 [grants]
 listen = [8080]
 """
+_ENDS = "echo {version} >>/var/lib/shop/starts\nexit 3\n"
 _SERVES = "echo {version} >>/var/lib/shop/starts\nexec busybox httpd -f -p 8080 -h /usr/share/shop\n"
 
 
@@ -69,11 +70,11 @@ def rack(workshop: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     spec = home / "shop"
     (spec / "tree/usr/lib").mkdir(parents=True)
     (spec / "tree/usr/share/shop").mkdir(parents=True)
-    for version in "123":
-        bound = "" if version == "1" else '[limits]\ndata = "32M"\n'
+    for version in "1234":
+        bound = "" if version in "12" else '[limits]\ndata = "32M"\n'
         (spec / "obelisk.toml").write_text(_APP.format(version=version) + bound)
         (spec / "tree/usr/share/shop/index.html").write_text(f"shop {version}\n")
-        (spec / "tree/usr/lib/shop").write_text("exit 3\n" if version == "3" else _SERVES.format(version=version))
+        (spec / "tree/usr/lib/shop").write_text((_ENDS if version in "24" else _SERVES).format(version=version))
         replace(tool, spec=spec).build()
     place = home / "rack"
     place.mkdir()
@@ -144,29 +145,44 @@ def test_an_application_comes_from_the_channel_and_serves(rack: Rack, host: Host
     assert host.run("ps -o user= -p $(pgrep -x busybox)").split()[0].isdigit()
 
 
-def test_the_next_version_takes_its_place_and_a_failing_one_does_not(rack: Rack, host: Host) -> None:
+def test_nothing_is_stopped_for_a_version_that_fails_beside_the_one_that_serves(rack: Rack, host: Host) -> None:
+    process = host.run("pgrep -x busybox")
     release(rack, "2")
-    assert app(host, "upgrade shop")["image"] == rack.image("shop@2").id
-    assert served(host) == "shop 2"
-    assert bounded(host)
+    said = app(host, "upgrade shop", status=5)["error"]
+    assert (said["code"], "has gone on" in said["message"]) == ("app-unhealthy", True)
+    assert host.run("pgrep -x busybox") == process
+    assert served(host) == "shop 1"
+    assert starts(host) == ["1"]
+    # It did start, over what was kept at that moment.
+    assert "status=3" in host.run(f"{said['hint']} --no-pager")
+    assert host.run("ls --almost-all /var/lib/obelisk/apps/.next /run/obelisk/apps/installed") == (
+        "/run/obelisk/apps/installed:\nshop\nshop.moving\n\n/var/lib/obelisk/apps/.next:"
+    )
+
+
+def test_the_next_version_takes_its_place_and_a_failing_one_does_not(rack: Rack, host: Host) -> None:
     release(rack, "3")
+    assert app(host, "upgrade shop")["image"] == rack.image("shop@3").id
+    assert served(host) == "shop 3"
+    assert bounded(host)
+    release(rack, "4")
     assert app(host, "upgrade shop", status=5)["error"]["code"] == "app-unhealthy"
-    assert served(host) == "shop 2"
+    assert served(host) == "shop 3"
     assert app(host, "upgrade shop", status=5)["error"]["code"] == "failed-before"
     assert len(roots(host)) == len(host.run("ls /dev/mapper/obelisk-*").split()) == 2  # this one's, and the one's before
-    assert starts(host)[:2] == ["1", "2"]
-    assert set(starts(host)) == {"1", "2"}
+    assert starts(host)[:2] == ["1", "3"]
+    assert set(starts(host)) == {"1", "3"}
 
 
 def test_it_starts_with_the_machine_and_goes_back_when_it_is_told_to(host: Host) -> None:
     host.restart()
     host.settled("host_1")
     host.run("until systemctl is-active obelisk-app-shop.service; do sleep 1; done")
-    assert served(host) == "shop 2"
+    assert served(host) == "shop 3"
     assert bounded(host)
     app(host, "rollback shop --with-data")
     assert served(host) == "shop 1"
     assert not bounded(host)
     assert starts(host) == ["1", "1"]
     (listed,) = app(host, "list")["installed"]
-    assert (listed["version"], listed["prior"], listed["state"], listed["channel"]) == ("1", "2", "running", "stable")
+    assert (listed["version"], listed["prior"], listed["state"], listed["channel"]) == ("1", "3", "running", "stable")

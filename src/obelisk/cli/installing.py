@@ -51,7 +51,7 @@ def _install(arguments: Namespace, sink: Sink) -> int:
     application_of(image)  # a machine's is refused before anything is done
     with installation.changing() as state:
         _require_approved(installation, state, image, arguments)
-        changed = installation.install(image, state)
+        changed = installation.install(image, state, rehearsed=not arguments.in_place)
     _tell(arguments, installation, changed, _installed(image))
     return 0
 
@@ -184,7 +184,7 @@ def _take(installation: Installation, offer: channels.Offer, arguments: Namespac
         channels.bring(image, offer, there, sink)
         with installation.changing() as state:
             _require_approved(installation, state, image, arguments)
-            changed = installation.install(image, state)
+            changed = installation.install(image, state, rehearsed=not arguments.in_place)
         channels.discard(kept)
     return changed
 

@@ -339,6 +339,9 @@ def _installed_arguments(parsers: Parsers) -> None:
         parsers[name].add_argument(
             "--approve", action="store_true", help="also when it may do more than the version that is installed; `app diff` tells what"
         )
+        parsers[name].add_argument(
+            "--in-place", action="store_true", help="stop the installed version without running the next one beside it first"
+        )
     parsers["install"].add_argument(
         "--channel", metavar="NAME", help="take the application of that name (IMAGE) from this channel, and follow it from now on"
     )

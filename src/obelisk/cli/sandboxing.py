@@ -3,7 +3,9 @@
 import os
 import shlex
 import sys
+import time
 from argparse import Namespace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from obelisk import spec as specs
@@ -18,7 +20,7 @@ from obelisk.model.policy import spelled
 from obelisk.model.spec import TestCase
 from obelisk.sandbox.learning import learn
 from obelisk.sandbox.machine import Machine, this_machine
-from obelisk.sandbox.observer import NETWORK, SESSION_BUS, Observer, Refusal
+from obelisk.sandbox.observer import NETWORK, SESSION_BUS, Observer, Refusal, Times
 from obelisk.sandbox.operator import policy_of
 from obelisk.sandbox.plan import layers_of
 from obelisk.sandbox.ready import Directories, Ready, application_of, clear, home_of_user, make_ready
@@ -109,14 +111,23 @@ def _audit(store: Store, arguments: Namespace) -> int:
     observer = Observer(application, held, home_of_user())
     channel = Channel.open()
     ready = _made_ready(store, image, arguments, listener=channel.theirs.fileno())
+    began = time.time()
     status = run_observed([ready.start, *_words(arguments)], channel, observer)
-    refusals = sorted(observer.refusals.items())
-    lines = [f"it ended with status {status}; refused were", *(_refused(refusal, count) for refusal, count in refusals)]
+    refusals = sorted(observer.refusals.items(), key=lambda each: (each[0].layer, each[1].first))
+    ended = f"it ended with status {status} after {time.time() - began:.2f} s"
+    lines = [f"{ended}; refused were", *(_refused(refusal, times, began) for refusal, times in refusals)]
     if not refusals:
-        lines = [f"it ended with status {status}; nothing was refused"]
+        lines = [f"{ended}; nothing was refused"]
     found = [
-        {"layer": refusal.layer, "what": refusal.what, "count": count, "grant": None if refusal.power is None else spelled(refusal.power)}
-        for refusal, count in refusals
+        {
+            "layer": refusal.layer,
+            "what": refusal.what,
+            "count": times.count,
+            "first": _moment(times.first),
+            "last": _moment(times.last),
+            "grant": None if refusal.power is None else spelled(refusal.power),
+        }
+        for refusal, times in refusals
     ]
     if arguments.json:
         answer(json_wanted=True, status=status, refused=found)
@@ -126,13 +137,21 @@ def _audit(store: Store, arguments: Namespace) -> int:
     return status
 
 
-def _refused(refusal: Refusal, count: int) -> str:
+def _moment(seconds: float) -> str:
+    """A time as programs read it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _refused(refusal: Refusal, times: Times, began: float) -> str:
+    """A line on what was refused; when is told in seconds since the start."""
     remedy = "no grant allows it" if refusal.power is None else f"allowed by {spelled(refusal.power)}"
     if refusal.what == NETWORK:
         remedy = "allowed by any grant of `connect` or `listen`"
     if refusal.what == SESSION_BUS:
         remedy = "allowed by any grant of `dbus_talk`, `dbus_own` or `portals`"
-    return f"  {count:>5}  {refusal.layer:<8} {refusal.what}: {remedy}"
+    first, last = f"{times.first - began:.2f}", f"{times.last - began:.2f}"
+    when = f"after {first} s" if first == last else f"after {first} to {last} s"
+    return f"  {times.count:>5}  {refusal.layer:<8} {when:<22} {refusal.what}: {remedy}"
 
 
 def _learn(store: Store, arguments: Namespace) -> int:

@@ -8,6 +8,7 @@
 Nothing of it is touched while the application runs. Each step may be repeated after it was cut.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -100,6 +101,35 @@ class Data:
         (self._saved / "draft").rename(self._saved / image)
         sync_directory(self._saved)
         return how
+
+    def show(self, target: Path) -> bool:
+        """Have it as it is at this moment at `target`, whatever uses it; False where it can only be copied bit by bit."""
+        if self._volume.exists():
+            return False
+        if not self._live.exists() or not any(self._live.iterdir()):
+            return True
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if btrfs.is_subvolume(self._live):
+                btrfs.snapshot(self._live, target, read_only=False)
+                return True
+            # Nobody but root is sure to get rid of a snapshot of other things.
+            around = btrfs.subvolume_of(self._live) if os.geteuid() == 0 else None
+            if around is None:
+                return False
+            subvolume, inside = around
+            btrfs.snapshot(subvolume, _whole(target), read_only=True)
+            run(["cp", "--archive", "--reflink=always", "--", _whole(target) / inside, target], timeout_s=3600)
+            _remove(_whole(target))
+        except (CommandError, MissingFeatureError):
+            return False
+        return True
+
+    @staticmethod
+    def hide(target: Path) -> None:
+        """Undo `show`, wherever it was cut."""
+        for each in (_whole(target), target):
+            _remove(each)
 
     def put_back(self, image: str) -> bool:
         """Let the data be as that image left it; whether anything was saved of it. What there was meanwhile goes."""
@@ -228,6 +258,10 @@ class Data:
             run(["cp", "--archive", "--reflink=auto", "--", source, target])
         sync_filesystem(target)
         return how
+
+
+def _whole(target: Path) -> Path:
+    return target.with_name(f".{target.name}.whole")
 
 
 def _remove(path: Path) -> None:

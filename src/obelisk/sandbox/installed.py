@@ -7,9 +7,10 @@
                /lock                  held by who changes it
     RUN/installed/<name>              a link to the plan of the version that runs; its unit starts through it
 
-    put in place ──> note the trial ──> stop ──> save data ──> link, units, start ──healthy──> note it as installed ──> forget older ones
-                          │                                                          │
-                          └───────────── cut anywhere: the next look at it ──────────┴── not healthy: stop, data back, old one again
+    put in place ──> rehearse ──> note the trial ──> stop ──> save data ──> link, units, start ──healthy──> note it as installed ──> sweep
+                        │               │                                          │
+                        │               └───── cut anywhere: the next look at it ──┴── not healthy: stop, data back, old one again
+                        └── not healthy beside the one that runs (`obelisk.sandbox.rehearsal`): nothing was touched
 
 The state file decides. Until it says so in one rename, the version before is the installed one, whatever runs at the moment; `settle`
 makes the machine agree with it, and is the first thing that every command does, and the unit itself after a restart.
@@ -78,6 +79,20 @@ class Maker(Protocol):
 
     def __call__(self, image: StoredImage, *, in_use: bool = False) -> "Made":
         """Have everything in place; data that is `in_use` by another version stays as it is."""
+
+
+class Rehearsals(Protocol):
+    """Where a version runs beside the installed one; `obelisk.sandbox.rehearsal` has it."""
+
+    @property
+    def next(self) -> Seat:
+        """The seat of what is rehearsed."""
+
+    def rehearse(self, image: StoredImage) -> bool:
+        """Run it until it is healthy, or raise StateError; False where it cannot run beside another."""
+
+    def clear(self) -> None:
+        """Have nothing left of a rehearsal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +203,7 @@ class Installation:
         make: Maker,
         clear: Callable[[StoredImage], object],
         healthy: Callable[[Made], None],
+        rehearsals: Rehearsals,
         sink: Sink,
     ) -> None:
         self.seat = seat
@@ -196,6 +212,7 @@ class Installation:
         self._make = make
         self._clear = clear
         self._healthy = healthy
+        self._rehearsals = rehearsals
         self._sink = sink
         self._data = Data(seat.data, subvolumes=places.subvolumes)
 
@@ -224,15 +241,19 @@ class Installation:
         with locked(self.places.kept / "lock"):
             yield self._settle(self.state)
 
-    def install(self, image: StoredImage, state: State) -> Changed:
+    def install(self, image: StoredImage, state: State, *, rehearsed: bool = True) -> Changed:
         """Put an image in the place of the installed one, or there as the first. Call it within `changing`.
 
+        Where it can run beside the installed one it does so first, unless `rehearsed` is false.
+
         Raises:
-            StateError: it did not become healthy, and what was installed before is again.
+            StateError: it did not become healthy, and what was installed before is again, or has gone on.
         """
         self._keep(image)
         if image.id == state.current:
             return self._renew(state)
+        if rehearsed:
+            self._rehearse(state, image.id)
         return self._change(state, image.id, put_back=False)
 
     def rollback(self, state: State, *, with_data: bool) -> Changed:
@@ -293,6 +314,25 @@ class Installation:
 
     # The transition, step by step
 
+    def _rehearse(self, state: State, target: str) -> None:
+        """Nothing is stopped for a version that does not become healthy beside the one that runs."""
+        if self._systemd.look(self.seat.service).active != "active":
+            return
+        image = self.image(target)
+        with task(self._sink, "app/rehearse", f"{self.seat.name}: {image.manifest.version} beside the one that runs") as running:
+            try:
+                if not self._rehearsals.rehearse(image):
+                    running.detail = "cannot run beside it"
+            except (ObeliskError, OSError) as error:
+                after = state.without(target) if isinstance(error, StateError) else state  # else it is not to blame
+                self._save(after)
+                self._sweep(after)
+                raise StateError(
+                    f"{self.seat.name} was not changed: {error}; what was installed before has gone on",
+                    code="app-unhealthy",
+                    hint=f"journalctl --unit {self._rehearsals.next.service}",
+                ) from error
+
     def _change(self, state: State, target: str, *, put_back: bool, leaving: bool = False) -> Changed:
         made = self._make(self.image(target), in_use=True)
         if made.service is not None:
@@ -349,6 +389,7 @@ class Installation:
 
     def _settle(self, state: State) -> State:
         """Undo a trial that was cut or that failed."""
+        self._rehearsals.clear()
         if state.trial is not None:
             made = self._make(self.image(state.current), in_use=True) if state.current else None
             with self._moving():

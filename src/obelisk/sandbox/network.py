@@ -9,7 +9,7 @@ Source: passt(1), nft(8).
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from obelisk.model.policy import Connect, Contact, Listen, Policy, Reach
 from obelisk.system.resolver import MARK
@@ -17,6 +17,7 @@ from obelisk.system.resolver import MARK
 # $0 holds the rules, $1 is nft, $2 the first port that can be listened at without privileges.
 _GUARD = '"$1" -f "$0"; echo "$2" >/proc/sys/net/ipv4/ip_unprivileged_port_start; shift 2; exec "$@"'
 _FIRST_FREE_PORT = 1024
+LOOPBACK = "127.0.0.1"
 _LINK = "net0"
 """The device in the application's network. Its name says nothing of the machine's own."""
 _KINDS = {"names4": "ipv4_addr", "names6": "ipv6_addr"}
@@ -88,15 +89,24 @@ def _at_the_device(into: Sequence[str]) -> tuple[str, ...]:
     return (*head, "    meta protocol arp accept", _NEIGHBOURS, *into, "  }", "}")
 
 
-def words(
-    policy: Policy, rules_file: str, nft: str, command: Sequence[str], *, resolver: Sequence[str] = (), services: Sequence[int] = ()
+def words(  # noqa: PLR0913 - keywords name each
+    policy: Policy,
+    rules_file: str,
+    nft: str,
+    command: Sequence[str],
+    *,
+    resolver: Sequence[str] = (),
+    services: Sequence[int] = (),
+    elsewhere: Mapping[int, int] | None = None,
 ) -> tuple[str, ...]:
     """The words of the pasta that runs `command` in the network; `resolver` is the program that answers for granted names.
 
-    `services` are ports of this machine's loopback that are those of the application's as well.
+    `services` are ports of this machine's loopback that are those of the application's as well; `elsewhere` has where at that loopback the
+    ports are to be found that are not the machine's own.
     """
     listens = [power.port for power in policy.of(Listen)]
-    ports = ",".join(map(str, listens)) or "none"
+    moved = elsewhere or {}
+    ports = ",".join(f"{LOOPBACK}/{moved[port]}:{port}" if port in moved else str(port) for port in listens) or "none"
     first = min((_FIRST_FREE_PORT, *listens))
     settings: tuple[str, ...] = ("--ns-ifname", _LINK, "--config-net", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
     closed = ("--tcp-ports", ports, "--udp-ports", "none", "--tcp-ns", ",".join(map(str, services)) or "none", "--udp-ns", "none")

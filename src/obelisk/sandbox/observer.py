@@ -9,8 +9,8 @@ that is nowhere, is no refusal. Nothing is allowed for being watched, and only s
 import ipaddress
 import os
 import struct
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,15 @@ class Refusal:
     power: Power | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How often something was refused, and when first and last, in seconds since 1970."""
+
+    count: int
+    first: float
+    last: float
+
+
 @dataclass(slots=True)
 class Observer:
     """Answers for one run. `home` is what `~` means on the machine."""
@@ -55,7 +64,8 @@ class Observer:
     app: Application
     policy: Policy
     home: Path
-    refusals: Counter[Refusal] = field(default_factory=Counter)
+    now: Callable[[], float] = time.time
+    refusals: dict[Refusal, Times] = field(default_factory=dict)
 
     def __call__(self, notice: Notice) -> int:
         """The error with which the call is refused, 0 to let it go on."""
@@ -63,18 +73,23 @@ class Observer:
         error = filter_of(self.policy).refusal(notice.number, notice.arguments)
         if error:
             if not self._is_routine(name, notice):
-                self.refusals[Refusal("seccomp", f"the system call {name}", power_for(name))] += 1
+                self._note(Refusal("seccomp", f"the system call {name}", power_for(name)))
             return error
         for refusal in self._elsewhere(name, notice):
-            self.refusals[refusal] += 1
+            self._note(refusal)
         return 0
+
+    def _note(self, refusal: Refusal) -> None:
+        now = self.now()
+        before = self.refusals.get(refusal, Times(0, now, now))
+        self.refusals[refusal] = Times(before.count + 1, before.first, now)
 
     def _is_routine(self, name: str, notice: Notice) -> bool:
         """What every program tries and does without: a newer form of fork, and sockets of families that a network grant brings."""
         if name == "clone3":
             return True
         if name == "socket" and notice.arguments[0] & 0xFFFFFFFF in {_INET, _INET6}:
-            self.refusals[Refusal("seccomp", NETWORK)] += 1
+            self._note(Refusal("seccomp", NETWORK))
             return True
         return False
 

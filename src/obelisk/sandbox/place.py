@@ -21,15 +21,18 @@ from pathlib import Path
 
 from obelisk.events import Sink
 from obelisk.model.application import Service
-from obelisk.model.policy import Policy
+from obelisk.model.policy import Listen, Policy
 from obelisk.sandbox import desktop, entries
 from obelisk.sandbox.health import wait_until_healthy
 from obelisk.sandbox.installed import Installation, Made, Manager, Places
 from obelisk.sandbox.machine import Machine
+from obelisk.sandbox.network import LOOPBACK
 from obelisk.sandbox.ready import Directories, application_of, clear, make_ready
+from obelisk.sandbox.rehearsal import Stage, may_rehearse, moved
 from obelisk.sandbox.units import Seat, guard_of, program, texts
 from obelisk.store import StoredImage
 from obelisk.system.bubblewrap import Room
+from obelisk.system.ports import free_for
 
 _PASSED_ON = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "OBELISK_RUN", "OBELISK_DATA", "OBELISK_STORE")
 GENERATOR = Path("/usr/lib/systemd/system-generators/obelisk-applications")
@@ -39,12 +42,16 @@ _OBELISK = (sys.executable, "-I", "-c", "from obelisk.cli import main; raise Sys
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The machine that applications are installed on, who installs, and their directories. `policy_of` is the operator's word."""
+    """The machine that applications are installed on, who installs, and their directories. `policy_of` is the operator's word.
+
+    Units in `forgotten` are gone after a restart.
+    """
 
     machine: Machine
     directories: Directories
     home: Path
     units: Path
+    forgotten: Path
     programs: Path
     entries: Path
     kept: Path
@@ -74,6 +81,7 @@ class Ground:
             directories,
             home,
             units=units,
+            forgotten=Path("/run/systemd/system") if machine.is_root else Path(environment.get("XDG_RUNTIME_DIR") or home) / "systemd/user",
             programs=programs,
             entries=Path(environment.get("XDG_DATA_HOME") or home / ".local/share") / "applications",
             kept=directories.installed,
@@ -93,8 +101,8 @@ class Ground:
         data = self.directories.data / name
         seat = Seat(name, links / name / "start", links / f"{name}.moving", data, self.home, self.machine.is_root, self.obelisk)
 
-        def healthy(made: Made) -> None:
-            wait_until_healthy(made.service or Service(), lambda: systemd.look(seat.service))
+        def healthy(made: Made, at: Seat = seat) -> None:
+            wait_until_healthy(made.service or Service(), lambda: systemd.look(at.service))
 
         return Installation(
             seat,
@@ -104,6 +112,7 @@ class Ground:
             make=lambda image, in_use=False: self._made(seat, image, in_use=in_use),
             clear=lambda image: clear(image, self._ready_at()),
             healthy=healthy,
+            rehearsals=Stage(seat, self.forgotten, systemd, self._rehearsed, healthy),
             sink=sink,
         )
 
@@ -111,6 +120,24 @@ class Ground:
         # What root mounts goes with a restart; what others have copied need not be copied again.
         run = self.directories.run if self.machine.is_root else self.kept / ".run"
         return replace(self.directories, run=run)
+
+    def _rehearsed(self, image: StoredImage, seat: Seat, data: Path) -> Made | None:
+        app, policy = application_of(image), self.policy_of(image)
+        ports = free_for((power.port for power in policy.of(Listen)), LOOPBACK)
+        service = moved(app.service or Service(), ports)
+        if service is None or not may_rehearse(app, policy):
+            return None
+        ready = make_ready(
+            image,
+            policy,
+            self.machine,
+            directories=replace(self._ready_at(), data=data),
+            home=self.home,
+            room=self.room,
+            guard=guard_of(app, policy),
+            elsewhere=tuple(ports.items()),
+        )
+        return Made(ready.start.parent, texts(seat, image.manifest.label, app, policy, elsewhere=ports), "", service)
 
     def _made(self, seat: Seat, image: StoredImage, *, in_use: bool) -> Made:
         app, policy = application_of(image), self.policy_of(image)

@@ -89,7 +89,8 @@ class Place:
     `resolver` is the file that names the machine's name servers. `group` is the name of its control group, where there is one;
     `credentials` are names of secrets, and the files that hold them. `session` is what the desktop of whoever launches has, and
     `system` directories and files of /sys that the devices' drivers look into, with links that lead to them. `top` is what the root has,
-    `services` are the ports of those that are granted by name.
+    `services` are the ports of those that are granted by name, `elsewhere` where at the machine's loopback its own ports are, if not at the
+    machine's ports.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Place:
     links: tuple[tuple[str, str], ...] = ()
     top: Top = field(default_factory=Top)
     services: tuple[int, ...] = ()
+    elsewhere: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ def compile_plan(
             raise MissingFeatureError(
                 f"port {port} of this machine is kept for root",
                 code="port-privileged",
-                hint=f"let root start it, grant a port from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
+                hint=f"let root start it, grant one from {machine.first_port} on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
             )
     helpers = desktop.helpers(policy, place.session, machine, place.name)
     grouped = is_grouped(policy, machine, guard)
@@ -448,6 +450,7 @@ def _bubblewrap(policy: Policy, place: Place, machine: Machine) -> Execute:
             (machine.bubblewrap, *words[1:]),
             resolver=(machine.python, "-I", str(place.plan / "resolver.py")),
             services=place.services,
+            elsewhere=dict(place.elsewhere),
         ),
     )
 

@@ -190,12 +190,14 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     listener: int | None = None,
     guard: Guard | None = None,
     in_use: bool = False,
+    elsewhere: tuple[tuple[int, int], ...] = (),
 ) -> Ready:
     """Have everything in place, and the plan compiled. May be repeated, and by several processes at once.
 
     `command` takes the place of the image's own. The desktop session is the one that this process's variables name. `listener` is the
     socket of an observer (see `obelisk.sandbox.observer`). With `guard`, it is made ready as a service (see `Guard`). Data that is `in_use`
-    by another version stays as it is; before this one starts, it is made ready again.
+    by another version stays as it is; before this one starts, it is made ready again. `elsewhere` are pairs of a port and where at the
+    loopback it is instead.
 
     Raises:
         TrustError: a block of the root is not what the image's root hash promises.
@@ -226,7 +228,7 @@ def make_ready(  # noqa: PLR0913 - keywords name each
     groups = tuple(sorted({Path(node).stat().st_gid for node in nodes} - {0})) if machine.is_root else ()
     group = group_of(name, place)
     ports = services.ports(policy, directories.services, directories.installed, is_root=machine.is_root)
-    looked_up = (listener, credentials, guard, session, system, ports)
+    looked_up = (listener, credentials, guard, session, system, ports, elsewhere)
     key = digest([policy.to_json(), app.to_json(), repr(machine), str(data), str(home), list(nodes), repr(looked_up)])[:16]
     names = place / key / "resolv.conf" if policy.of(Reach) else Path("/etc/resolv.conf")
     if policy.of(Reach):
@@ -252,6 +254,7 @@ def make_ready(  # noqa: PLR0913 - keywords name each
         links=links,
         top=top_of(place / "root"),
         services=ports,
+        elsewhere=elsewhere,
     )
     plan = compile_plan(app, policy, seat, machine, listener=listener, guard=guard)
     (seat.plan / "stage").mkdir(parents=True, exist_ok=True)

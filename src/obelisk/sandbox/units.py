@@ -7,6 +7,7 @@ and sets it. At every other start there is no interpreter.
 Source: systemd.service(5), systemd.socket(5), systemd.exec(5), systemd.resource-control(5).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,14 +97,18 @@ def guard_of(app: Application, policy: Policy) -> Guard | None:
     return Guard(len(_ports(app.service, policy)))
 
 
-def texts(seat: Seat, label: str, app: Application, policy: Policy) -> dict[str, str]:
-    """The unit files of a service, by their names: one or two. `label` is what people know the version by. None for a command."""
+def texts(seat: Seat, label: str, app: Application, policy: Policy, *, elsewhere: Mapping[int, int] | None = None) -> dict[str, str]:
+    """The unit files of a service, by their names: one or two. `label` is what people know the version by. None for a command.
+
+    `elsewhere` has where at the machine's loopback sockets listen in place of its ports.
+    """
     if app.service is None:
         return {}
     ports = _ports(app.service, policy)
     units = {seat.service: _service(seat, label, app, policy, sockets=bool(ports))}
     if ports:
-        units[seat.socket] = _socket(seat, label, ports)
+        moved = elsewhere or {}
+        units[seat.socket] = _socket(seat, label, [f"{network.LOOPBACK}:{moved[port]}" if port in moved else str(port) for port in ports])
     return units
 
 
@@ -196,13 +201,13 @@ def _by_root(seat: Seat, app: Application, policy: Policy, *, networked: bool) -
     ]
 
 
-def _socket(seat: Seat, label: str, ports: tuple[int, ...]) -> str:
+def _socket(seat: Seat, label: str, places: Sequence[str]) -> str:
     lines = [
         "[Unit]",
         f"Description=Sockets of {label.rpartition('_')[0].replace('%', '%%') or seat.name}, an application of Obelisk's",
         "",
         "[Socket]",
-        *(f"ListenStream={port}" for port in ports),
+        *(f"ListenStream={place}" for place in places),
         f"Service={seat.service}",
         # Connections wait while one version follows another, and are not what starts a service that has failed.
         "FlushPending=no",

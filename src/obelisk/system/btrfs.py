@@ -9,6 +9,7 @@ from typing import IO
 
 from obelisk.errors import CommandError
 from obelisk.system.command import MINIMAL_ENVIRONMENT, run
+from obelisk.system.mounts import whole_of
 
 _ROOT_INODE = 256  # every subvolume's own directory. Source: btrfs(5)
 _CHUNK_BYTES = 1 << 20
@@ -41,6 +42,12 @@ def is_subvolume(path: Path) -> bool:
         return path.is_dir() and path.stat().st_ino == _ROOT_INODE
     except OSError:
         return False
+
+
+def subvolume_of(directory: Path) -> tuple[Path, Path] | None:
+    """The subvolume that has a directory, and where in it that is, as far as it is mounted as a whole; None: on other file systems."""
+    found = whole_of(directory)
+    return found if found and is_subvolume(found[0]) else None
 
 
 def sync(path: Path) -> None:

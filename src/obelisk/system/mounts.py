@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,11 +40,7 @@ def is_shown_elsewhere(directory: Path) -> bool:
 
     Source: proc_pid_mountinfo(5).
     """
-    own = _mounts(Path("/proc/self"))
-    place = str(directory.resolve())
-    inside = [mount for mount in own if _is_at(place, mount[2])]
-    device, root, point = max(inside, key=lambda mount: len(mount[2]))
-    wanted = f"{root.rstrip('/')}/{place.removeprefix(point).lstrip('/')}"
+    device, wanted = _located(directory, _mounts(Path("/proc/self")))
     here, seen = Path("/proc/self/ns/mnt").readlink(), set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
@@ -55,6 +51,27 @@ def is_shown_elsewhere(directory: Path) -> bool:
             if any(mount[0] == device and _is_at(mount[1], wanted) for mount in _mounts(process)):
                 return True
     return False
+
+
+def whole_of(directory: Path) -> tuple[Path, Path] | None:
+    """Where the file system, or subvolume, that has the directory is mounted from its top on, and where in it that is; None: nowhere."""
+    mounts = _mounts(Path("/proc/self"))
+    device, wanted = _located(directory, mounts)
+    number = directory.stat().st_dev  # every subvolume has one of its own
+    for mount in mounts:
+        if mount[0] == device and _is_at(wanted, mount[1]):
+            with suppress(OSError):  # something else may be mounted over it
+                if Path(mount[2]).stat().st_dev == number:
+                    return Path(mount[2]), Path(wanted.removeprefix(mount[1]).lstrip("/"))
+    return None
+
+
+def _located(directory: Path, mounts: Sequence[tuple[str, str, str]]) -> tuple[str, str]:
+    """The device that has a directory, and where on it that is."""
+    place = str(directory.resolve())
+    inside = [mount for mount in mounts if _is_at(place, mount[2])]
+    device, root, point = max(inside, key=lambda mount: len(mount[2]))
+    return device, f"{root.rstrip('/')}/{place.removeprefix(point).lstrip('/')}"
 
 
 def _mounts(process: Path) -> list[tuple[str, str, str]]:

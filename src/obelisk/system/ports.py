@@ -2,6 +2,8 @@
 
 import errno
 import socket
+from collections.abc import Iterable
+from contextlib import ExitStack
 
 
 def accepts(address: str, port: int, *, timeout_s: float) -> bool:
@@ -24,3 +26,9 @@ def is_taken(port: int) -> bool:
                 raise
             return True
     return False
+
+
+def free_for(wanted: Iterable[int], address: str) -> dict[int, int]:
+    """A port for each of these that nobody listens at, at that address; nothing keeps others from it."""
+    with ExitStack() as held:
+        return {port: held.enter_context(socket.create_server((address, 0))).getsockname()[1] for port in wanted}
