@@ -121,7 +121,7 @@ def test_who_is_killed_over_a_rehearsal_leaves_the_version_that_serves(top: Path
     install(top, "1", keeps=False)
     installer = _installing(top, "'2', steady_s=60, keeps=False")
     there = installation(top)
-    beside, deadline = there._rehearsals.next.service, time.monotonic() + 30
+    beside, deadline = there.next.service, time.monotonic() + 30
     while there._systemd.look(beside).active != "active":
         assert asked() == (200, "1")
         time.sleep(0.05)
@@ -139,7 +139,7 @@ def _nothing_beside(top: Path) -> None:
     assert not list((top / "forgotten").iterdir())
     assert not [path for path in (top / "links").iterdir() if "next" in path.name]
     there = installation(top)
-    assert there._systemd.look(there._rehearsals.next.service).active == "inactive"
+    assert there._systemd.look(there.next.service).active == "inactive"
 
 
 def test_a_version_that_fails_leaves_no_trace_in_the_data(top: Path) -> None:

@@ -212,6 +212,17 @@ def test_a_version_that_was_not_healthy_or_that_somebody_left_is_taken_again_onl
     assert town.run("upgrade")["image"] == three
 
 
+def test_a_version_is_rehearsed_unless_it_is_to_come_in_place(town: Town) -> None:
+    town.put("1")
+    town.install()
+    two = town.put("2")
+    assert town.run("upgrade")["image"] == two
+    assert town.world.rehearsed == [two]
+    three = town.put("3")
+    assert town.run("upgrade", "--in-place")["image"] == three
+    assert town.world.rehearsed == [two]
+
+
 def test_an_interrupted_release_is_resumed(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_BATCH_GROUPS", 4)
     one = town.put("1", *range(1, 1500))

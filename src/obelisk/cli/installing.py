@@ -223,7 +223,7 @@ def _refused(installation: Installation, decision: Refuse) -> tuple[str, str]:
     if decision.code != "failed-before":
         return decision.reason, decision.remedy
     name = installation.seat.name
-    why = f"`journalctl --unit {installation.seat.service}` may say why"
+    why = f"`journalctl --unit {installation.seat.service} --unit {installation.next.service}` may say why"
     reason = f"what the channel has of {name} did not become healthy here, or was gone back from"
     return reason, f"it waits for a newer one; {why}. To try it again: obelisk app upgrade {name} --retry VERSION"
 

@@ -217,6 +217,11 @@ class Installation:
         self._data = Data(seat.data, subvolumes=places.subvolumes)
 
     @property
+    def next(self) -> Seat:
+        """The seat of a version that is rehearsed."""
+        return self._rehearsals.next
+
+    @property
     def state(self) -> State:
         """What the state file says; an empty state where there is none."""
         file = self.places.kept / "state.json"
@@ -330,7 +335,7 @@ class Installation:
                 raise StateError(
                     f"{self.seat.name} was not changed: {error}; what was installed before has gone on",
                     code="app-unhealthy",
-                    hint=f"journalctl --unit {self._rehearsals.next.service}",
+                    hint=f"journalctl --unit {self.next.service}",
                 ) from error
 
     def _change(self, state: State, target: str, *, put_back: bool, leaving: bool = False) -> Changed:
