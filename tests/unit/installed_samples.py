@@ -79,6 +79,9 @@ class World:
             else:
                 self.running = ""
 
+    def forget(self, *names: str) -> None:
+        self.said += [f"forget {name}" for name in names]
+
     def restart_later(self, *names: str) -> None:
         self.said += [f"later {name}" for name in names]
 

@@ -214,7 +214,7 @@ def _steps(monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[[int], Ite
         monkeypatch.setattr(data, name, counted(getattr(data, name)))
     for name in ("rename", "unlink", "symlink_to"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
-    for name in ("reload", "enable", "disable", "start", "stop"):
+    for name in ("reload", "enable", "disable", "start", "stop", "forget"):
         monkeypatch.setattr(world, name, counted(getattr(world, name)))
 
     def cut_at(step: int) -> Iterator[int]:

@@ -426,7 +426,7 @@ def test_the_bus_sees_the_proxys_user_so_the_application_is_that_one_inside_too(
 
 
 def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
-    rules = network.rules(policy([Listen(80), Connect("10.0.0.0/8", 53), Connect("2001:db8::/32")]))
+    rules = network.rules(policy([Listen(80), Connect("10.0.0.0/8", 53), Connect("2001:db8::/32")]), refused_at_once=True)
     lines = [line.strip() for line in rules.splitlines()]
     assert (
         lines.count("type filter hook input priority 0; policy drop;")
@@ -442,23 +442,39 @@ def test_rules_of_a_network_name_what_is_granted_and_drop_the_rest() -> None:
     # Connections that never leave are not followed; all others are.
     assert lines.count('oif "lo" notrack') == len([line for line in lines if "notrack" in line]) == 1
     assert lines.count("ct state established,related accept") == len(("input", "output"))
-    assert network.rules(policy([Read("/data")])) == ""
+    assert network.rules(policy([Read("/data")]), refused_at_once=True) == ""
 
 
-def test_who_only_listens_opens_no_connection_and_none_has_to_be_followed() -> None:
-    lines = [line.strip() for line in network.rules(policy([Listen(80), Listen(443)])).splitlines()]
+@pytest.mark.parametrize("at_once", [False, True])
+def test_who_only_listens_opens_no_connection_and_none_has_to_be_followed(*, at_once: bool) -> None:
+    lines = [line.strip() for line in network.rules(policy([Listen(80), Listen(443)]), refused_at_once=at_once).splitlines()]
     assert [line for line in lines if "port" in line] == [
         *(f"tcp dport {port} accept" for port in (80, 443)),
         *(f"tcp sport {port} tcp flags & (syn | ack) != syn accept" for port in (80, 443)),
     ]
     assert not [line for line in lines if "ct state" in line or "notrack" in line]
-    # What comes in is looked at where it comes in, which the application's own loopback is not.
+    # What comes in is looked at where it comes in, which the application's own loopback is not; what goes out likewise, where nobody waits
+    # for an answer that connections are refused.
     assert [line for line in lines if "hook" in line] == [
         'type filter hook ingress device "net0" priority 0; policy drop;',
-        "type filter hook output priority 0; policy drop;",
+        'type filter hook egress device "net0" priority 0; policy drop;' if at_once else "type filter hook output priority 0; policy drop;",
     ]
+    assert ("reject with icmpx type admin-prohibited" in lines) is not at_once
     given = words(policy([Listen(80)]))
     assert given[given.index("--ns-ifname") + 1] == "net0"
+
+
+def test_nothing_goes_out_at_the_device_of_who_is_only_granted_services() -> None:
+    lines = [line.strip() for line in network.rules(policy([Contact("shop")]), refused_at_once=True).splitlines()]
+    assert 'type filter hook egress device "net0" priority 0; policy drop;' in lines
+    assert not [line for line in lines if "tcp" in line]
+
+
+@pytest.mark.parametrize(("abi", "at_once"), [(0, False), (3, False), (4, True)])
+def test_whether_another_layer_refuses_connections_depends_on_the_machine(*, abi: int, at_once: bool) -> None:
+    held = Policy(policy([Listen(80)]).powers, may_miss=frozenset({Layer.LANDLOCK}))
+    rules = compile_plan(APP, held, PLACE, dataclasses.replace(MACHINE, landlock=abi)).rules
+    assert ("reject" in rules) is not at_once
 
 
 NAMED = policy([Reach("db.example.org", 5432), Reach("example.org", 443)])
@@ -479,10 +495,10 @@ def test_names_bring_a_resolver_before_the_application_and_ways_that_only_it_ope
         "--",
     )
     assert named[start + 6] == "/usr/bin/bwrap"
-    lines = [line.strip() for line in network.rules(NAMED).splitlines()]
+    lines = [line.strip() for line in network.rules(NAMED, refused_at_once=True).splitlines()]
     assert lines.index(f"ip daddr {network.UPSTREAM} meta mark != 0x6f62656c drop") < lines.index("ct state established,related accept", 13)
     assert "ip daddr . meta l4proto . th dport @names4 accept" in lines
-    assert "names4" not in network.rules(policy([Connect("10.0.0.0/8")]))
+    assert "names4" not in network.rules(policy([Connect("10.0.0.0/8")]), refused_at_once=True)
     assert "--dns-forward" not in words(policy([Connect("10.0.0.0/8")]))
     with pytest.raises(MissingFeatureError, match="resolver"):
         compile_plan(APP, NAMED, PLACE, dataclasses.replace(MACHINE, python=""))

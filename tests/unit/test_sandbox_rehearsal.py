@@ -54,6 +54,9 @@ class Theatre:
     def stop(self, *names: str) -> None:
         self.world.said += [f"stop {name}" for name in names]
 
+    def forget(self, *names: str) -> None:
+        self.world.said += [f"forget {name}" for name in names]
+
     def never(self, *names: str) -> None:
         raise AssertionError(names)
 
@@ -80,6 +83,8 @@ def test_it_has_units_of_its_own_and_other_ports_and_is_gone_afterwards(theatre:
         "start obelisk-app-shop:next.service",
         "stop obelisk-app-shop:next.socket",
         "stop obelisk-app-shop:next.service",
+        "forget obelisk-app-shop:next.socket",
+        "forget obelisk-app-shop:next.service",
         "reload",
     ]
     assert theatre.left("plans/*") == []
@@ -144,7 +149,7 @@ def _cut_at(step: int, patched: pytest.MonkeyPatch, theatre: Theatre) -> None:
         patched.setattr(rehearsal, name, counted(getattr(rehearsal, name)))
     for name in ("unlink", "symlink_to"):
         patched.setattr(Path, name, counted(getattr(Path, name)))
-    for name in ("reload", "start", "stop"):
+    for name in ("reload", "start", "stop", "forget"):
         patched.setattr(theatre, name, counted(getattr(theatre, name)))
 
 

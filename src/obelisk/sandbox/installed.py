@@ -67,6 +67,9 @@ class Manager(Protocol):
     def stop(self, *units: str) -> None:
         """Stop units."""
 
+    def forget(self, *units: str) -> None:
+        """Do not tell any more that units have failed."""
+
     def restart_later(self, *units: str) -> None:
         """Start units anew when this process has ended."""
 
@@ -468,6 +471,7 @@ class Installation:
         if going:
             self._systemd.disable(*going)
             self._systemd.stop(*going)
+            self._systemd.forget(*going)
             for name in going:
                 (self.places.units / name).unlink()
             self._systemd.reload()

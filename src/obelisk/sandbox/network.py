@@ -39,8 +39,11 @@ def is_wanted(policy: Policy) -> bool:
     return bool(policy.of((Listen, Connect, Reach, Contact)))
 
 
-def rules(policy: Policy) -> str:
-    """The rules, as nft(8) reads them; nothing without a network."""
+def rules(policy: Policy, *, refused_at_once: bool) -> str:
+    """The rules, as nft(8) reads them; nothing without a network.
+
+    `refused_at_once`: another layer refuses connections that are not granted, and whoever tries need not be told so by these.
+    """
     if not is_wanted(policy):
         return ""
     listens = [power.port for power in policy.of(Listen)]
@@ -52,13 +55,15 @@ def rules(policy: Policy) -> str:
         # Whoever only listens never sends the packet that opens a connection: with that one withheld, nobody has to remember those that are
         # open, which costs time for each packet, and a table that others could fill.
         out = [f"    tcp sport {port} tcp flags & (syn | ack) != syn accept" for port in listens]
+        if refused_at_once:
+            return _at_the_device(into, out)
     both = [_NEIGHBOURS, *(["    ct state established,related accept"] if followed else [])]
     # Nobody but the resolver speaks with the machine's, and nobody speaks in its name: a socket may be bound to any address.
     if named:
         out = [f"    ip daddr {UPSTREAM} udp dport 53 accept", *(f"    {_SETS[family]} accept" for family in _SETS), *out]
     return "\n".join(
         (
-            *(() if followed else _at_the_device(into)),
+            *(() if followed else (_at_the_device(into),)),
             "table inet obelisk {",
             *(f"  set {name} {{ type {kind} . inet_proto . inet_service; flags timeout; }}" for name, kind in _KINDS.items() if named),
             *((*_UNTRACKED, *_following(both, into, named=named)) if followed else ()),
@@ -83,10 +88,17 @@ def _following(both: Sequence[str], into: Sequence[str], *, named: bool) -> tupl
     return (*head, *own, '    iif "lo" accept', *both, *into, "  }")
 
 
-def _at_the_device(into: Sequence[str]) -> tuple[str, ...]:
-    """What may come in where nobody follows connections: asked at the device, so that what never leaves is not asked about."""
-    head = ("table netdev obelisk {", "  chain input {", f'    type filter hook ingress device "{_LINK}" priority 0; policy drop;')
-    return (*head, "    meta protocol arp accept", _NEIGHBOURS, *into, "  }", "}")
+def _at_the_device(into: Sequence[str], out: Sequence[str] | None = None) -> str:
+    """What may come in where nobody follows connections, and what may go out: asked at the device, and not of what never leaves.
+
+    What goes out may be asked elsewhere.
+    """
+    ways = [("input", "ingress", into), *([] if out is None else [("output", "egress", out)])]
+    lines = ["table netdev obelisk {"]
+    for name, hook, granted in ways:
+        head = f'    type filter hook {hook} device "{_LINK}" priority 0; policy drop;'
+        lines += [f"  chain {name} {{", head, "    meta protocol arp accept", _NEIGHBOURS, *granted, "  }"]
+    return "\n".join((*lines, "}", ""))
 
 
 def words(  # noqa: PLR0913 - keywords name each

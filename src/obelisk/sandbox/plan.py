@@ -200,7 +200,9 @@ def compile_plan(
         scope = cgroups.scope(machine.groups, place.group, machine.owner, (str(place.plan / "launch"),))
         start, launch = assemble([], scope), outside
     beside = tuple((_file_of(helper), assemble(_inside_helper(helper, machine), helper.program)) for helper in helpers)
-    return Plan(start, launch, inside, network.rules(policy), beside, desktop.identity(place.name), layers_of(policy, machine))
+    # Where Landlock knows of ports, an application hears from it that it may not connect.
+    rules = network.rules(policy, refused_at_once=machine.landlock >= landlock.NETWORK_SINCE)
+    return Plan(start, launch, inside, rules, beside, desktop.identity(place.name), layers_of(policy, machine))
 
 
 def _kept_for_root(policy: Policy, machine: Machine) -> tuple[int, ...]:

@@ -79,6 +79,7 @@ class Stage:
         units = [name for name in (seat.socket, seat.service) if (self.units / name).exists()]
         if units:
             self.systemd.stop(*units)
+            self.systemd.forget(*units)
             for name in units:
                 (self.units / name).unlink()
             self.systemd.reload()

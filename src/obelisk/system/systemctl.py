@@ -64,13 +64,17 @@ class Systemctl:
         Raises:
             CommandError: one does not start.
         """
-        with suppress(CommandError):  # units that systemd has not read yet have not failed
-            self._run("reset-failed", *units)
+        self.forget(*units)
         self._run("start", *units)
 
     def stop(self, *units: str) -> None:
         """Stop units, and wait until nothing of them is left."""
         self._run("stop", *units)
+
+    def forget(self, *units: str) -> None:
+        """Have no note that units have failed: one that is gone would be listed as failed for ever."""
+        with suppress(CommandError):  # units that systemd has not read yet have not failed
+            self._run("reset-failed", *units)
 
     def restart_later(self, *units: str) -> None:
         """Have units started anew when this process has ended, which may be one of theirs."""
