@@ -24,7 +24,7 @@ from tool import ROOT
 from obelisk.events import Event
 from obelisk.model.application import Application, Service
 from obelisk.model.image import PartKind
-from obelisk.model.policy import Listen, policy
+from obelisk.model.policy import Listen, Policy, policy
 from obelisk.sandbox.health import wait_until_healthy
 from obelisk.sandbox.installed import Installation, Made, Places
 from obelisk.sandbox.machine import this_machine
@@ -87,6 +87,15 @@ def version(top: Path, number: str, *, manner: str = "serves", steady_s: int = 1
     return StoredImage(manifest.id, manifest, directory, 0)
 
 
+def said_by(image: StoredImage, port: int = PORT) -> tuple[Application, Policy]:
+    """What an image says of itself, with its health at that port, and what it is granted."""
+    said = json.loads(image.part_path(PartKind.ROOT).read_bytes()[:4096])
+    service = Service(sockets=True, health=f"http://localhost:{port}/", health_s=5, steady_s=said["steady_s"], stop_s=5)
+    command = ("/usr/bin/python3", "-I", "-c", _SERVER, said["version"], said["manner"])
+    kinds: dict[str, Any] = {"data" if said["keeps"] else "scratch": (DATA,)}
+    return Application(command, service=service, **kinds), policy([Listen(PORT)])
+
+
 def installation(top: Path) -> Installation:
     """The application in `top`."""
     systemctl._RUNS = top
@@ -103,17 +112,11 @@ def installation(top: Path) -> Installation:
         return made(image, at, data, free_for([PORT], LOOPBACK))
 
     def made(image: StoredImage, at: Seat, data: Path, ports: dict[int, int]) -> Made:
-        said = json.loads(image.part_path(PartKind.ROOT).read_bytes()[:4096])
-        service = Service(
-            sockets=True, health=f"http://localhost:{ports.get(PORT, PORT)}/", health_s=5, steady_s=said["steady_s"], stop_s=5
-        )
-        command = ("/usr/bin/python3", "-I", "-c", _SERVER, said["version"], said["manner"])
-        kinds: dict[str, Any] = {"data" if said["keeps"] else "scratch": (DATA,)}
-        app, granted = Application(command, service=service, **kinds), policy([Listen(PORT)])
+        app, granted = said_by(image, ports.get(PORT, PORT))
         plan_at = top / "plans" / f"{image.id}{'-next' if ports else ''}"
         place = Place("shop", top / "root", plan_at, data / "shop", Path("/root"), OWNER)
         kept = data_directory(data / "shop", DATA)
-        if said["keeps"] and not kept.exists():
+        if app.data and not kept.exists():
             kept.mkdir(parents=True)
             os.chown(kept, OWNER.uid, OWNER.gid)
         (plan_at / "stage").mkdir(parents=True, exist_ok=True)
@@ -122,14 +125,14 @@ def installation(top: Path) -> Installation:
             (plan_at / f"{name}.new").write_bytes(content)
             (plan_at / f"{name}.new").chmod(0o755)
             (plan_at / f"{name}.new").rename(plan_at / name)
-        return Made(plan_at, texts(at, image.manifest.label, app, granted, elsewhere=ports), program(seat, granted), service)
+        return Made(plan_at, texts(at, image.manifest.label, app, granted, elsewhere=ports), program(seat, granted), app.service)
 
     def healthy(made: Made, at: Seat = seat) -> None:
         assert made.service is not None
         wait_until_healthy(made.service, lambda: systemd.look(at.service))
 
     places = Places(top / "installed/shop", top / "units", top / "bin", top / "entries")
-    stage = Stage(seat, top / "forgotten", systemd, beside, healthy)
+    stage = Stage(seat, top / "forgotten", systemd, said_by, beside, healthy)
     return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, rehearsals=stage, sink=_nothing)
 
 

@@ -27,7 +27,8 @@ class Theatre:
         self.world = World(top)
         self.ill = False
         self.seen: dict[str, str] = {}
-        self.stage = Stage(self.world.seat, top / "forgotten", self, self.make, self.healthy)
+        self.said = (SERVED, PORT)
+        self.stage = Stage(self.world.seat, top / "forgotten", self, lambda _image: self.said, self.make, self.healthy)
 
     def make(self, _image: StoredImage, seat: Seat, place: Path) -> Made | None:
         assert place / "shop" == seat.data
@@ -112,6 +113,15 @@ def test_data_of_which_no_snapshot_can_be_taken_is_left_alone(theatre: Theatre, 
     volume.touch()
     assert not theatre.stage.rehearse(theatre.world.image("2"))
     assert theatre.world.content.read_text() == "of the first"
+    theatre.said = (replace(SERVED, data=()), PORT)
+    assert theatre.stage.rehearse(theatre.world.image("2"))  # which has no use for it
+    assert len(taken) == 1
+
+
+def test_what_cannot_run_beside_itself_is_not_even_made_ready(theatre: Theatre) -> None:
+    theatre.said = (SERVED, policy([Write("/mnt/x")]))
+    assert not theatre.stage.rehearse(theatre.world.image("2"))
+    assert (theatre.seen, theatre.world.said, list(theatre.top.glob("plans/*"))) == ({}, [], [])
 
 
 def test_cut_anywhere_the_next_command_leaves_nothing_of_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obelisk.events import Sink
-from obelisk.model.application import Service
+from obelisk.model.application import Application, Service
 from obelisk.model.policy import Listen, Policy
 from obelisk.sandbox import desktop, entries
 from obelisk.sandbox.health import wait_until_healthy
@@ -28,7 +28,7 @@ from obelisk.sandbox.installed import Installation, Made, Manager, Places
 from obelisk.sandbox.machine import Machine
 from obelisk.sandbox.network import LOOPBACK
 from obelisk.sandbox.ready import Directories, application_of, clear, make_ready
-from obelisk.sandbox.rehearsal import Stage, may_rehearse, moved
+from obelisk.sandbox.rehearsal import Stage, moved
 from obelisk.sandbox.units import Seat, guard_of, program, texts
 from obelisk.store import StoredImage
 from obelisk.system.bubblewrap import Room
@@ -112,7 +112,7 @@ class Ground:
             make=lambda image, in_use=False: self._made(seat, image, in_use=in_use),
             clear=lambda image: clear(image, self._ready_at()),
             healthy=healthy,
-            rehearsals=Stage(seat, self.forgotten, systemd, self._rehearsed, healthy),
+            rehearsals=Stage(seat, self.forgotten, systemd, self._said, self._rehearsed, healthy),
             sink=sink,
         )
 
@@ -121,11 +121,14 @@ class Ground:
         run = self.directories.run if self.machine.is_root else self.kept / ".run"
         return replace(self.directories, run=run)
 
+    def _said(self, image: StoredImage) -> tuple[Application, Policy]:
+        return application_of(image), self.policy_of(image)
+
     def _rehearsed(self, image: StoredImage, seat: Seat, data: Path) -> Made | None:
-        app, policy = application_of(image), self.policy_of(image)
+        app, policy = self._said(image)
         ports = free_for((power.port for power in policy.of(Listen)), LOOPBACK)
         service = moved(app.service or Service(), ports)
-        if service is None or not may_rehearse(app, policy):
+        if service is None:
             return None
         ready = make_ready(
             image,
@@ -140,7 +143,7 @@ class Ground:
         return Made(ready.start.parent, texts(seat, image.manifest.label, app, policy, elsewhere=ports), "", service)
 
     def _made(self, seat: Seat, image: StoredImage, *, in_use: bool) -> Made:
-        app, policy = application_of(image), self.policy_of(image)
+        app, policy = self._said(image)
         ready = make_ready(
             image,
             policy,

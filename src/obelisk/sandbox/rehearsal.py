@@ -31,19 +31,20 @@ _SHARED = (Write, Use, Usb, Own)
 _HERE = frozenset({"localhost", LOOPBACK})
 
 Maker = Callable[[StoredImage, Seat, Path], Made | None]
-"""Makes a version ready for a seat, over the data below a directory; None where it cannot run beside another."""
+"""Makes a version ready for a seat, over the data below a directory; None where its health is asked elsewhere than there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Where rehearsals of one application are held: `seat` is its own, `units` are where systemd looks until a restart of the machine.
 
-    `healthy` waits until a version is, at another seat, or raises StateError.
+    `says` has what an image is and what it is granted here; `healthy` waits until a version is, at another seat, or raises StateError.
     """
 
     seat: Seat
     units: Path
     systemd: Manager
+    says: Callable[[StoredImage], tuple[Application, Policy]]
     make: Maker
     healthy: Callable[[Made, Seat], None]
 
@@ -53,10 +54,13 @@ class Stage:
         Raises:
             StateError: it does not become healthy.
         """
+        app, policy = self.says(image)
+        if not may_rehearse(app, policy):
+            return False
         self.clear()
         seat = self.next
         try:
-            if not Data(self.seat.data).show(seat.data):
+            if app.data and not Data(self.seat.data).show(seat.data):
                 return False
             made = self.make(image, seat, seat.data.parent)
             if made is None:
