@@ -38,7 +38,7 @@ from obelisk.model.policy import policy  # noqa: E402
 
 ROUNDS = 60
 READ_ROUNDS, READ_MIB = 15, 256
-SERVE_ROUNDS, SERVE_S = 40, 2  # with nine, chance made 0.95 to 1.05 of a second server outside
+SERVE_ROUNDS, SERVE_S = 40, 2  # with nine, chance made 0.95 to 1.04 of a second server outside
 PROBES = ROOT / "tests/probes"
 # As systems with udev have it, open to everybody; for as long as these mounts are there.
 TUNNEL = "mknod -m 666 /run/tun-bench c 10 200; mount --bind /run/tun-bench /dev/net/tun; rm /run/tun-bench"
