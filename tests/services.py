@@ -132,7 +132,7 @@ def installation(top: Path) -> Installation:
         wait_until_healthy(made.service, lambda: systemd.look(at.service))
 
     places = Places(top / "installed/shop", top / "units", top / "bin", top / "entries")
-    stage = Stage(seat, top / "forgotten", systemd, said_by, beside, healthy)
+    stage = Stage(seat, top / "runtime-units", systemd, said_by, beside, healthy)
     return Installation(seat, places, systemd, make=make, clear=lambda _image: None, healthy=healthy, rehearsals=stage, sink=_nothing)
 
 
@@ -188,7 +188,7 @@ def systemd_of_its_own() -> Iterator[Path]:
     for group in groups:
         group.mkdir()
     before = dict(os.environ)
-    os.environ |= {"XDG_RUNTIME_DIR": f"{top}/runtime", "HOME": str(top), "SYSTEMD_UNIT_PATH": f"{top}/forgotten:{top}/units"}
+    os.environ |= {"XDG_RUNTIME_DIR": f"{top}/runtime", "HOME": str(top), "SYSTEMD_UNIT_PATH": f"{top}/runtime-units:{top}/units"}
     os.environ.pop("DBUS_SESSION_BUS_ADDRESS", None)
     join = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
     # What a system's own manager has made. Where /run is no mount, services are given an empty one.

@@ -80,7 +80,7 @@ def test_each_refusal_tells_when_it_was_first_and_last(worker: Tool) -> None:
     assert began - timedelta(milliseconds=1) < read[0] < traced[0] <= traced[1] < read[1] < datetime.now(UTC)
     assert read[1] - read[0] > timedelta(seconds=0.5)
     text = worker.run("app", "audit", str(worker.spec), "--", "strace true 2>/dev/null; exit 1", status=1)
-    assert re.search(r"it ended with status 1 after \d+\.\d\d s; refused were\n +\d+  seccomp  after \d\.\d\d .*ptrace: allowed by", text)
+    assert re.search(r"it ended with status 1 after \d+\.\d\d s; refused were\n +\d+  seccomp  after \d+\.\d\d .*ptrace: allowed by", text)
 
 
 def test_a_program_that_is_refused_nothing_is_told_so_and_runs_as_ever(worker: Tool) -> None:

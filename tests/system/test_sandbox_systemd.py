@@ -136,7 +136,7 @@ def test_who_is_killed_over_a_rehearsal_leaves_the_version_that_serves(top: Path
 
 
 def _nothing_beside(top: Path) -> None:
-    assert not list((top / "forgotten").iterdir())
+    assert not list((top / "runtime-units").iterdir())
     assert not [path for path in (top / "links").iterdir() if "next" in path.name]
     there = installation(top)
     assert there._systemd.look(there.next.service).active == "inactive"

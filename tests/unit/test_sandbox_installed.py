@@ -21,6 +21,7 @@ from obelisk.sandbox.data import How
 from obelisk.sandbox.installed import Made, State, Trial, parse_state
 from obelisk.sandbox.plan import Guard
 from obelisk.sandbox.units import Seat
+from obelisk.store import StoredImage
 from obelisk.system.bubblewrap import Room
 from obelisk.system.confine import Owner
 from obelisk.system.systemctl import Generated, Systemctl, Unit
@@ -82,6 +83,24 @@ def test_nothing_is_stopped_for_a_version_that_does_not_become_healthy_beside_th
     assert [path.name for path in (world.top / "installed/shop/images").iterdir()] == [one.id]
     world.install(three)
     assert world.rehearsed == [two.id, three.id]
+
+
+def test_what_cannot_be_made_ready_is_not_rehearsed_nor_to_blame(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = world.image("1"), world.image("2")
+    world.install(one)
+    made = world.made
+
+    def lacking(image: StoredImage, *, in_use: bool = False) -> Made:
+        if image.id == two.id:
+            raise StateError("/mnt/x is granted and does not exist", code="grant-missing", hint="make it first")
+        return made(image, in_use=in_use)
+
+    monkeypatch.setattr(world, "made", lacking)
+    with pytest.raises(StateError) as error:
+        world.install(two)
+    assert (error.value.code, error.value.hint) == ("grant-missing", "make it first")
+    assert (world.rehearsed, world.running) == ([], one.id)
+    assert world.settled() == State(one.id)
 
 
 def test_what_runs_already_is_not_rehearsed_to_go_back_to_it_nor_is_anything_when_it_is_not_to_be_or_nothing_runs(world: World) -> None:

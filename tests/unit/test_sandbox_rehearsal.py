@@ -28,7 +28,7 @@ class Theatre:
         self.ill = False
         self.seen: dict[str, str] = {}
         self.said = (SERVED, PORT)
-        self.stage = Stage(self.world.seat, top / "forgotten", self, lambda _image: self.said, self.make, self.healthy)
+        self.stage = Stage(self.world.seat, top / "runtime-units", self, lambda _image: self.said, self.make, self.healthy)
 
     def make(self, _image: StoredImage, seat: Seat, place: Path) -> Made | None:
         assert place / "shop" == seat.data
@@ -37,13 +37,13 @@ class Theatre:
         return Made(plan, units.texts(seat, "shop_2", SERVED, PORT, elsewhere={8080: 40001}), "", SERVED.service)
 
     def healthy(self, _made: Made, seat: Seat) -> None:
-        self.seen = {file.name: file.read_text() for file in (self.top / "forgotten").iterdir()}
+        self.seen = {file.name: file.read_text() for file in (self.top / "runtime-units").iterdir()}
         assert seat.start.parent.readlink() == self.top / "plans/next"
         if self.ill:
             raise StateError("it did not stay up", code="app-down")
 
     def left(self, *more: str) -> list[Path]:
-        places = ("forgotten/*", "run/*", "data/.next/*", *more)
+        places = ("runtime-units/*", "run/*", "data/.next/*", *more)
         return [path for place in places for path in self.top.glob(place)]
 
     def reload(self) -> None:

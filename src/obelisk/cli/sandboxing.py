@@ -139,7 +139,7 @@ def _audit(store: Store, arguments: Namespace) -> int:
 
 def _moment(seconds: float) -> str:
     """A time as programs read it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def _refused(refusal: Refusal, times: Times, began: float) -> str:

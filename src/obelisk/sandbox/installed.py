@@ -260,9 +260,7 @@ class Installation:
         self._keep(image)
         if image.id == state.current:
             return self._renew(state)
-        if rehearsed:
-            self._rehearse(state, image.id)
-        return self._change(state, image.id, put_back=False)
+        return self._change(state, image.id, put_back=False, rehearsed=rehearsed)
 
     def rollback(self, state: State, *, with_data: bool) -> Changed:
         """Put the prior version in the place of the installed one, with its data as it left it or with what there is.
@@ -341,10 +339,12 @@ class Installation:
                     hint=f"journalctl --unit {self.next.service}",
                 ) from error
 
-    def _change(self, state: State, target: str, *, put_back: bool, leaving: bool = False) -> Changed:
+    def _change(self, state: State, target: str, *, put_back: bool, leaving: bool = False, rehearsed: bool = False) -> Changed:
         made = self._make(self.image(target), in_use=True)
         if made.service is not None:
             self._systemd.require()
+            if rehearsed:
+                self._rehearse(state, target)
         with task(self._sink, "app/change", f"{self.seat.name}: {self.image(target).manifest.version}") as running:
             self._save(replace(state, trial=Trial(target)))
             started = False

@@ -16,7 +16,7 @@ from obelisk.system.resolver import MARK
 
 # $0 holds the rules, $1 is nft, $2 the first port that can be listened at without privileges.
 _GUARD = '"$1" -f "$0"; echo "$2" >/proc/sys/net/ipv4/ip_unprivileged_port_start; shift 2; exec "$@"'
-_FIRST_FREE_PORT = 1024
+FIRST_FREE_PORT = 1024
 LOOPBACK = "127.0.0.1"
 _LINK = "net0"
 """The device in the application's network. Its name says nothing of the machine's own."""
@@ -61,9 +61,8 @@ def rules(policy: Policy, *, refused_at_once: bool) -> str:
     # Nobody but the resolver speaks with the machine's, and nobody speaks in its name: a socket may be bound to any address.
     if named:
         out = [f"    ip daddr {UPSTREAM} udp dport 53 accept", *(f"    {_SETS[family]} accept" for family in _SETS), *out]
-    return "\n".join(
+    return ("" if followed else _at_the_device(into)) + "\n".join(
         (
-            *(() if followed else (_at_the_device(into),)),
             "table inet obelisk {",
             *(f"  set {name} {{ type {kind} . inet_proto . inet_service; flags timeout; }}" for name, kind in _KINDS.items() if named),
             *((*_UNTRACKED, *_following(both, into, named=named)) if followed else ()),
@@ -119,7 +118,7 @@ def words(  # noqa: PLR0913 - keywords name each
     listens = [power.port for power in policy.of(Listen)]
     moved = elsewhere or {}
     ports = ",".join(f"{LOOPBACK}/{moved[port]}:{port}" if port in moved else str(port) for port in listens) or "none"
-    first = min((_FIRST_FREE_PORT, *listens))
+    first = min((FIRST_FREE_PORT, *listens))
     settings: tuple[str, ...] = ("--ns-ifname", _LINK, "--config-net", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra")
     closed = ("--tcp-ports", ports, "--udp-ports", "none", "--tcp-ns", ",".join(map(str, services)) or "none", "--udp-ns", "none")
     names = [str(power) for power in policy.of(Reach)]

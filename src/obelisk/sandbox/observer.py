@@ -10,7 +10,7 @@ import ipaddress
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,6 @@ class Observer:
     app: Application
     policy: Policy
     home: Path
-    now: Callable[[], float] = time.time
     refusals: dict[Refusal, Times] = field(default_factory=dict)
 
     def __call__(self, notice: Notice) -> int:
@@ -80,7 +79,7 @@ class Observer:
         return 0
 
     def _note(self, refusal: Refusal) -> None:
-        now = self.now()
+        now = time.time()
         before = self.refusals.get(refusal, Times(0, now, now))
         self.refusals[refusal] = Times(before.count + 1, before.first, now)
 

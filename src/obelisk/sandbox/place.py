@@ -44,14 +44,14 @@ _OBELISK = (sys.executable, "-I", "-c", "from obelisk.cli import main; raise Sys
 class Ground:
     """The machine that applications are installed on, who installs, and their directories. `policy_of` is the operator's word.
 
-    Units in `forgotten` are gone after a restart.
+    Units in `runtime_units` are gone after a restart.
     """
 
     machine: Machine
     directories: Directories
     home: Path
     units: Path
-    forgotten: Path
+    runtime_units: Path
     programs: Path
     entries: Path
     kept: Path
@@ -68,6 +68,7 @@ class Ground:
         home = Path(environment.get("HOME") or "/root")
         directories = Directories.of(environment, root=machine.is_root)
         configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+        runtime = Path(environment.get("XDG_RUNTIME_DIR") or home)
         # Its own start knows nothing of the environment in which it was installed.
         passed = [f"{name}={environment[name]}" for name in _PASSED_ON if environment.get(name)]
         generated = machine.is_root and GENERATOR.exists()
@@ -81,7 +82,7 @@ class Ground:
             directories,
             home,
             units=units,
-            forgotten=Path("/run/systemd/system") if machine.is_root else Path(environment.get("XDG_RUNTIME_DIR") or home) / "systemd/user",
+            runtime_units=Path("/run/systemd/system") if machine.is_root else runtime / "systemd/user",
             programs=programs,
             entries=Path(environment.get("XDG_DATA_HOME") or home / ".local/share") / "applications",
             kept=directories.installed,
@@ -112,7 +113,7 @@ class Ground:
             make=lambda image, in_use=False: self._made(seat, image, in_use=in_use),
             clear=lambda image: clear(image, self._ready_at()),
             healthy=healthy,
-            rehearsals=Stage(seat, self.forgotten, systemd, self._said, self._rehearsed, healthy),
+            rehearsals=Stage(seat, self.runtime_units, systemd, self._said, self._rehearsed, healthy),
             sink=sink,
         )
 

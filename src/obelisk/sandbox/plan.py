@@ -320,7 +320,7 @@ def _outside(app: Application, policy: Policy, place: Place, machine: Machine) -
     calls += confine.bound(f"{place.plan}/confine", f"{stage}{_CONFINE}", writable=False, executable=True)
     calls += confine.read_only(stage)
     if machine.is_root:
-        # It is pasta that listens, in nobody's way before it has a namespace of its own: from there on, the right is for that alone.
+        # It is pasta that listens, before it enters a user namespace of its own; from there on, the right counts for nothing outside.
         calls += confine.become(place.owner, place.groups, listening=bool(_kept_for_root(policy, machine)))
     return calls
 

@@ -22,7 +22,6 @@ PREFIX = "obelisk-app-"
 _AROUND = 8  # bubblewrap twice, pasta, and what they start on the way
 # What `start` does as root: mounts, and the ids of the application.
 _CAPABILITIES = "CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_DAC_OVERRIDE CAP_FOWNER"
-_FIRST_FREE_PORT = 1024
 # Programs that are not by the C library bound themselves by it; the rest of @resources is granted or refused.
 _SETS_LIMITS = frozenset({"setrlimit"})
 # RestrictSUIDSGID is left out: it takes openat2 away, by which bubblewrap (from 0.11 on) opens what it mounts.
@@ -189,7 +188,7 @@ def _by_root(seat: Seat, app: Application, policy: Policy, *, networked: bool) -
     written = [seat.data, *(host_path(grant.path, seat.home) for grant in policy.of(Write))]
     rights = [_CAPABILITIES]
     rights += ["CAP_CHOWN"] if app.credentials else []
-    rights += ["CAP_NET_BIND_SERVICE"] if networked and any(power.port < _FIRST_FREE_PORT for power in policy.of(Listen)) else []
+    rights += ["CAP_NET_BIND_SERVICE"] if networked and any(power.port < network.FIRST_FREE_PORT for power in policy.of(Listen)) else []
     at_home = any(str(place).startswith(("/home", "/root")) for place in places)
     return [
         *_HARDENING_BY_ROOT,
